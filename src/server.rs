@@ -1,0 +1,4 @@
+//! (being written)
+pub mod config;
+pub mod policy;
+pub mod principal;
