@@ -1,1 +1,215 @@
-//! (being written)
+//! This process's own standard streams as asynchronous streams: without blocking the runtime, and without leaving a
+//! flag on a descriptor that others share.
+//!
+//! `O_NONBLOCK` belongs to the open file, not to the descriptor: setting it on an inherited stdin changes it for the
+//! shell too. So a pipe or a terminal is opened once more through `/proc/self/fd`, which gives an open file of our own;
+//! a socket is used with `MSG_DONTWAIT`; a regular file or a device that epoll refuses never waits for long and is used
+//! as it is. What cannot be opened again is pumped by a thread.
+
+use std::fs::File;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use rustix::fs::{FileType, OFlags};
+use rustix::net::{RecvFlags, SendFlags};
+use tokio::io::unix::AsyncFd;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+/// Bytes that a pipe of ours holds, where the system allows it: a quarter of what an account may ask for.
+const PIPE_BYTES: usize = 256 << 10;
+
+/// A readable or writable descriptor of any kind.
+pub enum Stdio {
+    /// Our own open file, non-blocking.
+    Pollable(AsyncFd<OwnedFd>),
+    /// A socket that others share.
+    Socket(AsyncFd<OwnedFd>),
+    /// Never waits for long: a regular file, `/dev/null`.
+    Ready(OwnedFd),
+    /// Pumped by a thread.
+    Thread(tokio::net::UnixStream),
+}
+
+impl std::fmt::Debug for Stdio {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Stdio::Pollable(_) => "Pollable",
+            Stdio::Socket(_) => "Socket",
+            Stdio::Ready(_) => "Ready",
+            Stdio::Thread(_) => "Thread",
+        })
+    }
+}
+
+/// The standard streams.
+#[derive(Debug)]
+pub struct Streams {
+    /// Descriptor 0.
+    pub stdin: Stdio,
+    /// Descriptor 1.
+    pub stdout: Stdio,
+    /// Descriptor 2.
+    pub stderr: Stdio,
+}
+
+/// Takes over the process's stdin, stdout and stderr. Descriptors 0 and 1 point to `/dev/null` afterwards, so that
+/// dropping a stream is seen by whoever is at its other end; descriptor 2 stays, for messages.
+///
+/// # Errors
+/// Those of the system calls, where a descriptor is closed or cannot be used.
+pub fn take() -> io::Result<Streams> {
+    let stdin = open(io::stdin().as_fd().try_clone_to_owned()?, Direction::Read)?;
+    let stdout = open(io::stdout().as_fd().try_clone_to_owned()?, Direction::Write)?;
+    let stderr = open(io::stderr().as_fd().try_clone_to_owned()?, Direction::Write)?;
+    let null = File::options().read(true).write(true).open("/dev/null")?;
+    rustix::stdio::dup2_stdin(&null)?;
+    rustix::stdio::dup2_stdout(&null)?;
+    Ok(Streams { stdin, stdout, stderr })
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Direction {
+    Read,
+    Write,
+}
+
+fn open(fd: OwnedFd, direction: Direction) -> io::Result<Stdio> {
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(&fd)?.st_mode);
+    match kind {
+        FileType::Socket => Ok(Stdio::Socket(register(fd)?)),
+        FileType::Fifo | FileType::CharacterDevice => {
+            let Ok(own) = reopen(&fd, direction) else { return pump(fd, direction) };
+            if kind == FileType::Fifo {
+                let _ = rustix::pipe::fcntl_setpipe_size(&own, PIPE_BYTES);
+            }
+            // epoll refuses devices that are always ready, such as /dev/null.
+            match register(own) {
+                Ok(own) => Ok(Stdio::Pollable(own)),
+                Err(_) => Ok(Stdio::Ready(fd)),
+            }
+        }
+        _ => Ok(Stdio::Ready(fd)),
+    }
+}
+
+#[expect(deprecated, reason = "its successor is an unsafe function; an `OwnedFd` keeps what that one asks for")]
+fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+    AsyncFd::new(fd)
+}
+
+fn reopen(fd: &OwnedFd, direction: Direction) -> io::Result<OwnedFd> {
+    use std::os::fd::AsRawFd;
+    let flags = OFlags::NONBLOCK | OFlags::NOCTTY | OFlags::CLOEXEC;
+    let file = File::options()
+        .read(direction == Direction::Read)
+        .write(direction == Direction::Write)
+        .custom_flags(flags.bits() as i32)
+        .open(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+    Ok(file.into())
+}
+
+/// Moves bytes between a descriptor that must block and a socket pair, in a thread that ends with either side.
+fn pump(fd: OwnedFd, direction: Direction) -> io::Result<Stdio> {
+    let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
+    let mut file = File::from(fd);
+    std::thread::Builder::new().name("stdio".to_owned()).spawn(move || {
+        let mut theirs = theirs;
+        let result = match direction {
+            Direction::Read => io::copy(&mut file, &mut theirs),
+            Direction::Write => io::copy(&mut theirs, &mut file),
+        };
+        if let Err(error) = result {
+            tracing::debug!(%error, "standard stream ended");
+        }
+    })?;
+    ours.set_nonblocking(true)?;
+    Ok(Stdio::Thread(tokio::net::UnixStream::from_std(ours)?))
+}
+
+fn poll_ready_io<T>(
+    fd: &AsyncFd<OwnedFd>,
+    cx: &mut Context<'_>,
+    direction: Direction,
+    mut operation: impl FnMut(&OwnedFd) -> rustix::io::Result<T>,
+) -> Poll<io::Result<T>> {
+    loop {
+        let mut guard = match direction {
+            Direction::Read => ready!(fd.poll_read_ready(cx))?,
+            Direction::Write => ready!(fd.poll_write_ready(cx))?,
+        };
+        match guard.try_io(|fd| operation(fd.get_ref()).map_err(io::Error::from)) {
+            Ok(Err(error)) if error.kind() == io::ErrorKind::Interrupted => continue,
+            Ok(result) => return Poll::Ready(result),
+            Err(_would_block) => continue,
+        }
+    }
+}
+
+impl AsyncRead for Stdio {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let count = match &mut *self {
+            Stdio::Pollable(fd) => {
+                let space = buf.initialize_unfilled();
+                ready!(poll_ready_io(fd, cx, Direction::Read, |fd| rustix::io::read(fd, &mut *space)))?
+            }
+            Stdio::Socket(fd) => {
+                let space = buf.initialize_unfilled();
+                ready!(poll_ready_io(fd, cx, Direction::Read, |fd| {
+                    rustix::net::recv(fd, &mut *space, RecvFlags::DONTWAIT).map(|(count, _)| count)
+                }))?
+            }
+            Stdio::Ready(fd) => rustix::io::retry_on_intr(|| rustix::io::read(&*fd, buf.initialize_unfilled()))?,
+            Stdio::Thread(stream) => return Pin::new(stream).poll_read(cx, buf),
+        };
+        buf.advance(count);
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Stdio {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        match &mut *self {
+            Stdio::Pollable(fd) => poll_ready_io(fd, cx, Direction::Write, |fd| rustix::io::write(fd, bytes)),
+            Stdio::Socket(fd) => poll_ready_io(fd, cx, Direction::Write, |fd| {
+                rustix::net::send(fd, bytes, SendFlags::DONTWAIT | SendFlags::NOSIGNAL)
+            }),
+            Stdio::Ready(fd) => {
+                Poll::Ready(rustix::io::retry_on_intr(|| rustix::io::write(&*fd, bytes)).map_err(io::Error::from))
+            }
+            Stdio::Thread(stream) => Pin::new(stream).poll_write(cx, bytes),
+        }
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let first = slices.iter().find(|slice| !slice.is_empty()).map_or(&[][..], |slice| slice);
+        self.poll_write(cx, first)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    /// Ends this side's direction of a socket; of anything else, dropping the stream does.
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        match &mut *self {
+            Stdio::Socket(fd) => {
+                let _ = rustix::net::shutdown(fd.get_ref(), rustix::net::Shutdown::Write);
+                Poll::Ready(Ok(()))
+            }
+            Stdio::Thread(stream) => {
+                ready!(Pin::new(&mut *stream).poll_shutdown(cx))?;
+                // The thread closes its end once everything is written.
+                let mut byte = [0];
+                Pin::new(stream).poll_read(cx, &mut ReadBuf::new(&mut byte))
+            }
+            Stdio::Pollable(_) | Stdio::Ready(_) => Poll::Ready(Ok(())),
+        }
+    }
+}

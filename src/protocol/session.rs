@@ -1,1 +1,540 @@
-//! (being written)
+//! One end of a `tstunnel/1` session: numbers what it sends, keeps it until the peer has consumed it, and tells what
+//! the peer sent. Received bytes and the time come in, bytes to send and events come out. No I/O, no clock.
+//!
+//! Invariants: a sequenced frame is kept until an ACK covers it; at most a window of unacknowledged frames is kept (or
+//! one single frame); what the peer sends is handed on in order and once; and at most a window of it is held for a
+//! consumer that is slow.
+
+use std::collections::VecDeque;
+use std::io::IoSlice;
+use std::time::{Duration, Instant};
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::frame::{self, Decoder, FrameError, HEADER_BYTES, Kind, MAX_PAYLOAD_BYTES, Role};
+use super::liveness::{Liveness, Policy, Verdict};
+
+/// Most bytes of unacknowledged sequenced frames, headers counted, where nothing else was agreed: 1 Gbit/s for 130 ms.
+pub const DEFAULT_WINDOW_BYTES: usize = 16 << 20;
+/// Consumed bytes after which an ACK is sent whatever else happens: often enough that what the peer keeps is what is in
+/// flight, seldom enough to cost nothing.
+const ACK_BYTES: usize = 256 << 10;
+/// Consumed frames after which an ACK is sent, for the same reason where frames are small.
+const ACK_FRAMES: u64 = 64;
+/// How long an ACK waits for data that it can ride along with.
+const ACK_DELAY: Duration = Duration::from_millis(20);
+/// Bytes of unsent control frames above which a PING goes without its PONG: a peer that asks faster than it reads.
+const MAX_CONTROL_BYTES: usize = 1024;
+/// Most bytes of an ERROR frame's text that are looked at.
+const MAX_ERROR_BYTES: usize = 1024;
+
+/// How a process ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// It exited with this status.
+    Status(u32),
+    /// This signal, by number, killed it.
+    Signal(u32),
+}
+
+impl Exit {
+    fn encode(self) -> [u8; 5] {
+        let (kind, value) = match self {
+            Exit::Status(status) => (0, status),
+            Exit::Signal(signal) => (1, signal),
+        };
+        let [a, b, c, d] = value.to_be_bytes();
+        [kind, a, b, c, d]
+    }
+
+    fn decode(payload: &[u8]) -> Option<Exit> {
+        let &[kind, a, b, c, d] = payload else { return None };
+        let value = u32::from_be_bytes([a, b, c, d]);
+        match kind {
+            0 => Some(Exit::Status(value)),
+            1 => Some(Exit::Signal(value)),
+            _ => None,
+        }
+    }
+
+    /// The status that stands for it in a process of this side: its own, or 128 + N for signal N.
+    pub fn status(self) -> u8 {
+        match self {
+            Exit::Status(status) => status.min(255) as u8,
+            Exit::Signal(signal) => 128 + signal.min(127) as u8,
+        }
+    }
+}
+
+/// What the peer sent.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Data of one stream; empty ends the stream. To be reported with [`Session::consumed`].
+    Data {
+        /// Stdin, stdout or stderr.
+        stream: Kind,
+        /// The frame's number.
+        sequence: u64,
+        /// The bytes.
+        payload: Bytes,
+    },
+    /// How the process ended. To be reported with [`Session::consumed`].
+    Exit {
+        /// The frame's number.
+        sequence: u64,
+        /// The end.
+        exit: Exit,
+    },
+    /// A signal for the process, without `SIG`.
+    Signal(String),
+    /// The client ends the process now.
+    Close,
+    /// The peer's last word: `code: text`.
+    Error(String),
+}
+
+/// Why a session cannot go on with this peer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Violation {
+    /// Something that is not a frame.
+    Frame(FrameError),
+    /// An ACK of frames that were never sent, or of fewer than before.
+    AckOutOfRange(u64),
+    /// More unacknowledged bytes than the window holds.
+    WindowExceeded,
+    /// A frame that nothing may follow was followed.
+    AfterEnd(Kind),
+    /// An EXIT of an unknown kind.
+    UnknownExit,
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Violation::Frame(error) => error.fmt(f),
+            Violation::AckOutOfRange(count) => write!(f, "an acknowledgement of {count} frames, which cannot be"),
+            Violation::WindowExceeded => f.write_str("more data than the window holds"),
+            Violation::AfterEnd(kind) => write!(f, "a {kind:?} frame after the stream's end"),
+            Violation::UnknownExit => f.write_str("an exit of an unknown kind"),
+        }
+    }
+}
+
+impl From<FrameError> for Violation {
+    fn from(error: FrameError) -> Violation {
+        Violation::Frame(error)
+    }
+}
+
+/// What stands on the connection unfinished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Partial {
+    Nothing,
+    /// This many bytes of the frame under the cursor are sent.
+    Frame(usize),
+    /// Some bytes of the control frames are sent; they are gone from the buffer.
+    Control,
+}
+
+/// A frame received and not yet acknowledged.
+#[derive(Debug)]
+struct Held {
+    bytes: usize,
+    consumed: bool,
+}
+
+/// One end of a session.
+#[derive(Debug)]
+pub struct Session {
+    role: Role,
+    window_bytes: usize,
+
+    /// Unacknowledged frames as they stand on the wire; the first has number `acked`.
+    kept: VecDeque<Bytes>,
+    kept_bytes: usize,
+    acked: u64,
+    /// Index into `kept` of the next frame for this connection.
+    cursor: usize,
+    unsent_bytes: usize,
+    /// How many frames any connection has carried, at least in part: what the peer can claim to have.
+    transmitted: u64,
+    control: BytesMut,
+    partial: Partial,
+    exit_queued: bool,
+
+    decoder: Decoder,
+    /// Frames received and not acknowledged, first the number `ack_sent`.
+    held: VecDeque<Held>,
+    held_bytes: usize,
+    ack_sent: u64,
+    /// Number up to which all frames are consumed, and the bytes since the last ACK.
+    consumed: u64,
+    consumed_bytes: usize,
+    ack_due: Option<Instant>,
+    ended: [bool; 3],
+    exit_received: bool,
+
+    liveness: Liveness,
+}
+
+impl Session {
+    /// A new session's end, with nothing sent or received.
+    pub fn new(role: Role, window_bytes: usize, policy: Policy, now: Instant) -> Session {
+        Session {
+            role,
+            window_bytes,
+            kept: VecDeque::new(),
+            kept_bytes: 0,
+            acked: 0,
+            cursor: 0,
+            unsent_bytes: 0,
+            transmitted: 0,
+            control: BytesMut::new(),
+            partial: Partial::Nothing,
+            exit_queued: false,
+            decoder: Decoder::new(role.peer()),
+            held: VecDeque::new(),
+            held_bytes: 0,
+            ack_sent: 0,
+            consumed: 0,
+            consumed_bytes: 0,
+            ack_due: None,
+            ended: [false; 3],
+            exit_received: false,
+            liveness: Liveness::new(policy, now),
+        }
+    }
+
+    // What this side sends.
+
+    /// How many bytes of payload the next data frame may have; 0 while the window is full.
+    pub fn room(&self) -> usize {
+        if self.exit_queued {
+            0
+        } else if self.kept.is_empty() {
+            MAX_PAYLOAD_BYTES
+        } else {
+            self.window_bytes.saturating_sub(self.kept_bytes + HEADER_BYTES).min(MAX_PAYLOAD_BYTES)
+        }
+    }
+
+    /// Bytes of sequenced frames that wait for the connection.
+    pub fn unsent_bytes(&self) -> usize {
+        self.unsent_bytes
+    }
+
+    /// Queues a data frame whose header has been left free: the first [`HEADER_BYTES`] of `wire` are written here.
+    pub fn queue_data(&mut self, stream: Kind, mut wire: BytesMut) {
+        let header = frame::header(stream, wire.len() - HEADER_BYTES);
+        wire[..HEADER_BYTES].copy_from_slice(&header);
+        self.keep(wire.freeze());
+    }
+
+    /// Queues the end of a stream.
+    pub fn queue_end(&mut self, stream: Kind) {
+        self.keep(frame::encode(stream, b""));
+    }
+
+    /// Queues how the process ended; nothing sequenced may follow.
+    pub fn queue_exit(&mut self, exit: Exit) {
+        self.keep(frame::encode(Kind::Exit, &exit.encode()));
+        self.exit_queued = true;
+    }
+
+    /// Queues a signal for the process: a name without `SIG` (RFC 4254 §6.9).
+    pub fn queue_signal(&mut self, name: &str) {
+        self.keep(frame::encode(Kind::Signal, name.as_bytes()));
+    }
+
+    /// Queues CLOSE: the peer shall end the process and keep nothing.
+    pub fn queue_close(&mut self) {
+        self.queue_control(Kind::Close, b"");
+    }
+
+    /// Queues a last word; the caller closes the connection once it is sent.
+    pub fn queue_error(&mut self, text: &str) {
+        let text: String = text.chars().take(MAX_ERROR_BYTES / 4).collect();
+        self.queue_control(Kind::Error, text.as_bytes());
+    }
+
+    /// Whether everything queued, EXIT among it, has been acknowledged: the session is over for a server.
+    pub fn is_finished(&self) -> bool {
+        self.exit_queued && self.kept.is_empty()
+    }
+
+    fn keep(&mut self, wire: Bytes) {
+        debug_assert!(!self.exit_queued);
+        self.kept_bytes += wire.len();
+        self.unsent_bytes += wire.len();
+        self.kept.push_back(wire);
+    }
+
+    fn queue_control(&mut self, kind: Kind, payload: &[u8]) {
+        self.control.put_slice(&frame::header(kind, payload.len()));
+        self.control.put_slice(payload);
+    }
+
+    // The connection, outgoing.
+
+    /// Whether there is anything to send now.
+    pub fn wants_transmit(&self) -> bool {
+        !self.control.is_empty() || self.cursor < self.kept.len()
+    }
+
+    /// The bytes to send next, in order, as many as `slices` has places for; returns how many places were filled.
+    pub fn transmit<'a>(&'a self, slices: &mut [IoSlice<'a>]) -> usize {
+        let mut places = slices.iter_mut();
+        let mut filled = 0;
+        let mut put = |bytes: &'a [u8]| match places.next() {
+            Some(place) => {
+                *place = IoSlice::new(bytes);
+                filled += 1;
+                true
+            }
+            None => false,
+        };
+        let mut frames = self.kept.iter().skip(self.cursor);
+        let mut more = true;
+        if let Partial::Frame(sent) = self.partial
+            && let Some(wire) = frames.next()
+        {
+            more = put(&wire[sent..]);
+        }
+        if more && !self.control.is_empty() {
+            more = put(&self.control);
+        }
+        while more && let Some(wire) = frames.next() {
+            more = put(wire);
+        }
+        filled
+    }
+
+    /// Reports that the first `count` bytes of what [`Session::transmit`] gave are on the connection.
+    pub fn transmitted(&mut self, mut count: usize) {
+        while count > 0 {
+            let offset = match self.partial {
+                Partial::Frame(sent) => sent,
+                Partial::Nothing | Partial::Control if !self.control.is_empty() => {
+                    let sent = count.min(self.control.len());
+                    bytes::Buf::advance(&mut self.control, sent);
+                    count -= sent;
+                    self.partial = if self.control.is_empty() { Partial::Nothing } else { Partial::Control };
+                    continue;
+                }
+                Partial::Nothing | Partial::Control => 0,
+            };
+            let Some(wire) = self.kept.get(self.cursor) else {
+                debug_assert!(false, "more was sent than there was");
+                return;
+            };
+            let sent = count.min(wire.len() - offset);
+            count -= sent;
+            self.unsent_bytes -= sent;
+            self.transmitted = self.transmitted.max(self.acked + self.cursor as u64 + 1);
+            if offset + sent == wire.len() {
+                self.cursor += 1;
+                self.partial = Partial::Nothing;
+            } else {
+                self.partial = Partial::Frame(offset + sent);
+            }
+        }
+    }
+
+    // The connection, incoming.
+
+    /// The buffer that received bytes are appended to.
+    pub fn receive_buffer(&mut self) -> &mut BytesMut {
+        self.decoder.buffer()
+    }
+
+    /// Reports that bytes were appended to [`Session::receive_buffer`].
+    pub fn received(&mut self, now: Instant) {
+        self.liveness.heard(now);
+    }
+
+    /// The next thing that the peer sent, or `None` until more has been received.
+    ///
+    /// # Errors
+    /// A [`Violation`]: the caller sends it as an ERROR frame and closes.
+    pub fn next_event(&mut self, now: Instant) -> Result<Option<Event>, Violation> {
+        while let Some(frame) = self.decoder.next_frame()? {
+            if frame.kind.is_sequenced() {
+                return self.accept(frame).map(Some);
+            }
+            match frame.kind {
+                Kind::Ping => {
+                    if self.control.len() < MAX_CONTROL_BYTES {
+                        self.queue_control(Kind::Pong, &frame.payload);
+                    }
+                }
+                Kind::Pong => self.liveness.answered(&frame.payload, now),
+                Kind::Ack => self.acknowledge(&frame.payload)?,
+                Kind::Close => return Ok(Some(Event::Close)),
+                _ => {
+                    let text = &frame.payload[..frame.payload.len().min(MAX_ERROR_BYTES)];
+                    return Ok(Some(Event::Error(String::from_utf8_lossy(text).into_owned())));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn accept(&mut self, frame: frame::Frame) -> Result<Event, Violation> {
+        if self.exit_received {
+            return Err(Violation::AfterEnd(frame.kind));
+        }
+        let bytes = HEADER_BYTES + frame.payload.len();
+        if !self.held.is_empty() && self.held_bytes + bytes > self.window_bytes {
+            return Err(Violation::WindowExceeded);
+        }
+        let sequence = self.ack_sent + self.held.len() as u64;
+        self.held.push_back(Held { bytes, consumed: false });
+        self.held_bytes += bytes;
+        match frame.kind {
+            Kind::Signal => {
+                let name = String::from_utf8_lossy(&frame.payload[..frame.payload.len().min(32)]).into_owned();
+                // A signal has no consumer that could be slow.
+                self.mark_consumed(sequence);
+                Ok(Event::Signal(name))
+            }
+            Kind::Exit => {
+                self.exit_received = true;
+                let exit = Exit::decode(&frame.payload).ok_or(Violation::UnknownExit)?;
+                Ok(Event::Exit { sequence, exit })
+            }
+            stream => {
+                let ended = &mut self.ended[stream as usize];
+                if *ended {
+                    return Err(Violation::AfterEnd(stream));
+                }
+                *ended = frame.payload.is_empty();
+                Ok(Event::Data { stream, sequence, payload: frame.payload })
+            }
+        }
+    }
+
+    fn acknowledge(&mut self, payload: &[u8]) -> Result<(), Violation> {
+        let count = payload.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
+        if count < self.acked || count > self.acked + self.cursor as u64 {
+            return Err(Violation::AckOutOfRange(count));
+        }
+        while self.acked < count {
+            if let Some(wire) = self.kept.pop_front() {
+                self.kept_bytes -= wire.len();
+            }
+            self.acked += 1;
+            self.cursor -= 1;
+        }
+        Ok(())
+    }
+
+    // What this side has consumed.
+
+    /// Reports that a frame has been handed on: written to where it belongs, or dropped because nobody reads there.
+    pub fn consumed(&mut self, sequence: u64, now: Instant) {
+        self.mark_consumed(sequence);
+        let frames = self.consumed - self.ack_sent;
+        if frames == 0 {
+            return;
+        }
+        let last = self.exit_received && self.consumed == self.ack_sent + self.held.len() as u64;
+        if last || frames >= ACK_FRAMES || self.consumed_bytes >= ACK_BYTES.min(self.window_bytes / 4) {
+            self.queue_ack();
+        } else {
+            self.ack_due.get_or_insert(now + ACK_DELAY);
+        }
+    }
+
+    fn mark_consumed(&mut self, sequence: u64) {
+        if let Some(held) = self.held.get_mut((sequence - self.ack_sent) as usize) {
+            held.consumed = true;
+        }
+        while let Some(held) = self.held.get((self.consumed - self.ack_sent) as usize)
+            && held.consumed
+        {
+            self.consumed_bytes += held.bytes;
+            self.consumed += 1;
+        }
+    }
+
+    /// Queues an ACK of everything consumed, if there is news.
+    fn queue_ack(&mut self) {
+        self.ack_due = None;
+        let count = self.consumed - self.ack_sent;
+        if count == 0 {
+            return;
+        }
+        self.held.drain(..count as usize);
+        self.held_bytes -= self.consumed_bytes;
+        self.consumed_bytes = 0;
+        self.ack_sent = self.consumed;
+        self.queue_control(Kind::Ack, &self.consumed.to_be_bytes());
+    }
+
+    /// Lets an ACK ride along when data leaves anyway. To be called before [`Session::transmit`].
+    pub fn before_transmit(&mut self) {
+        if self.cursor < self.kept.len() {
+            self.queue_ack();
+        }
+    }
+
+    // Time.
+
+    /// When [`Session::on_time`] wants to be called next.
+    pub fn deadline(&self) -> Instant {
+        let alive = self.liveness.deadline();
+        self.ack_due.map_or(alive, |due| due.min(alive))
+    }
+
+    /// Does what is due: sends delayed ACKs, asks for a sign of life, and judges that there is none.
+    pub fn on_time(&mut self, now: Instant) -> Verdict {
+        if self.ack_due.is_some_and(|due| due <= now) {
+            self.queue_ack();
+        }
+        let verdict = self.liveness.on_time(now);
+        if let Verdict::Ask(opaque) = verdict {
+            self.queue_control(Kind::Ping, &opaque);
+        }
+        verdict
+    }
+
+    // Resuming.
+
+    /// How many sequenced frames have been received whole and in order, consumed or not.
+    pub fn received_count(&self) -> u64 {
+        self.ack_sent + self.held.len() as u64
+    }
+
+    /// Carries the session on over a new connection, whose other end has received `peer_received` frames.
+    ///
+    /// # Errors
+    /// The count, where it cannot be: fewer than were acknowledged, or more than were sent. Nothing has changed then.
+    pub fn resume(&mut self, peer_received: u64, now: Instant) -> Result<(), Violation> {
+        if peer_received < self.acked || peer_received > self.transmitted.max(self.acked) {
+            return Err(Violation::AckOutOfRange(peer_received));
+        }
+        self.cursor = (peer_received - self.acked) as usize;
+        self.unsent_bytes = self.kept.iter().skip(self.cursor).map(Bytes::len).sum();
+        self.partial = Partial::Nothing;
+        self.control.clear();
+        self.decoder.reset();
+        // The peer may have missed the last ACK.
+        self.queue_control(Kind::Ack, &self.ack_sent.to_be_bytes());
+        self.liveness.restart(now);
+        Ok(())
+    }
+
+    /// Which half of the protocol this is.
+    pub fn role(&self) -> Role {
+        self.role
+    }
+
+    /// The measured round trip, once there was an answer to a PING.
+    pub fn round_trip(&self) -> Option<Duration> {
+        self.liveness.round_trip()
+    }
+}
+
+#[cfg(test)]
+#[path = "session_tests.rs"]
+mod tests;

@@ -1,0 +1,204 @@
+//! The session machine, in memory: two ends and the bytes between them.
+
+use super::*;
+use proptest::prelude::*;
+
+fn pair(window_bytes: usize) -> (Session, Session, Instant) {
+    let now = Instant::now();
+    let end = |role| Session::new(role, window_bytes, Policy::default(), now);
+    (end(Role::Client), end(Role::Server), now)
+}
+
+fn data(payload: &[u8]) -> BytesMut {
+    let mut wire = BytesMut::zeroed(HEADER_BYTES);
+    wire.extend_from_slice(payload);
+    wire
+}
+
+/// Moves at most `limit` bytes from one end to the other; returns what they made there.
+fn carry(from: &mut Session, to: &mut Session, limit: usize, now: Instant) -> Result<Vec<Event>, Violation> {
+    let mut left = limit;
+    from.before_transmit();
+    while left > 0 && from.wants_transmit() {
+        let mut slices = [IoSlice::new(&[]); 3];
+        let filled = from.transmit(&mut slices);
+        let bytes: Vec<u8> = slices[..filled].iter().flat_map(|slice| slice.iter().copied()).take(left).collect();
+        left -= bytes.len();
+        from.transmitted(bytes.len());
+        to.receive_buffer().extend_from_slice(&bytes);
+        to.received(now);
+    }
+    let mut events = Vec::new();
+    while let Some(event) = to.next_event(now)? {
+        events.push(event);
+    }
+    Ok(events)
+}
+
+#[test]
+fn data_arrives_and_its_acknowledgement_frees_what_was_kept() {
+    let (mut client, mut server, now) = pair(1 << 20);
+    client.queue_data(Kind::Stdin, data(b"hello"));
+    client.queue_end(Kind::Stdin);
+    let events = carry(&mut client, &mut server, usize::MAX, now).unwrap();
+    assert_eq!(events.len(), 2);
+    assert_eq!(client.kept.len(), 2);
+    server.consumed(0, now);
+    server.consumed(1, now);
+    assert!(!server.wants_transmit(), "an ACK of little data waits");
+    assert_eq!(server.on_time(now + ACK_DELAY), Verdict::Alive);
+    carry(&mut server, &mut client, usize::MAX, now).unwrap();
+    assert_eq!((client.kept.len(), client.kept_bytes), (0, 0));
+}
+
+#[test]
+fn an_acknowledgement_rides_along_with_data() {
+    let (mut client, mut server, now) = pair(1 << 20);
+    client.queue_data(Kind::Stdin, data(b"question"));
+    carry(&mut client, &mut server, usize::MAX, now).unwrap();
+    server.consumed(0, now);
+    server.queue_data(Kind::Stdout, data(b"answer"));
+    carry(&mut server, &mut client, usize::MAX, now).unwrap();
+    assert_eq!(client.kept.len(), 0);
+}
+
+#[test]
+fn a_full_window_leaves_no_room_but_a_single_frame_always_has_some() {
+    let (mut client, _, _) = pair(1000);
+    assert_eq!(client.room(), MAX_PAYLOAD_BYTES);
+    client.queue_data(Kind::Stdin, data(&[0; 600]));
+    assert_eq!(client.room(), 1000 - 604 - 4);
+    client.queue_data(Kind::Stdin, data(&[0; 392]));
+    assert_eq!(client.room(), 0);
+}
+
+#[test]
+fn a_peer_that_exceeds_the_window_is_refused() {
+    let (mut client, mut server, now) = pair(1000);
+    client.window_bytes = usize::MAX;
+    client.queue_data(Kind::Stdin, data(&[0; 900]));
+    client.queue_data(Kind::Stdin, data(&[0; 900]));
+    assert_eq!(carry(&mut client, &mut server, usize::MAX, now), Err(Violation::WindowExceeded));
+}
+
+#[test]
+fn consumption_out_of_order_is_acknowledged_in_order() {
+    let (mut client, mut server, now) = pair(1 << 20);
+    server.queue_data(Kind::Stdout, data(b"out"));
+    server.queue_data(Kind::Stderr, data(b"err"));
+    carry(&mut server, &mut client, usize::MAX, now).unwrap();
+    client.consumed(1, now);
+    assert_eq!(client.consumed, 0);
+    client.consumed(0, now);
+    assert_eq!(client.consumed, 2);
+}
+
+#[test]
+fn exit_is_acknowledged_at_once_and_finishes_the_server() {
+    let (mut client, mut server, now) = pair(1 << 20);
+    server.queue_end(Kind::Stdout);
+    server.queue_end(Kind::Stderr);
+    server.queue_exit(Exit::Status(7));
+    let events = carry(&mut server, &mut client, usize::MAX, now).unwrap();
+    assert_eq!(events[2], Event::Exit { sequence: 2, exit: Exit::Status(7) });
+    for sequence in 0..3 {
+        client.consumed(sequence, now);
+    }
+    assert!(!server.is_finished());
+    carry(&mut client, &mut server, usize::MAX, now).unwrap();
+    assert!(server.is_finished());
+}
+
+#[test]
+fn nothing_may_follow_an_end() {
+    let (mut client, mut server, now) = pair(1 << 20);
+    client.queue_end(Kind::Stdin);
+    client.queue_data(Kind::Stdin, data(b"more"));
+    assert_eq!(carry(&mut client, &mut server, usize::MAX, now), Err(Violation::AfterEnd(Kind::Stdin)));
+}
+
+#[test]
+fn an_acknowledgement_of_what_was_never_sent_is_refused() {
+    let (mut client, mut server, now) = pair(1 << 20);
+    client.queue_data(Kind::Stdin, data(b"unsent"));
+    server.queue_control(Kind::Ack, &1u64.to_be_bytes());
+    assert_eq!(carry(&mut server, &mut client, usize::MAX, now), Err(Violation::AckOutOfRange(1)));
+}
+
+#[test]
+fn a_flood_of_pings_is_answered_within_bounds() {
+    let (mut client, mut server, now) = pair(1 << 20);
+    for _ in 0..10_000 {
+        client.queue_control(Kind::Ping, &[1; 8]);
+    }
+    carry(&mut client, &mut server, usize::MAX, now).unwrap();
+    assert!(server.control.len() <= MAX_CONTROL_BYTES + 12);
+}
+
+#[test]
+fn impossible_counts_are_refused_and_change_nothing() {
+    let (mut client, mut server, now) = pair(1 << 20);
+    client.queue_data(Kind::Stdin, data(b"one"));
+    carry(&mut client, &mut server, usize::MAX, now).unwrap();
+    client.queue_data(Kind::Stdin, data(b"two"));
+    assert_eq!(client.resume(2, now), Err(Violation::AckOutOfRange(2)));
+    assert_eq!(client.resume(1, now), Ok(()));
+}
+
+proptest! {
+    /// Cuts a session at random points and carries it on; what is delivered must be exact, once, and in order.
+    #[test]
+    fn bytes_survive_interruptions_anywhere(
+        seed in any::<u64>(),
+        window in 50usize..5000,
+        steps in prop::collection::vec((0u8..6, 0usize..700), 1..200),
+    ) {
+        let (mut client, mut server, now) = pair(window);
+        let mut next = seed;
+        let mut sent = Vec::new();
+        let mut delivered = Vec::new();
+        let mut pending = VecDeque::new();
+        let take = |events: Vec<Event>, pending: &mut VecDeque<(u64, Bytes)>| {
+            for event in events {
+                if let Event::Data { sequence, payload, .. } = event {
+                    pending.push_back((sequence, payload));
+                }
+            }
+        };
+        for (action, size) in steps {
+            match action {
+                0 | 1 => {
+                    let size = size.clamp(1, window).min(client.room());
+                    if size > 0 {
+                        let payload: Vec<u8> = (0..size).map(|_| { next = next.wrapping_mul(6364136223846793005).wrapping_add(1); (next >> 56) as u8 }).collect();
+                        client.queue_data(Kind::Stdin, data(&payload));
+                        sent.extend_from_slice(&payload);
+                    }
+                }
+                2 => take(carry(&mut client, &mut server, size, now).unwrap(), &mut pending),
+                3 => { carry(&mut server, &mut client, size, now).unwrap(); }
+                4 => if let Some((sequence, payload)) = pending.pop_front() {
+                    delivered.extend_from_slice(&payload);
+                    server.consumed(sequence, now);
+                    if size % 2 == 0 { server.on_time(now + ACK_DELAY); }
+                },
+                _ => {
+                    let (to_server, to_client) = (client.received_count(), server.received_count());
+                    server.resume(to_server, now).unwrap();
+                    client.resume(to_client, now).unwrap();
+                }
+            }
+            prop_assert!(client.kept_bytes <= window.max(HEADER_BYTES + window));
+        }
+        loop {
+            take(carry(&mut client, &mut server, usize::MAX, now).unwrap(), &mut pending);
+            let Some((sequence, payload)) = pending.pop_front() else { break };
+            delivered.extend_from_slice(&payload);
+            server.consumed(sequence, now);
+        }
+        prop_assert_eq!(delivered, sent);
+        server.on_time(now + ACK_DELAY);
+        carry(&mut server, &mut client, usize::MAX, now).unwrap();
+        prop_assert_eq!(client.kept_bytes, 0);
+    }
+}
