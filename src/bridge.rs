@@ -13,7 +13,7 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
 use tokio::time::Sleep;
 
 use crate::protocol::frame::{HEADER_BYTES, Kind};
@@ -463,23 +463,64 @@ impl Sink {
     }
 }
 
-/// Moves bytes both ways between a connection without frames and local streams until both directions have ended; each
-/// ends by itself. Returns the bytes from `reader` and to `writer`.
+/// When a stream without frames is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RawEnd {
+    /// When the peer has ended its direction: there is nothing left to wait for.
+    Incoming,
+    /// When both directions have ended, each by itself.
+    Both,
+}
+
+/// Moves bytes both ways between a connection without frames and local streams. Bytes that `writer` no longer takes are
+/// dropped, and nothing else is. Returns the bytes from `reader` and to `writer`.
 ///
 /// # Errors
-/// Those of either side.
+/// Those of the connection.
 pub async fn raw(
     connection: &mut dyn Connection,
     leftover: &[u8],
     reader: Reader,
     mut writer: Writer,
+    end: RawEnd,
 ) -> io::Result<(u64, u64)> {
-    writer.write_all(leftover).await?;
-    let mut local = tokio::io::join(reader, writer);
-    let mut connection = connection;
-    let (up, down) =
-        tokio::io::copy_bidirectional_with_sizes(&mut local, &mut connection, READ_BYTES, READ_BYTES).await?;
-    Ok((up, down + leftover.len() as u64))
+    let (from_peer, mut to_peer) = tokio::io::split(connection);
+    let mut reader = BufReader::with_capacity(READ_BYTES, reader);
+    let mut from_peer = BufReader::with_capacity(READ_BYTES, from_peer);
+    let mut outgoing = pin!(async {
+        let count = tokio::io::copy_buf(&mut reader, &mut to_peer).await?;
+        to_peer.shutdown().await?;
+        Ok::<u64, io::Error>(count)
+    });
+    let mut incoming = pin!(async {
+        let mut takes = writer.write_all(leftover).await.is_ok();
+        let mut count = leftover.len() as u64;
+        loop {
+            let bytes = from_peer.fill_buf().await?;
+            if bytes.is_empty() {
+                let _ = writer.shutdown().await;
+                drop(writer);
+                return Ok::<u64, io::Error>(count);
+            }
+            takes = takes && writer.write_all(bytes).await.is_ok() && writer.flush().await.is_ok();
+            let length = bytes.len();
+            count += length as u64;
+            from_peer.consume(length);
+        }
+    });
+    let mut sent = None;
+    let received = loop {
+        tokio::select! {
+            result = &mut outgoing, if sent.is_none() => sent = Some(result?),
+            result = &mut incoming => break result?,
+        }
+    };
+    let sent = match (sent, end) {
+        (Some(sent), _) => sent,
+        (None, RawEnd::Incoming) => 0,
+        (None, RawEnd::Both) => outgoing.await?,
+    };
+    Ok((sent, received))
 }
 
 #[cfg(test)]

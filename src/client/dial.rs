@@ -1,0 +1,318 @@
+//! Host → an authenticated connection → an answer: names, address racing (RFC 8305), TLS, one HTTP/1.1 request.
+//!
+//! Each step fails with a code of its own. The connection's set-up is bounded by `connect_timeout`, the answer by
+//! `answer_timeout`.
+
+use std::collections::VecDeque;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use rustls_pki_types::ServerName;
+use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::TcpStream;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout_at};
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::config::Host;
+use crate::error::{Code, Error, Result};
+use crate::protocol::MAX_PROBLEM_BYTES;
+use crate::protocol::head::Response;
+use crate::tls;
+
+/// How long a connection attempt has before the next address is tried beside it (RFC 8305 §5).
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
+/// Bytes read ahead of TLS: rustls by itself asks the kernel for 4 KiB at a time.
+const READ_AHEAD_BYTES: usize = 64 << 10;
+
+/// An authenticated TLS stream.
+pub type Stream = TlsStream<BufReader<TcpStream>>;
+
+/// Makes connections to one host.
+#[derive(Clone)]
+pub struct Dialler {
+    host: Arc<Host>,
+    connector: TlsConnector,
+}
+
+impl std::fmt::Debug for Dialler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Dialler").field("host", &self.host).finish_non_exhaustive()
+    }
+}
+
+impl Dialler {
+    /// Loads what TLS needs.
+    ///
+    /// # Errors
+    /// `config` for files that are missing or wrong.
+    pub fn new(host: Host) -> Result<Dialler> {
+        let config = tls::client_config(&host)?;
+        Ok(Dialler { host: Arc::new(host), connector: TlsConnector::from(Arc::new(config)) })
+    }
+
+    /// The host that connections go to.
+    pub fn host(&self) -> &Host {
+        &self.host
+    }
+
+    /// Connects and authenticates.
+    ///
+    /// # Errors
+    /// `dns`, `connect-refused`, `connect-timeout`, and the `tls-…` codes.
+    pub async fn dial(&self) -> Result<Connection> {
+        let host = &self.host;
+        let deadline = Instant::now() + host.connect_timeout;
+        let endpoint = format!("{}:{}", host.endpoint.host, host.endpoint.port);
+        let timed_out = |doing: &str| {
+            let seconds = host.connect_timeout.as_secs_f32();
+            Error::new(Code::ConnectTimeout, format!("{doing} {endpoint} took longer than {seconds} s"))
+        };
+        let addresses = timeout_at(deadline, lookup(host)).await.map_err(|_| timed_out("looking up"))??;
+        let tcp =
+            timeout_at(deadline, race(&addresses)).await.map_err(|_| timed_out("connecting to"))?.map_err(|error| {
+                let code = match error.kind() {
+                    io::ErrorKind::ConnectionRefused => Code::ConnectRefused,
+                    _ => Code::ConnectTimeout,
+                };
+                Error::new(code, format!("cannot connect to {endpoint}: {}", reason(&error)))
+            })?;
+        // Interactive traffic must not wait for an acknowledgement of what came before it.
+        let _ = tcp.set_nodelay(true);
+        let name = ServerName::try_from(host.server_name.clone())
+            .map_err(|_| Error::new(Code::Config, format!("`{}` is not a server name", host.server_name)))?;
+        let handshake = self.connector.connect(name, BufReader::with_capacity(READ_AHEAD_BYTES, tcp));
+        let stream = timeout_at(deadline, handshake)
+            .await
+            .map_err(|_| timed_out("the TLS handshake with"))?
+            .map_err(|error| self.tls_error(&error))?;
+        Ok(Connection { stream, buffer: BytesMut::new(), dialler: self.clone() })
+    }
+
+    fn tls_error(&self, error: &io::Error) -> Error {
+        tls::classify_client_error(error, &self.host)
+    }
+}
+
+/// What an I/O error says, without Rust's number behind it.
+pub fn reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
+}
+
+async fn lookup(host: &Host) -> Result<Vec<SocketAddr>> {
+    let (name, port) = (host.endpoint.host.as_str(), host.endpoint.port);
+    if let Ok(address) = name.parse::<IpAddr>() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    let no_address = |why: String| Error::new(Code::Dns, format!("cannot look up {name}: {why}"));
+    let found: Vec<SocketAddr> =
+        tokio::net::lookup_host((name, port)).await.map_err(|error| no_address(lookup_reason(&error)))?.collect();
+    if found.is_empty() { Err(no_address("the name has no address".to_owned())) } else { Ok(interleave(found)) }
+}
+
+fn lookup_reason(error: &io::Error) -> String {
+    let text = error.to_string();
+    text.strip_prefix("failed to lookup address information: ").unwrap_or(&text).to_lowercase()
+}
+
+/// Alternates address families, beginning with that of the first address (RFC 8305 §4).
+fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
+    let first_is_v6 = addresses.first().is_some_and(SocketAddr::is_ipv6);
+    let (mut preferred, mut other): (VecDeque<_>, VecDeque<_>) =
+        addresses.into_iter().partition(|address| address.is_ipv6() == first_is_v6);
+    let mut alternated = Vec::new();
+    while !preferred.is_empty() || !other.is_empty() {
+        alternated.extend(preferred.pop_front());
+        alternated.extend(other.pop_front());
+    }
+    alternated
+}
+
+/// The first of `addresses` that takes a connection; each has a head start before the next.
+async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    let mut attempts = JoinSet::new();
+    let mut waiting = addresses.iter().copied();
+    let mut failure = None;
+    let mut delay = std::pin::pin!(tokio::time::sleep(Duration::ZERO));
+    loop {
+        if attempts.is_empty() {
+            let Some(address) = waiting.next() else {
+                return Err(failure.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into()));
+            };
+            attempts.spawn(TcpStream::connect(address));
+            delay.as_mut().reset(Instant::now() + ATTEMPT_DELAY);
+        }
+        tokio::select! {
+            Some(result) = attempts.join_next() => match result.map_err(io::Error::other)? {
+                Ok(stream) => return Ok(stream),
+                // A refusal tells more than an unreachable network.
+                Err(error) => if failure.is_none() || error.kind() == io::ErrorKind::ConnectionRefused {
+                    failure = Some(error);
+                },
+            },
+            () = &mut delay, if waiting.len() > 0 => {
+                if let Some(address) = waiting.next() {
+                    attempts.spawn(TcpStream::connect(address));
+                }
+                delay.as_mut().reset(Instant::now() + ATTEMPT_DELAY);
+            }
+        }
+    }
+}
+
+/// An authenticated connection on which a request is made.
+#[derive(Debug)]
+pub struct Connection {
+    stream: Stream,
+    buffer: BytesMut,
+    dialler: Dialler,
+}
+
+impl Connection {
+    /// Sends a request's head, or a part of its body.
+    ///
+    /// # Errors
+    /// What the server said if it closed (`client-cert`), else `network-lost`.
+    pub async fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        let sent = async {
+            self.stream.write_all(bytes).await?;
+            self.stream.flush().await
+        };
+        match sent.await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(self.failure_behind(error).await),
+        }
+    }
+
+    /// A failed write may have left the peer's reason unread.
+    async fn failure_behind(&mut self, error: io::Error) -> Error {
+        let waited = tokio::time::timeout(Duration::from_secs(1), self.stream.read_buf(&mut self.buffer)).await;
+        match waited {
+            Ok(Err(reason)) if reason.kind() == io::ErrorKind::InvalidData => self.read_error(&reason),
+            _ => self.read_error(&error),
+        }
+    }
+
+    fn read_error(&self, error: &io::Error) -> Error {
+        let endpoint = &self.dialler.host.endpoint.host;
+        match error.kind() {
+            io::ErrorKind::InvalidData => self.dialler.tls_error(error),
+            io::ErrorKind::UnexpectedEof => {
+                Error::new(Code::NetworkLost, format!("the connection to {endpoint} was cut before the answer"))
+            }
+            _ => Error::new(
+                Code::NetworkLost,
+                format!("the connection to {endpoint} broke before the answer: {}", reason(error)),
+            ),
+        }
+    }
+
+    /// Waits for the head of an answer, at most as long as the host's `answer_timeout`.
+    ///
+    /// # Errors
+    /// `connect-timeout`, `not-tstunnel`, `network-lost`, `client-cert`.
+    pub async fn answer(&mut self) -> Result<Response> {
+        let limit = self.dialler.host.answer_timeout;
+        tokio::time::timeout(limit, self.read_head()).await.unwrap_or_else(|_| {
+            let endpoint = &self.dialler.host.endpoint.host;
+            let text = format!("{endpoint} did not answer the request within {} s", limit.as_secs_f32());
+            Err(Error::new(Code::ConnectTimeout, text).with_hint("check the server, or raise `answer_timeout`"))
+        })
+    }
+
+    /// The answer that a server gave before it stopped reading the request, if it did; else `error`.
+    ///
+    /// # Errors
+    /// `error`, where there is no answer.
+    pub async fn answer_sent_before(&mut self, error: Error) -> Result<Response> {
+        let waited = tokio::time::timeout(Duration::from_secs(1), self.read_head()).await;
+        waited.ok().and_then(Result::ok).ok_or(error)
+    }
+
+    async fn read_head(&mut self) -> Result<Response> {
+        loop {
+            if let Some((response, length)) = Response::parse(&self.buffer)? {
+                self.buffer.advance(length);
+                return Ok(response);
+            }
+            match self.stream.read_buf(&mut self.buffer).await {
+                Ok(0) => {
+                    let endpoint = &self.dialler.host.endpoint.host;
+                    let text = format!("{endpoint} closed the connection before its answer was whole");
+                    return Err(Error::new(Code::NotTstunnel, text));
+                }
+                Ok(_) => {}
+                Err(error) => return Err(self.read_error(&error)),
+            }
+        }
+    }
+
+    /// The body of an answer: as long as its head says, or until the end, and never more than [`MAX_PROBLEM_BYTES`].
+    pub async fn body(&mut self, response: &Response) -> Vec<u8> {
+        let length = response.content_length().unwrap_or(u64::MAX).min(MAX_PROBLEM_BYTES as u64) as usize;
+        let read = async {
+            while self.buffer.len() < length && matches!(self.stream.read_buf(&mut self.buffer).await, Ok(1..)) {}
+        };
+        // What has come within a second says enough.
+        let _ = tokio::time::timeout(Duration::from_secs(1), read).await;
+        self.buffer[..self.buffer.len().min(length)].to_vec()
+    }
+
+    /// The failure that a refusal stands for.
+    pub async fn refusal(&mut self, response: &Response) -> Error {
+        let body = self.body(response).await;
+        let error = response.refusal(&body);
+        if error.code == Code::NotTstunnel {
+            let host = &self.dialler.host;
+            return Error::new(
+                Code::NotTstunnel,
+                format!(
+                    "{} under {} {}",
+                    host.endpoint.host,
+                    host.upgrade_base,
+                    error.text.trim_start_matches("the endpoint ")
+                ),
+            );
+        }
+        error
+    }
+
+    /// The stream after an upgrade, and what was received behind the answer's head.
+    pub fn into_parts(self) -> (Stream, BytesMut) {
+        (self.stream, self.buffer)
+    }
+
+    /// The stream while a request's body is sent.
+    pub fn stream(&mut self) -> &mut Stream {
+        &mut self.stream
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn families_alternate_beginning_with_the_first() {
+        let parse = |text: &str| text.parse::<SocketAddr>().unwrap();
+        let (a, b, c) = (parse("[::1]:1"), parse("[::2]:1"), parse("127.0.0.1:1"));
+        assert_eq!(interleave(vec![a, b, c]), [a, c, b]);
+        assert_eq!(interleave(vec![c, a, b]), [c, a, b]);
+    }
+
+    #[tokio::test]
+    async fn a_refused_address_does_not_hold_up_the_next() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let good = listener.local_addr().unwrap();
+        let closed = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let refused = closed.local_addr().unwrap();
+        drop(closed);
+        assert_eq!(race(&[refused, good]).await.unwrap().peer_addr().unwrap(), good);
+        assert_eq!(race(&[refused]).await.unwrap_err().kind(), io::ErrorKind::ConnectionRefused);
+    }
+}

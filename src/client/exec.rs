@@ -1,0 +1,22 @@
+//! `tstunnel exec`: a command on the host, with this process's streams and exit status.
+
+use crate::client::dial::Dialler;
+use crate::client::session::{self, Offer, Opening};
+use crate::error::{Code, Error, Result};
+use crate::protocol::CommandRequest;
+use crate::stdio::Streams;
+
+/// Runs `request` on the host; returns the exit status.
+///
+/// # Errors
+/// Those of [`session::open`] and [`session::run`].
+pub async fn run(dialler: &Dialler, mut request: CommandRequest, offer: Offer, streams: Streams) -> Result<u8> {
+    if request.user.is_none() {
+        request.user.clone_from(&dialler.host().user);
+    }
+    let body = serde_json::to_vec(&request)
+        .map_err(|error| Error::new(Code::Internal, format!("cannot encode the request: {error}")))?;
+    let opening = Opening { path: "/command".to_owned(), body: Some(body), offer };
+    let opened = session::open(dialler, &opening).await?;
+    session::run(opened, streams, dialler.host()).await
+}

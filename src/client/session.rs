@@ -1,0 +1,238 @@
+//! A request that upgrades → streams over the connection until the other side's end: what `exec`, `connect` and the
+//! `ssh` stand-in share.
+
+use std::time::{Duration, Instant};
+
+use bytes::BytesMut;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use crate::bridge::{self, Bridge, Connection, Event, RawEnd};
+use crate::client::dial::{Dialler, reason};
+use crate::config::Host;
+use crate::error::{Code, Error, Result};
+use crate::protocol::frame::{Kind, Role};
+use crate::protocol::head::{Request, Response};
+use crate::protocol::liveness::Policy;
+use crate::protocol::session::{DEFAULT_WINDOW_BYTES, Session};
+use crate::protocol::{HEADER_WINDOW, UPGRADE_FRAMED, UPGRADE_RAW};
+use crate::stdio::{Stdio, Streams};
+
+/// How long the last words to a server, or its own, may take.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// What a process gets whose stdout nobody reads any more: 128 and the number of SIGPIPE.
+const STATUS_PIPE: u8 = 141;
+
+/// Which protocols a client offers, in its order of preference.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offer {
+    /// Frames, or a plain stream where the server speaks nothing else.
+    FramedFirst,
+    /// A plain stream.
+    Raw,
+}
+
+/// What a session is opened for.
+#[derive(Clone, Debug)]
+pub struct Opening {
+    /// The path and query below the upgrade base.
+    pub path: String,
+    /// The JSON body.
+    pub body: Option<Vec<u8>>,
+    /// The protocols.
+    pub offer: Offer,
+}
+
+/// An upgraded connection.
+pub struct Opened {
+    connection: Box<dyn Connection>,
+    leftover: BytesMut,
+    /// The window of a framed session; `None` for a plain stream.
+    window_bytes: Option<usize>,
+}
+
+impl std::fmt::Debug for Opened {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Opened").field("window_bytes", &self.window_bytes).finish_non_exhaustive()
+    }
+}
+
+/// Dials, asks, and waits for the upgrade.
+///
+/// # Errors
+/// Those of [`Dialler::dial`], and the server's refusal.
+pub async fn open(dialler: &Dialler, opening: &Opening) -> Result<Opened> {
+    let host = dialler.host();
+    let mut connection = dialler.dial().await?;
+    let offered = match opening.offer {
+        Offer::FramedFirst => [UPGRADE_FRAMED, UPGRADE_RAW].join(", "),
+        Offer::Raw => UPGRADE_RAW.to_owned(),
+    };
+    let mut request = Request::new("POST", &format!("{}{}", host.upgrade_base, opening.path), &host.server_name)
+        .field("Connection", "Upgrade")
+        .field("Upgrade", &offered);
+    if opening.body.is_some() {
+        request = request.field("Content-Type", "application/json");
+    }
+    let body = opening.body.as_deref().unwrap_or_default();
+    let mut bytes = request.field("Content-Length", body.len()).into_bytes();
+    bytes.extend_from_slice(body);
+    connection.send(&bytes).await?;
+    let response = connection.answer().await?;
+    if response.status != 101 {
+        let refusal = connection.refusal(&response).await;
+        return Err(program_refused(refusal, &response, opening));
+    }
+    let chosen = response.field("upgrade").unwrap_or_default().to_ascii_lowercase();
+    let window_bytes = match (chosen.as_str(), opening.offer) {
+        (UPGRADE_FRAMED, Offer::FramedFirst) => Some(window(&response)),
+        (UPGRADE_RAW, _) => None,
+        _ => {
+            let text = format!("{} upgraded to `{chosen}`, which was not offered", host.endpoint.host);
+            return Err(Error::new(Code::NotTstunnel, text));
+        }
+    };
+    let (stream, leftover) = connection.into_parts();
+    Ok(Opened { connection: Box::new(stream), leftover, window_bytes })
+}
+
+fn window(response: &Response) -> usize {
+    let offered = response.field(&HEADER_WINDOW.to_ascii_lowercase()).and_then(|value| value.parse().ok());
+    offered.unwrap_or(DEFAULT_WINDOW_BYTES)
+}
+
+/// A server that speaks only `tcp` says with a bare status that a program is missing or cannot be executed. A web
+/// page with the same status is another kind of server.
+fn program_refused(refusal: Error, response: &Response, opening: &Opening) -> Error {
+    let is_page = response.field("content-type").is_some_and(|kind| kind.starts_with("text/html"));
+    if refusal.code != Code::NotTstunnel || opening.path != "/command" || is_page {
+        return refusal;
+    }
+    match response.status {
+        404 => Error::new(Code::AgentMissing, "the server says that the program does not exist (404)"),
+        403 => Error::new(Code::AgentNotExecutable, "the server says that the program cannot be executed (403)"),
+        _ => refusal,
+    }
+}
+
+/// Carries this process's streams over an upgraded connection; returns the exit status.
+///
+/// # Errors
+/// `network-lost`, `protocol`, and whatever the server's last word names.
+pub async fn run(opened: Opened, streams: Streams, host: &Host) -> Result<u8> {
+    let Streams { stdin, stdout, stderr } = streams;
+    let Opened { mut connection, leftover, window_bytes } = opened;
+    let Some(window_bytes) = window_bytes else {
+        bridge::raw(&mut *connection, &leftover, Box::new(stdin), Box::new(stdout), RawEnd::Incoming)
+            .await
+            .map_err(|error| lost(host, Some(&error)))?;
+        return Ok(0);
+    };
+    let policy = Policy { interval: host.alive_interval, count: host.alive_count };
+    let session = Session::new(Role::Client, window_bytes, policy, Instant::now());
+    let sources: Vec<(Kind, bridge::Reader)> = vec![(Kind::Stdin, Box::new(stdin))];
+    let sinks: Vec<(Kind, bridge::Writer)> = vec![(Kind::Stdout, Box::new(stdout)), (Kind::Stderr, Box::new(stderr))];
+    let mut bridge = Bridge::new(session, connection, &leftover, sources, sinks);
+    let mut endings = Endings::new()?;
+    loop {
+        let event = tokio::select! {
+            event = bridge.next() => event,
+            status = endings.recv() => return Ok(close(bridge, status).await),
+        };
+        match event {
+            Event::Exit(exit) => {
+                let _ = tokio::time::timeout(GOODBYE, bridge.shutdown()).await;
+                return Ok(exit.status());
+            }
+            Event::SinkClosed(Kind::Stdout) => return Ok(close(bridge, STATUS_PIPE).await),
+            Event::PeerError(text) => return Err(last_word(&text)),
+            Event::Violation(text) => {
+                let _ = tokio::time::timeout(GOODBYE, bridge.shutdown()).await;
+                return Err(Error::new(Code::Protocol, format!("{} sent {text}", host.endpoint.host)));
+            }
+            Event::Lost(error) => return Err(lost(host, error.as_ref())),
+            Event::Silent => {
+                let text = format!("nothing was heard from {} for too long", host.endpoint.host);
+                return Err(Error::new(Code::NetworkLost, text));
+            }
+            Event::SourcesEnded | Event::SinkClosed(_) | Event::Signal(_) | Event::Close | Event::Finished => {}
+        }
+    }
+}
+
+/// Tells the server to end the process, and waits until it has heard.
+async fn close(mut bridge: Bridge, status: u8) -> u8 {
+    bridge.close_sinks();
+    bridge.session().queue_close();
+    let goodbye = async {
+        if bridge.shutdown().await.is_ok() {
+            bridge.drain().await;
+        }
+    };
+    let _ = tokio::time::timeout(GOODBYE, goodbye).await;
+    status
+}
+
+fn lost(host: &Host, error: Option<&std::io::Error>) -> Error {
+    let why = error.map_or_else(|| "it was closed".to_owned(), reason);
+    Error::new(Code::NetworkLost, format!("the connection to {} was lost: {why}", host.endpoint.host))
+}
+
+/// The error that an ERROR frame's `code: text` names.
+fn last_word(text: &str) -> Error {
+    match text.split_once(": ") {
+        Some((code, text)) if Code::from_name(code).is_some() => {
+            Error::new(Code::from_name(code).unwrap_or(Code::Protocol), text)
+        }
+        _ => Error::new(Code::Protocol, format!("the server ended the session: {text}")),
+    }
+}
+
+/// The signals that end this process, but for those that it was started to ignore (`nohup`).
+struct Endings {
+    signals: Vec<(u8, Signal)>,
+}
+
+impl Endings {
+    fn new() -> Result<Endings> {
+        let ignored = ignored_signals();
+        let mut signals = Vec::new();
+        for kind in [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::terminate()] {
+            let number = kind.as_raw_value();
+            if ignored & (1 << (number - 1)) == 0 {
+                let listener = signal(kind)
+                    .map_err(|error| Error::new(Code::Internal, format!("cannot listen for signals: {error}")))?;
+                signals.push((128 + number as u8, listener));
+            }
+        }
+        Ok(Endings { signals })
+    }
+
+    /// The exit status that the next such signal stands for.
+    async fn recv(&mut self) -> u8 {
+        std::future::poll_fn(|cx| {
+            for (status, listener) in &mut self.signals {
+                if listener.poll_recv(cx).is_ready() {
+                    return std::task::Poll::Ready(*status);
+                }
+            }
+            std::task::Poll::Pending
+        })
+        .await
+    }
+}
+
+/// The mask of ignored signals (proc(5), `SigIgn`); none where it cannot be read.
+fn ignored_signals() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
+
+/// The streams of a command that reads nothing and whose process has no stdin of its own to offer (`ssh -n`).
+///
+/// # Errors
+/// Those of opening `/dev/null`.
+pub fn without_stdin(mut streams: Streams) -> std::io::Result<Streams> {
+    streams.stdin = Stdio::Ready(std::fs::File::open("/dev/null")?.into());
+    Ok(streams)
+}

@@ -1,0 +1,269 @@
+//! `tstunnel upload`, and what the `scp` stand-in does: a file into the account's home directory on the host.
+//!
+//! The file's digest goes ahead of it, so that a server which holds the content needs no body. After a broken connection
+//! the server says how much it holds and the rest is sent, until nothing moves for as long as the host's `resume`.
+
+use std::fs::File;
+use std::io::{Read, Seek, SeekFrom};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use aws_lc_rs::digest;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use tokio::time::Instant;
+
+use crate::client::connect::percent_encode;
+use crate::client::dial::{Connection, Dialler};
+use crate::error::{Code, Error, Result};
+use crate::protocol::head::{Request, Response};
+use crate::protocol::{HEADER_MODE, HEADER_UNENCODED_DIGEST, HEADER_UPLOAD_OFFSET};
+
+/// A body larger than this is sent as it is: it is compressed in memory, because its length goes ahead of it.
+const COMPRESS_BELOW_BYTES: u64 = 64 << 20;
+/// Fast enough to keep up with a gigabit on one core, and two thirds off an agent.
+const ZSTD_LEVEL: i32 = 1;
+/// Bytes of one write.
+const CHUNK_BYTES: usize = 256 << 10;
+/// How long a server has to ask for the body before it is sent unasked (RFC 9110 §10.1.1).
+const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+/// The first pause before another attempt, and the longest.
+const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+
+/// What is to be put where.
+#[derive(Clone, Debug)]
+pub struct Upload {
+    /// The local file.
+    pub file: PathBuf,
+    /// Its name in the account's home directory; the file's own if `None`.
+    pub name: Option<String>,
+    /// Its permission bits; the file's own if `None`.
+    pub mode: Option<u32>,
+    /// Whether to compress it on the way.
+    pub compress: bool,
+}
+
+/// A file that is ready to be sent.
+struct Source {
+    file: File,
+    size: u64,
+    path: PathBuf,
+    /// `sha-256=:BASE64:`.
+    digest: String,
+    request_path: String,
+    mode: u32,
+    compress: bool,
+}
+
+enum Attempt {
+    Stored,
+    Refused(Error),
+    Broken(Error),
+}
+
+/// Puts the file there.
+///
+/// # Errors
+/// `usage` for a file that cannot be read, those of [`Dialler::dial`], and the server's refusal.
+pub async fn run(dialler: &Dialler, upload: &Upload) -> Result<()> {
+    let opened = {
+        let upload = upload.clone();
+        tokio::task::spawn_blocking(move || Source::open(&upload))
+    };
+    // The digest is computed while the connection is made.
+    let (source, connection) = tokio::join!(opened, dialler.dial());
+    let source = source.map_err(|error| Error::new(Code::Internal, format!("reading the file failed: {error}")))??;
+    let mut attempt = source.send(connection?, dialler, 0).await;
+    let patience = dialler.host().resume.unwrap_or_default();
+    let mut deadline = Instant::now() + patience;
+    let mut pause = BACK_OFF.0;
+    let mut held = 0;
+    loop {
+        let error = match attempt {
+            Attempt::Stored => return Ok(()),
+            Attempt::Refused(error) => return Err(error),
+            Attempt::Broken(error) => error,
+        };
+        if Instant::now() + pause > deadline {
+            return Err(error);
+        }
+        tracing::info!(%error, held, "upload interrupted");
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(BACK_OFF.1);
+        attempt = match source.carry_on(dialler).await {
+            Ok((connection, offset)) => {
+                if offset > held {
+                    (held, pause, deadline) = (offset, BACK_OFF.0, Instant::now() + patience);
+                }
+                source.send(connection, dialler, offset).await
+            }
+            Err(error) if is_passing(&error) => Attempt::Broken(error),
+            Err(error) => Attempt::Refused(error),
+        };
+    }
+}
+
+/// Whether the same attempt may succeed in a moment.
+fn is_passing(error: &Error) -> bool {
+    error.code.retry() == crate::error::Retry::Yes
+}
+
+impl Source {
+    fn open(upload: &Upload) -> Result<Source> {
+        let path = upload.file.clone();
+        let unreadable = |why: String| {
+            Error::new(Code::Usage, format!("cannot read {}: {why}", path.display()))
+                .with_hint("check the file's name and permissions")
+        };
+        let failed = |error: std::io::Error| unreadable(crate::client::dial::reason(&error));
+        let mut file = File::open(&path).map_err(failed)?;
+        let metadata = file.metadata().map_err(failed)?;
+        if !metadata.is_file() {
+            return Err(unreadable("it is not a regular file".to_owned()));
+        }
+        let name = match &upload.name {
+            Some(name) => name.clone(),
+            None => own_name(&path)?,
+        };
+        let digest = BASE64.encode(sha256(&mut file).map_err(failed)?);
+        Ok(Source {
+            size: metadata.len(),
+            digest: format!("sha-256=:{digest}:"),
+            request_path: format!("/copy/{}", percent_encode(&name)),
+            mode: upload.mode.unwrap_or(metadata.permissions().mode()) & 0o777,
+            compress: upload.compress,
+            file,
+            path,
+        })
+    }
+
+    fn request(&self, method: &str, dialler: &Dialler) -> Request {
+        let host = dialler.host();
+        let target = format!("{}{}", host.upgrade_base, self.request_path);
+        Request::new(method, &target, &host.server_name).field(HEADER_UNENCODED_DIGEST, &self.digest)
+    }
+
+    /// Asks on a connection of its own how much of the file the server holds, and dials for the rest.
+    async fn carry_on(&self, dialler: &Dialler) -> Result<(Connection, u64)> {
+        let mut connection = dialler.dial().await?;
+        connection.send(&self.request("HEAD", dialler).field("Connection", "close").into_bytes()).await?;
+        let response = connection.answer().await?;
+        if !(200..300).contains(&response.status) {
+            return Err(connection.refusal(&response).await);
+        }
+        let offset = response.field(&HEADER_UPLOAD_OFFSET.to_ascii_lowercase()).and_then(|value| value.parse().ok());
+        Ok((dialler.dial().await?, offset.unwrap_or(0).min(self.size)))
+    }
+
+    async fn send(&self, mut connection: Connection, dialler: &Dialler, offset: u64) -> Attempt {
+        match self.try_send(&mut connection, dialler, offset).await {
+            Ok(response) if matches!(response.status, 200 | 201) => Attempt::Stored,
+            Ok(response) => Attempt::Refused(connection.refusal(&response).await),
+            Err(error) if is_passing(&error) => Attempt::Broken(error),
+            Err(error) => Attempt::Refused(error),
+        }
+    }
+
+    async fn try_send(&self, connection: &mut Connection, dialler: &Dialler, offset: u64) -> Result<Response> {
+        let mut body = self.body(offset)?;
+        let mut request = self
+            .request("POST", dialler)
+            .field("Content-Length", body.length)
+            .field(HEADER_MODE, format_args!("{:04o}", self.mode))
+            .field("Expect", "100-continue");
+        if body.encoded.is_some() {
+            request = request.field("Content-Encoding", "zstd");
+        }
+        if offset > 0 {
+            request = request.field(HEADER_UPLOAD_OFFSET, offset);
+        }
+        connection.send(&request.into_bytes()).await?;
+        match tokio::time::timeout(CONTINUE_WAIT, connection.answer()).await {
+            Ok(Ok(response)) if response.status != 100 => return Ok(response),
+            Ok(Err(error)) => return Err(error),
+            Ok(Ok(_)) | Err(_) => {}
+        }
+        while let Some(chunk) = body.next(&self.path)? {
+            if let Err(error) = connection.send(&chunk).await {
+                // A refusal in the middle of the body says more than the reset behind it.
+                return connection.answer_sent_before(error).await;
+            }
+        }
+        loop {
+            let response = connection.answer().await?;
+            if response.status != 100 {
+                return Ok(response);
+            }
+        }
+    }
+
+    /// What is sent from `offset` on, compressed where that is wanted and fits into memory.
+    fn body(&self, offset: u64) -> Result<Body> {
+        let unreadable = |error: std::io::Error| {
+            Error::new(
+                Code::Usage,
+                format!("cannot read {}: {}", self.path.display(), crate::client::dial::reason(&error)),
+            )
+        };
+        let mut file = self.file.try_clone().map_err(unreadable)?;
+        file.seek(SeekFrom::Start(offset)).map_err(unreadable)?;
+        let length = self.size - offset;
+        if !self.compress || length > COMPRESS_BELOW_BYTES {
+            return Ok(Body { encoded: None, file, length, left: length });
+        }
+        let encoded =
+            zstd::encode_all(file.try_clone().map_err(unreadable)?.take(length), ZSTD_LEVEL).map_err(unreadable)?;
+        let length = encoded.len() as u64;
+        Ok(Body { encoded: Some(encoded), file, length, left: length })
+    }
+}
+
+/// A request's body, chunk by chunk.
+struct Body {
+    encoded: Option<Vec<u8>>,
+    file: File,
+    length: u64,
+    left: u64,
+}
+
+impl Body {
+    fn next(&mut self, path: &Path) -> Result<Option<Vec<u8>>> {
+        let count = self.left.min(CHUNK_BYTES as u64);
+        if count == 0 {
+            return Ok(None);
+        }
+        let start = (self.length - self.left) as usize;
+        self.left -= count;
+        match &self.encoded {
+            Some(encoded) => Ok(Some(encoded[start..start + count as usize].to_vec())),
+            None => {
+                let mut chunk = vec![0; count as usize];
+                self.file.read_exact(&mut chunk).map_err(|error| {
+                    let text = format!("{} changed while it was sent: {error}", path.display());
+                    Error::new(Code::Usage, text).with_hint("send it again once nothing writes to it")
+                })?;
+                Ok(Some(chunk))
+            }
+        }
+    }
+}
+
+fn own_name(path: &Path) -> Result<String> {
+    let name = path.file_name().and_then(|name| name.to_str());
+    name.map(str::to_owned).ok_or_else(|| {
+        Error::new(Code::Usage, format!("{} has no name that can be sent", path.display()))
+            .with_hint("give the name that it shall have, as HOST:NAME")
+    })
+}
+
+fn sha256(file: &mut File) -> std::io::Result<digest::Digest> {
+    let mut context = digest::Context::new(&digest::SHA256);
+    let mut chunk = vec![0; CHUNK_BYTES];
+    loop {
+        match file.read(&mut chunk)? {
+            0 => return Ok(context.finish()),
+            count => context.update(&chunk[..count]),
+        }
+    }
+}

@@ -1,0 +1,265 @@
+//! A permitted command → a process in a group of its own, and its end: stdin closed, one second, SIGTERM to the group,
+//! five seconds, SIGKILL.
+//!
+//! Nothing of the server's environment reaches the process. Only [`start`] runs programs, and only with a [`Permit`].
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::time::Instant;
+
+use crate::protocol::session::Exit;
+use crate::server::policy::{Permit, Program};
+
+/// Where programs without a slash are looked up, as sshd does where nothing else is configured.
+const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// The folder that a confined agent's file must be in, below the home.
+const AGENTS: &str = ".mutagen/agents";
+/// Bytes that a pipe to or from a process holds, where the system allows it.
+const PIPE_BYTES: usize = 256 << 10;
+/// From the end of stdin to SIGTERM: an agent that is well ends by itself.
+const STDIN_GRACE: Duration = Duration::from_secs(1);
+/// From SIGTERM to SIGKILL.
+const TERM_GRACE: Duration = Duration::from_secs(5);
+
+/// Why a permitted command is not running.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StartFailure {
+    /// The program does not exist: status 127, as a POSIX shell has it.
+    Missing(String),
+    /// The program cannot be executed: status 126.
+    NotExecutable(String),
+    /// The server cannot start anything.
+    Broken(String),
+}
+
+/// A running command.
+#[derive(Debug)]
+pub struct Process {
+    child: Child,
+    group: Option<Pid>,
+}
+
+/// The server's ends of a process's standard streams.
+#[derive(Debug)]
+pub struct Pipes {
+    /// To its stdin.
+    pub stdin: ChildStdin,
+    /// From its stdout.
+    pub stdout: ChildStdout,
+    /// From its stderr.
+    pub stderr: ChildStderr,
+}
+
+/// Starts what `permit` allows, in the host's home directory.
+///
+/// # Errors
+/// A [`StartFailure`]; its text is for the client.
+pub fn start(permit: &Permit) -> Result<(Process, Pipes), StartFailure> {
+    let home = permit.home();
+    if permit.wrapper().is_empty() && !home.is_dir() {
+        return Err(StartFailure::Broken(format!("the home directory {} does not exist", home.display())));
+    }
+    let mut words: Vec<String> = permit.wrapper().to_vec();
+    match permit.program() {
+        Program::Words(argv) => {
+            let mut argv = argv.clone();
+            if words.is_empty()
+                && let Some(program) = argv.first_mut()
+            {
+                *program = resolve(program, home, permit.is_confined_agent())?;
+            }
+            words.append(&mut argv);
+        }
+        Program::ShellLine(line) => {
+            let shell = if words.is_empty() { permit.shell() } else { "/bin/sh" };
+            words.extend([shell.to_owned(), "-c".to_owned(), line.clone()]);
+        }
+    }
+    let [program, arguments @ ..] = words.as_slice() else {
+        return Err(StartFailure::Missing("the command is empty".to_owned()));
+    };
+    let mut command = Command::new(program);
+    command
+        .args(arguments)
+        .env_clear()
+        .env("HOME", home)
+        .env("USER", permit.account())
+        .env("LOGNAME", permit.account())
+        .env("SHELL", permit.shell())
+        .env("PATH", PATH)
+        .envs(permit.env().iter().map(|(name, value)| (name, value)))
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(false);
+    if permit.wrapper().is_empty() {
+        command.current_dir(home);
+    } else {
+        command.current_dir("/");
+    }
+    let mut child = command.spawn().map_err(|error| explain(program, &error))?;
+    let group = child.id().and_then(|id| Pid::from_raw(id as i32));
+    let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
+    else {
+        return Err(StartFailure::Broken("the process has no standard streams".to_owned()));
+    };
+    let _ = rustix::pipe::fcntl_setpipe_size(&stdin, PIPE_BYTES);
+    let _ = rustix::pipe::fcntl_setpipe_size(&stdout, PIPE_BYTES);
+    Ok((Process { child, group }, Pipes { stdin, stdout, stderr }))
+}
+
+/// The file that `program` names: relative to the home where it has a slash, else looked up in [`PATH`].
+fn resolve(program: &str, home: &Path, is_confined: bool) -> Result<String, StartFailure> {
+    let named = if program.contains('/') {
+        home.join(program)
+    } else {
+        let mut candidates = PATH.split(':').map(|folder| Path::new(folder).join(program));
+        candidates.find(|path| path.is_file()).ok_or_else(|| StartFailure::Missing(format!("{program}: not found")))?
+    };
+    let found = |path: &Path| -> io::Result<PathBuf> {
+        let path = if is_confined { path.canonicalize()? } else { path.to_owned() };
+        let metadata = path.metadata()?;
+        if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        Ok(path)
+    };
+    let path = found(&named).map_err(|error| explain(program, &error))?;
+    if is_confined {
+        let agents = home.join(AGENTS).canonicalize().map_err(|error| explain(program, &error))?;
+        if !path.starts_with(&agents) {
+            return Err(StartFailure::NotExecutable(format!("{program}: leads out of {AGENTS}")));
+        }
+    }
+    path.into_os_string().into_string().map_err(|_| StartFailure::Missing(format!("{program}: not found")))
+}
+
+fn explain(program: &str, error: &io::Error) -> StartFailure {
+    match error.kind() {
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
+            StartFailure::Missing(format!("{program}: not found"))
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ExecutableFileBusy => {
+            StartFailure::NotExecutable(format!("{program}: cannot be executed"))
+        }
+        _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
+            StartFailure::NotExecutable(format!("{program}: not a program of this system"))
+        }
+        _ => StartFailure::Broken(format!("{program}: {error}")),
+    }
+}
+
+impl Process {
+    /// Waits for the process's end.
+    pub async fn wait(&mut self) -> Exit {
+        match self.child.wait().await {
+            Ok(status) => exit(status),
+            Err(error) => {
+                tracing::error!(%error, "cannot wait for a process");
+                Exit::Status(255)
+            }
+        }
+    }
+
+    /// Sends a signal, by its name without `SIG` (RFC 4254 §6.9), to the process group; an unknown one is ignored.
+    pub fn signal(&self, name: &str) {
+        if let Some(signal) = signal_by_name(name) {
+            self.kill(signal);
+        }
+    }
+
+    fn kill(&self, signal: Signal) {
+        if let Some(group) = self.group {
+            let _ = kill_process_group(group, signal);
+        }
+    }
+}
+
+fn exit(status: ExitStatus) -> Exit {
+    use std::os::unix::process::ExitStatusExt;
+    match (status.code(), status.signal()) {
+        (Some(code), _) => Exit::Status(code as u32),
+        (None, Some(signal)) => Exit::Signal(signal as u32),
+        (None, None) => Exit::Status(255),
+    }
+}
+
+fn signal_by_name(name: &str) -> Option<Signal> {
+    Some(match name {
+        "ABRT" => Signal::ABORT,
+        "ALRM" => Signal::ALARM,
+        "FPE" => Signal::FPE,
+        "HUP" => Signal::HUP,
+        "ILL" => Signal::ILL,
+        "INT" => Signal::INT,
+        "KILL" => Signal::KILL,
+        "PIPE" => Signal::PIPE,
+        "QUIT" => Signal::QUIT,
+        "SEGV" => Signal::SEGV,
+        "TERM" => Signal::TERM,
+        "USR1" => Signal::USR1,
+        "USR2" => Signal::USR2,
+        _ => return None,
+    })
+}
+
+/// The ending ladder: its steps come one after another once it has been started. Stdin is the caller's to close, with
+/// the start.
+#[derive(Debug, Default)]
+pub struct Ladder {
+    next: Option<(Instant, Signal)>,
+}
+
+impl Ladder {
+    /// Starts the ladder, if it has not been.
+    pub fn start(&mut self) {
+        self.next.get_or_insert((Instant::now() + STDIN_GRACE, Signal::TERM));
+    }
+
+    /// Whether it has been started.
+    pub fn is_started(&self) -> bool {
+        self.next.is_some()
+    }
+
+    /// Waits until the next step is due, and takes it. Never returns after the last one, nor before the start.
+    pub async fn step(&mut self, process: &Process) {
+        let Some((at, signal)) = self.next else { return std::future::pending().await };
+        if signal == Signal::CONT {
+            return std::future::pending().await;
+        }
+        tokio::time::sleep_until(at).await;
+        process.kill(signal);
+        let last = signal == Signal::KILL;
+        self.next = Some((Instant::now() + TERM_GRACE, if last { Signal::CONT } else { Signal::KILL }));
+    }
+}
+
+/// Ends a process whose session is over, and waits until nothing of its group is left.
+pub async fn end(mut process: Process, mut ladder: Ladder, has_ended: bool) {
+    ladder.start();
+    if !has_ended {
+        loop {
+            tokio::select! {
+                _ = process.wait() => break,
+                () = ladder.step(&process) => {}
+            }
+        }
+    }
+    // What the process left behind in its group has had its time with the process.
+    let Some(group) = process.group else { return };
+    if kill_process_group(group, Signal::TERM).is_ok() {
+        let deadline = Instant::now() + TERM_GRACE;
+        while Instant::now() < deadline && rustix::process::test_kill_process_group(group).is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+}
+

@@ -1,0 +1,62 @@
+//! An error → the answer that refuses a request: `application/problem+json` (RFC 9457), with the status of its code.
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, UPGRADE};
+use hyper::{Response, StatusCode};
+
+use crate::error::{Code, Error};
+use crate::protocol::{PROBLEM_TYPE_PREFIX, UPGRADE_FRAMED, UPGRADE_RAW};
+
+/// Seconds after which a client that met a limit may ask again.
+const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("5");
+
+/// Why a request is refused.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refusal {
+    /// The HTTP status.
+    pub status: u16,
+    /// The code, and what the peer may know.
+    pub error: Error,
+}
+
+impl From<Error> for Refusal {
+    fn from(error: Error) -> Refusal {
+        Refusal { status: error.code.http_status().unwrap_or(500), error }
+    }
+}
+
+impl Refusal {
+    /// A malformed request, with the status that says how.
+    pub fn bad_request(status: u16, text: impl Into<String>) -> Refusal {
+        Refusal { status, error: Error::new(Code::BadRequest, text) }
+    }
+
+    /// The answer. `allow` are the methods of a path that was asked with another.
+    pub fn response(&self, allow: &'static str) -> Response<Full<Bytes>> {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let problem = serde_json::json!({
+            "type": format!("{PROBLEM_TYPE_PREFIX}{}", self.error.code),
+            "title": status.canonical_reason().unwrap_or("Refused"),
+            "status": self.status,
+            "detail": self.error.text,
+        });
+        let mut response = Response::new(Full::new(Bytes::from(problem.to_string())));
+        *response.status_mut() = status;
+        let mut set = |name: HeaderName, value: HeaderValue| {
+            response.headers_mut().insert(name, value);
+        };
+        set(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        match self.status {
+            405 => set(ALLOW, HeaderValue::from_static(allow)),
+            426 => {
+                if let Ok(value) = HeaderValue::from_str(&format!("{UPGRADE_FRAMED}, {UPGRADE_RAW}")) {
+                    set(UPGRADE, value);
+                }
+            }
+            429 | 503 => set(RETRY_AFTER, RETRY_SECONDS),
+            _ => {}
+        }
+        response
+    }
+}
