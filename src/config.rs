@@ -1,5 +1,8 @@
 //! Files, environment, URL and options → one resolved [`Host`].
 
+pub mod duration;
+pub mod pattern;
+pub mod toml_file;
 pub mod url;
 
 use std::path::PathBuf;

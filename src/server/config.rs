@@ -1,1 +1,247 @@
-//! (being written)
+//! The server's file, `server.toml` → [`ServerConfig`]. Whatever is unknown, of the wrong type or of no sense is an error
+//! that names file and line; nothing is guessed. Only [`ServerConfig::load`] reads files, and it only reads.
+
+mod file;
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::num::{NonZeroU64, NonZeroUsize};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use crate::config::toml_file;
+use crate::error::{Code, Error, Result};
+use crate::protocol::HostId;
+use crate::server::policy::grant::Grant;
+use crate::server::policy::target::TargetPattern;
+
+/// Everything that `tstunnel serve` goes by.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerConfig {
+    /// Where to listen; empty only for a server that gets its sockets from systemd.
+    pub listen: Vec<SocketAddr>,
+    /// The server's certificate chain, PEM.
+    pub cert: PathBuf,
+    /// The server's private key, PEM; nobody else can read it.
+    pub key: PathBuf,
+    /// The authorities whose client certificates are accepted, PEM; never empty.
+    pub client_ca: Vec<PathBuf>,
+    /// Their revocation lists, PEM.
+    pub crl: Vec<PathBuf>,
+    /// What is removed from a server name to get the host id, in lower case.
+    pub domain: Option<String>,
+    /// The path prefix of every request, without a trailing slash.
+    pub upgrade_base: String,
+    /// Whether a certificate without any usable alternative name is known by its common name.
+    pub allow_cn: bool,
+    /// The hosts, by exact id.
+    pub hosts: BTreeMap<HostId, HostConfig>,
+    /// Who may reach which of them; nobody does without one.
+    pub grants: Vec<Grant>,
+    /// The bounds on what peers can make the server hold.
+    pub limits: Limits,
+}
+
+/// One `[host.NAME]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HostConfig {
+    /// The account whose processes and files these are.
+    pub account: String,
+    /// Its home directory, absolute.
+    pub home: PathBuf,
+    /// The commands and uploads that are allowed.
+    pub commands: Commands,
+    /// What `/stream` may reach.
+    pub targets: Vec<TargetPattern>,
+    /// Whether a command line goes to the account's login shell.
+    pub shell: bool,
+    /// Patterns for the names of the environment variables that a client may set.
+    pub env: Vec<String>,
+    /// The words that are put before every command.
+    pub wrapper: Vec<String>,
+    /// SHA-256 digests in lower-case hexadecimal; where there are any, no other file can be uploaded.
+    pub agent_digests: Vec<String>,
+}
+
+/// Which commands a host allows.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Commands {
+    /// Everything.
+    Any,
+    /// What the list says and nothing else; nothing at all if it is empty.
+    Listed {
+        /// What Mutagen itself asks for, uploads of its agent included.
+        mutagen: bool,
+        /// Patterns of whole command lines.
+        patterns: Vec<String>,
+    },
+}
+
+/// `[limits]`. The defaults suit a small machine: some 64 MiB for handshakes, heads and bodies, and 256 MiB for resumes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// From accept to the end of the TLS handshake.
+    pub handshake_timeout: Duration,
+    /// For a request's head.
+    pub head_timeout: Duration,
+    /// Longest silence while a body is read.
+    pub body_idle_timeout: Duration,
+    /// Connections that are not yet authenticated.
+    pub max_handshakes: NonZeroUsize,
+    /// Sessions in all, raw and interrupted ones too.
+    pub max_sessions: NonZeroUsize,
+    /// Sessions of one principal.
+    pub max_sessions_per_principal: NonZeroUsize,
+    /// Largest file that can be uploaded.
+    pub max_upload_bytes: NonZeroU64,
+    /// How long an interrupted session is kept; not at all if zero.
+    pub resume_grace: Duration,
+    /// Most unacknowledged bytes of one session, per direction.
+    pub resume_window_bytes: NonZeroUsize,
+    /// Most unacknowledged bytes of all sessions; no session can be resumed if zero.
+    pub resume_memory_bytes: usize,
+}
+
+const MIB: usize = 1024 * 1024;
+
+/// Smallest `resume_window_bytes`: less would stop a session at every round trip.
+pub const MIN_WINDOW_BYTES: usize = 64 * 1024;
+
+impl Default for Limits {
+    fn default() -> Limits {
+        let at_least_one = |count| NonZeroUsize::new(count).unwrap_or(NonZeroUsize::MIN);
+        Limits {
+            handshake_timeout: Duration::from_secs(10),
+            head_timeout: Duration::from_secs(10),
+            body_idle_timeout: Duration::from_secs(30),
+            // A handshake holds some 64 KiB and a few milliseconds of a core.
+            max_handshakes: at_least_one(64),
+            // Each is a process on this machine.
+            max_sessions: at_least_one(256),
+            // Mutagen has one for each of its sessions: a person with more than 64 is a program that went wild.
+            max_sessions_per_principal: at_least_one(64),
+            // An agent is some 20 MiB; this leaves room for `tstunnel upload`.
+            max_upload_bytes: NonZeroU64::new(1024 * MIB as u64).unwrap_or(NonZeroU64::MIN),
+            resume_grace: Duration::from_secs(120),
+            // 1 Gbit/s over 120 ms.
+            resume_window_bytes: at_least_one(16 * MIB),
+            resume_memory_bytes: 256 * MIB,
+        }
+    }
+}
+
+/// The account that this process runs as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    /// Its name.
+    pub name: String,
+    /// Its home directory, absolute.
+    pub home: PathBuf,
+}
+
+impl Account {
+    /// Reads the name from `/etc/passwd` by the effective user id, and the home from `HOME`, else from there. An account
+    /// that only a directory service knows is called as `LOGNAME` or `USER` say, else by its number.
+    ///
+    /// # Errors
+    /// `config` where no home directory is known.
+    pub fn of_process() -> Result<Account> {
+        let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+        let variable = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let said = variable("LOGNAME").or_else(|| variable("USER"));
+        Account::find(&passwd, rustix::process::geteuid().as_raw(), said, variable("HOME"))
+    }
+
+    fn find(passwd: &str, uid: u32, said: Option<String>, home: Option<String>) -> Result<Account> {
+        let entries = || {
+            passwd.lines().filter_map(|line| match line.split(':').collect::<Vec<_>>().as_slice() {
+                [name, _, uid, _, _, home, _] => Some((*name, uid.parse::<u32>().ok()?, *home)),
+                _ => None,
+            })
+        };
+        let mine = || entries().filter(|(_, entry_uid, _)| *entry_uid == uid);
+        // Two names may share a number; the environment may choose between them, and name one that no line here has.
+        let said = said.filter(|said| entries().all(|(name, entry_uid, _)| name != said || entry_uid == uid));
+        let said_and_listed = said.as_deref().filter(|said| mine().any(|(name, ..)| name == *said));
+        let name = match (said_and_listed, mine().next()) {
+            (Some(name), _) | (None, Some((name, ..))) => name.to_owned(),
+            (None, None) => said.unwrap_or_else(|| uid.to_string()),
+        };
+        let home = home
+            .or_else(|| mine().find(|(entry, ..)| *entry == name).map(|(_, _, home)| home.to_owned()))
+            .map(PathBuf::from)
+            .filter(|home| home.is_absolute())
+            .ok_or_else(|| {
+                Error::new(Code::Config, format!("the home directory of account `{name}` is unknown"))
+                    .with_hint("set HOME to an absolute path")
+            })?;
+        Ok(Account { name, home })
+    }
+}
+
+impl ServerConfig {
+    /// Reads and checks the file at `path` for a server that runs as `account`. Also returns what is allowed but hardly
+    /// meant, a sentence each, to be logged at the start.
+    ///
+    /// # Errors
+    /// `config`, with file and line.
+    pub fn load(path: &Path, account: &Account) -> Result<(ServerConfig, Vec<String>)> {
+        let text = toml_file::read(path)?;
+        let loaded = ServerConfig::parse(path, &text, account)?;
+        check_key_file(&loaded.0.key)?;
+        Ok(loaded)
+    }
+
+    /// The same from `text`, without touching a file; relative paths start at `path`'s folder.
+    ///
+    /// # Errors
+    /// `config`, with file and line.
+    pub fn parse(path: &Path, text: &str, account: &Account) -> Result<(ServerConfig, Vec<String>)> {
+        let config = file::parse(path, text, account)?;
+        let warnings = config.warnings();
+        Ok((config, warnings))
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = Vec::new();
+        if self.hosts.is_empty() {
+            warnings.push("the configuration has no [host.NAME]: there is nothing to reach".to_owned());
+        }
+        if self.grants.is_empty() {
+            warnings.push("the configuration has no [[grant]]: nobody is let in".to_owned());
+        }
+        for (index, grant) in self.grants.iter().enumerate() {
+            let opens_any = self.hosts.keys().any(|host| grant.hosts.iter().any(|pattern| pattern.covers(host)));
+            if !opens_any && !self.hosts.is_empty() {
+                let (number, principal) = (index + 1, grant.principal.as_str());
+                warnings.push(format!("grant {number} for `{principal}` covers none of the hosts"));
+            }
+        }
+        warnings
+    }
+}
+
+/// Checks that a private key is a file that only its owner can read and write.
+///
+/// # Errors
+/// `config`, naming the file.
+pub fn check_key_file(path: &Path) -> Result<()> {
+    let metadata = std::fs::metadata(path)
+        .map_err(|cause| Error::new(Code::Config, format!("{}: cannot read: {cause}", path.display())))?;
+    if !metadata.is_file() {
+        return Err(Error::new(Code::Config, format!("{}: not a file", path.display())));
+    }
+    let mode = metadata.permissions().mode() & 0o777;
+    if mode & 0o066 != 0 {
+        return Err(Error::new(
+            Code::Config,
+            format!("{}: others can read this key (mode {mode:04o})", path.display()),
+        )
+        .with_hint(format!("chmod 600 {}", path.display())));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

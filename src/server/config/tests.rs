@@ -1,0 +1,270 @@
+use super::*;
+
+const MINIMAL: &str = "cert = \"server.crt\"\nkey = \"server.key\"\nclient_ca = [\"ca.crt\"]\n";
+
+fn dev() -> Account {
+    Account { name: "dev".into(), home: "/home/dev".into() }
+}
+
+fn parse(text: &str) -> (ServerConfig, Vec<String>) {
+    ServerConfig::parse(Path::new("/etc/tstunnel/server.toml"), text, &dev()).unwrap()
+}
+
+/// The error for `text` behind the three lines of [`MINIMAL`].
+fn refused(text: &str) -> String {
+    let whole = format!("{MINIMAL}{text}");
+    let error = ServerConfig::parse(Path::new("/etc/tstunnel/server.toml"), &whole, &dev()).unwrap_err();
+    assert_eq!(error.code, Code::Config);
+    error.text
+}
+
+#[test]
+fn the_whole_example_is_read() {
+    let (config, warnings) = parse(
+        r#"
+        listen = ["0.0.0.0:8443", "[::]:443"]
+        cert = "server.crt"
+        key = "/run/keys/server.key"
+        client_ca = ["clients-ca.crt", "~/other-ca.crt"]
+        crl = ["clients.crl"]
+        domain = "Containers.example.net"
+        upgrade_base = "/other/v2"
+
+        [host.host123]
+        account = "dev"
+        home = "/srv/dev"
+        commands = ["mutagen", "git status *"]
+        targets = ["unix:/var/run/docker.sock", "tcp:127.0.0.1:*"]
+        shell = false
+        env = ["LC_*", "TZ"]
+        wrapper = ["docker", "exec", "-i", "web"]
+
+        [host."Dev-7.lab"]
+        commands = "any"
+
+        [[grant]]
+        principal = "spiffe://example.org/users/*"
+        hosts = ["host123", "dev-*"]
+
+        [[grant]]
+        principal = "ann@example.org"
+        hosts = ["*"]
+        accounts = ["dev"]
+
+        [limits]
+        handshake_timeout = "500ms"
+        head_timeout = "1s"
+        body_idle_timeout = "2m"
+        max_handshakes = 1
+        max_sessions = 2
+        max_sessions_per_principal = 3
+        max_upload_bytes = 4
+        resume_grace = "1h"
+        resume_window_bytes = 65536
+        resume_memory_bytes = 0
+        "#,
+    );
+    assert_eq!(warnings, Vec::<String>::new());
+    assert_eq!(config.listen.len(), 2);
+    assert_eq!(config.cert, Path::new("/etc/tstunnel/server.crt"));
+    assert_eq!(config.key, Path::new("/run/keys/server.key"));
+    assert_eq!(
+        config.client_ca,
+        [PathBuf::from("/etc/tstunnel/clients-ca.crt"), PathBuf::from("/home/dev/other-ca.crt")]
+    );
+    assert_eq!(config.crl, [PathBuf::from("/etc/tstunnel/clients.crl")]);
+    assert_eq!(config.domain.as_deref(), Some("containers.example.net"));
+    assert_eq!(config.upgrade_base, "/other/v2");
+    let host = &config.hosts[&HostId::parse("host123").unwrap()];
+    assert_eq!(host.home, Path::new("/srv/dev"));
+    assert_eq!(host.commands, Commands::Listed { mutagen: true, patterns: vec!["git status *".into()] });
+    assert_eq!(host.targets.len(), 2);
+    assert_eq!(host.env, ["LC_*", "TZ"]);
+    assert_eq!(host.wrapper, ["docker", "exec", "-i", "web"]);
+    let any = &config.hosts[&HostId::parse("dev-7.lab").unwrap()];
+    assert!(any.shell && any.commands == Commands::Any);
+    assert_eq!(config.grants.len(), 2);
+    assert_eq!(config.limits.handshake_timeout, Duration::from_millis(500));
+    assert_eq!(config.limits.resume_grace, Duration::from_secs(3600));
+    assert_eq!(config.limits.max_upload_bytes.get(), 4);
+    assert_eq!(config.limits.resume_memory_bytes, 0);
+}
+
+#[test]
+fn what_is_left_out_has_its_default() {
+    let (config, _) = parse(&format!("{MINIMAL}[host.a]"));
+    assert_eq!(config.listen, ["0.0.0.0:8443".parse().unwrap()]);
+    assert_eq!((config.upgrade_base.as_str(), config.domain, config.allow_cn), ("/tinyscale/v1", None, false));
+    assert_eq!(config.limits, Limits::default());
+    let host = &config.hosts[&HostId::parse("a").unwrap()];
+    assert_eq!((host.account.as_str(), host.home.as_path()), ("dev", Path::new("/home/dev")));
+    assert_eq!(host.commands, Commands::Listed { mutagen: true, patterns: vec![] });
+    assert_eq!(host.env, ["LC_*", "LANG"]);
+    assert!(!host.shell && host.targets.is_empty() && host.wrapper.is_empty() && host.agent_digests.is_empty());
+    assert_eq!(Limits::default().resume_window_bytes.get(), 16 << 20);
+}
+
+#[test]
+fn a_shell_is_the_default_only_where_everything_is_allowed() {
+    for (commands, shell) in [("\"any\"", true), ("\"mutagen\"", false), ("[\"*\"]", false), ("[]", false)] {
+        let (config, _) = parse(&format!("{MINIMAL}[host.a]\ncommands = {commands}"));
+        assert_eq!(config.hosts[&HostId::parse("a").unwrap()].shell, shell, "{commands}");
+    }
+    let (config, _) = parse(&format!("{MINIMAL}[host.a]\ncommands = \"any\"\nshell = false"));
+    assert!(!config.hosts[&HostId::parse("a").unwrap()].shell);
+}
+
+#[test]
+fn a_bad_value_is_refused_with_its_line() {
+    for (text, line, fragment) in [
+        ("unknown = 1", 4, "unknown field `unknown`"),
+        ("listen = \"0.0.0.0:1\"", 4, "invalid type"),
+        ("listen = [\"localhost:1\"]", 4, "socket address"),
+        ("crl = 1", 4, "invalid type"),
+        ("domain = \"a b\"", 4, "not a DNS name"),
+        ("domain = \"example.net.\"", 4, "not a DNS name"),
+        ("upgrade_base = \"tinyscale\"", 4, "path prefix"),
+        ("upgrade_base = \"/a/\"", 4, "path prefix"),
+        ("upgrade_base = \"/a//b\"", 4, "path prefix"),
+        ("upgrade_base = \"/../b\"", 4, "path prefix"),
+        ("upgrade_base = \"/a?b\"", 4, "path prefix"),
+        ("upgrade_base = \"/a%2fb\"", 4, "path prefix"),
+        ("upgrade_base = \"\"", 4, "path prefix"),
+        ("allow_cn = \"yes\"", 4, "invalid type"),
+        ("crl = [\"\"]", 4, "empty"),
+        ("\n[host.\"dev-*\"]", 5, "exact id"),
+        ("[host.\"a b\"]", 4, "not a host id"),
+        ("[host.a]\n[host.A]", 4, "twice"),
+        ("[host.a]\naccount = \"root\"", 5, "its own account only"),
+        ("[host.a]\naccount = \"\"", 5, "empty"),
+        ("[host.a]\nhome = 1", 5, "invalid type"),
+        ("[host.a]\nhome = \"dev\"", 5, "absolute"),
+        ("[host.a]\nhome = \"\"", 5, "absolute"),
+        ("[host.a]\ncommand = \"any\"", 5, "unknown field `command`"),
+        ("[host.a]\ncommands = \"all\"", 5, "\"mutagen\", \"any\" or a list"),
+        ("[host.a]\ncommands = true", 5, "\"mutagen\", \"any\" or a list"),
+        ("[host.a]\ncommands = [\"ls\", \"any\"]", 5, "stands alone"),
+        ("[host.a]\ncommands = [\"\"]", 5, "no pattern"),
+        ("[host.a]\ncommands = [\"a  b\"]", 5, "no pattern"),
+        ("[host.a]\ncommands = [\"a\\tb\"]", 5, "no pattern"),
+        ("[host.a]\ncommands = [1]", 5, "invalid type"),
+        ("[host.a]\n\ntargets = [\"docker.sock\"]", 6, "no target"),
+        ("[host.a]\ntargets = [\"tcp:*:0\"]", 5, "no target"),
+        ("[host.a]\nshell = 1", 5, "invalid type"),
+        ("[host.a]\nenv = [\"A-B\"]", 5, "no pattern"),
+        ("[host.a]\nenv = [\"\"]", 5, "no pattern"),
+        ("[host.a]\nwrapper = [\"\"]", 5, "empty"),
+        ("[host.a]\nwrapper = \"docker exec\"", 5, "invalid type"),
+        ("[host.a]\nagent_digests = [\"abc\"]", 5, "SHA-256"),
+        ("[[grant]]\nprincipal = \"*\"", 4, "missing field `hosts`"),
+        ("[[grant]]\nhosts = [\"*\"]", 4, "missing field `principal`"),
+        ("[[grant]]\nprincipal = \"spiffe://*/a\"\nhosts = []", 5, "trust domain"),
+        ("[[grant]]\nprincipal = \"*\"\nhosts = [\"a b\"]", 6, "neither a host id nor a pattern"),
+        ("[[grant]]\nprincipal = \"*\"\nhosts = \"*\"", 6, "invalid type"),
+        ("[[grant]]\nprincipal = \"*\"\nhosts = []\nuser = 1", 7, "unknown field `user`"),
+        ("[limits]\nhandshake_timeout = 10", 5, "invalid type"),
+        ("[limits]\nhandshake_timeout = \"10\"", 5, "not a duration"),
+        ("[limits]\nhead_timeout = \"0s\"", 5, "zero"),
+        ("[limits]\nmax_sessions = 0", 5, "invalid value"),
+        ("[limits]\nmax_handshakes = -1", 5, "invalid value"),
+        ("[limits]\nmax_upload_bytes = \"1G\"", 5, "invalid type"),
+        ("[limits]\nresume_window_bytes = 1", 5, "at least 65536"),
+        ("[limits]\nmax = 1", 5, "unknown field `max`"),
+    ] {
+        let error = refused(text);
+        assert!(error.starts_with(&format!("/etc/tstunnel/server.toml:{line}: ")), "{text:?} -> {error}");
+        assert!(error.contains(fragment), "{text:?} -> {error}");
+    }
+}
+
+#[test]
+fn a_missing_key_is_refused() {
+    for missing in ["cert", "key", "client_ca"] {
+        let text: String =
+            MINIMAL.lines().filter(|line| !line.starts_with(&format!("{missing} "))).collect::<Vec<_>>().join("\n");
+        let error = ServerConfig::parse(Path::new("s.toml"), &text, &dev()).unwrap_err();
+        assert!(error.text.contains(&format!("missing field `{missing}`")), "{error}");
+    }
+}
+
+#[test]
+fn a_server_without_client_authorities_is_refused() {
+    let text = MINIMAL.replace("[\"ca.crt\"]", "[]");
+    let error = ServerConfig::parse(Path::new("s.toml"), &text, &dev()).unwrap_err();
+    assert!(error.text.starts_with("s.toml:3: "), "{error}");
+}
+
+#[test]
+fn another_account_is_refused_with_a_hint() {
+    let text = format!("{MINIMAL}[host.a]\naccount = \"root\"");
+    let error = ServerConfig::parse(Path::new("s.toml"), &text, &dev()).unwrap_err();
+    assert!(error.hint().contains("run the server as `root`"), "{error:?}");
+}
+
+#[test]
+fn a_root_upgrade_base_is_no_prefix() {
+    assert_eq!(parse(&format!("{MINIMAL}upgrade_base = \"/\"")).0.upgrade_base, "");
+}
+
+#[test]
+fn what_is_hardly_meant_is_warned_of() {
+    let (_, warnings) = parse(MINIMAL);
+    assert!(warnings.iter().any(|w| w.contains("nobody is let in")), "{warnings:?}");
+    assert!(warnings.iter().any(|w| w.contains("nothing to reach")), "{warnings:?}");
+    let (_, warnings) = parse(&format!("{MINIMAL}[host.a]\n[[grant]]\nprincipal = \"*\"\nhosts = [\"b-*\"]"));
+    assert_eq!(warnings, ["grant 1 for `*` covers none of the hosts"]);
+}
+
+#[test]
+fn a_key_that_others_can_read_is_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, key) = (folder.path().join("server.toml"), folder.path().join("server.key"));
+    std::fs::write(&config, MINIMAL).unwrap();
+    let error = ServerConfig::load(&config, &dev()).unwrap_err();
+    assert!(error.code == Code::Config && error.text.contains("server.key"), "{error}");
+    std::fs::write(&key, "").unwrap();
+    for mode in [0o644, 0o640, 0o604, 0o660, 0o602] {
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
+        let error = ServerConfig::load(&config, &dev()).unwrap_err();
+        assert!(error.code == Code::Config && error.text.contains("server.key"), "{error}");
+    }
+    for mode in [0o600, 0o400] {
+        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
+        assert_eq!(ServerConfig::load(&config, &dev()).unwrap().0.key, key);
+    }
+    std::fs::remove_file(&key).unwrap();
+    std::fs::create_dir(&key).unwrap();
+    assert!(ServerConfig::load(&config, &dev()).unwrap_err().text.contains("not a file"));
+}
+
+#[test]
+fn a_missing_file_is_refused() {
+    let error = ServerConfig::load(Path::new("/nowhere/server.toml"), &dev()).unwrap_err();
+    assert!(error.code == Code::Config && error.text.contains("/nowhere/server.toml"), "{error}");
+}
+
+const PASSWD: &str =
+    "root:x:0:0:root:/root:/bin/sh\ntoor:x:0:0::/toor:/bin/sh\ndev:x:1000:1000:,,,:/home/dev:/bin/sh\nbroken\n";
+
+fn account(uid: u32, said: Option<&str>, home: Option<&str>) -> Result<Account> {
+    Account::find(PASSWD, uid, said.map(Into::into), home.map(Into::into))
+}
+
+#[test]
+fn the_account_is_the_one_with_this_number() {
+    let named = |name: &str, home: &str| Account { name: name.into(), home: home.into() };
+    assert_eq!(account(1000, None, None).unwrap(), named("dev", "/home/dev"));
+    assert_eq!(account(1000, Some("root"), Some("/h")).unwrap(), named("dev", "/h"));
+    assert_eq!(account(0, Some("toor"), None).unwrap(), named("toor", "/toor"));
+    assert_eq!(account(0, None, None).unwrap(), named("root", "/root"));
+    assert_eq!(account(5000, Some("ldap-user"), Some("/h")).unwrap(), named("ldap-user", "/h"));
+    assert_eq!(account(5000, Some("dev"), Some("/h")).unwrap(), named("5000", "/h"));
+    assert_eq!(account(5000, None, Some("/h")).unwrap(), named("5000", "/h"));
+}
+
+#[test]
+fn an_account_without_a_home_is_refused() {
+    assert_eq!(account(5000, None, None).unwrap_err().code, Code::Config);
+    assert_eq!(account(1000, None, Some("relative")).unwrap_err().code, Code::Config);
+    assert!(Account::of_process().is_ok());
+}
