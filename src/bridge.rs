@@ -43,7 +43,10 @@ pub type Writer = Box<dyn AsyncWrite + Unpin + Send>;
 #[derive(Debug)]
 pub enum Event {
     /// All sources have ended, and the peer has been told.
-    SourcesEnded,
+    SourcesEnded {
+        /// Whether one of them ended with an error, such as a reset.
+        failed: bool,
+    },
     /// The peer's process has ended, and everything before that has been written.
     Exit(Exit),
     /// A signal for the process, without `SIG`.
@@ -96,6 +99,7 @@ pub struct Bridge {
     needs_flush: bool,
     finished: bool,
     timer: Pin<Box<Sleep>>,
+    source_failed: bool,
     source_bytes: u64,
     sink_bytes: u64,
 }
@@ -130,6 +134,7 @@ impl Bridge {
             needs_flush: false,
             finished: false,
             timer: Box::pin(tokio::time::sleep_until(Instant::now().into())),
+            source_failed: false,
             source_bytes: 0,
             sink_bytes: 0,
         }
@@ -162,6 +167,11 @@ impl Bridge {
                 self.session.queue_end(source.stream);
             }
         }
+    }
+
+    /// Whether no local sink takes anything any more.
+    pub fn sinks_ended(&self) -> bool {
+        self.sinks.iter().all(|sink| sink.writer.is_none())
     }
 
     /// Closes the local sinks: what the peer still sends for them is dropped.
@@ -322,12 +332,13 @@ impl Bridge {
                 }
                 ended => {
                     if let Err(error) = ended {
+                        self.source_failed = true;
                         tracing::debug!(stream = ?source.stream, %error, "source failed");
                     }
                     source.reader = None;
                     self.session.queue_end(source.stream);
                     if self.sources.iter().all(|source| source.reader.is_none()) {
-                        self.events.push_back(Event::SourcesEnded);
+                        self.events.push_back(Event::SourcesEnded { failed: self.source_failed });
                     }
                 }
             }
@@ -468,6 +479,8 @@ impl Sink {
 pub enum RawEnd {
     /// When the peer has ended its direction: there is nothing left to wait for.
     Incoming,
+    /// When the local reader has ended and the peer has been told.
+    Outgoing,
     /// When both directions have ended, each by itself.
     Both,
 }
@@ -508,19 +521,21 @@ pub async fn raw(
             from_peer.consume(length);
         }
     });
-    let mut sent = None;
-    let received = loop {
+    let (mut sent, mut received) = (None, None);
+    loop {
         tokio::select! {
             result = &mut outgoing, if sent.is_none() => sent = Some(result?),
-            result = &mut incoming => break result?,
+            result = &mut incoming, if received.is_none() => received = Some(result?),
         }
-    };
-    let sent = match (sent, end) {
-        (Some(sent), _) => sent,
-        (None, RawEnd::Incoming) => 0,
-        (None, RawEnd::Both) => outgoing.await?,
-    };
-    Ok((sent, received))
+        let is_over = match end {
+            RawEnd::Incoming => received.is_some(),
+            RawEnd::Outgoing => sent.is_some(),
+            RawEnd::Both => sent.is_some() && received.is_some(),
+        };
+        if is_over {
+            return Ok((sent.unwrap_or(0), received.unwrap_or(0)));
+        }
+    }
 }
 
 #[cfg(test)]

@@ -14,10 +14,12 @@ use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::time::Instant;
 
 use crate::protocol::session::Exit;
-use crate::server::policy::{Permit, Program};
+use crate::server::policy::{Action, Invocation, Permit};
 
 /// Where programs without a slash are looked up, as sshd does where nothing else is configured.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// What runs a line where the account has no shell of its own.
+const DEFAULT_SHELL: &str = "/bin/sh";
 /// The folder that a confined agent's file must be in, below the home.
 const AGENTS: &str = ".mutagen/agents";
 /// Bytes that a pipe to or from a process holds, where the system allows it.
@@ -62,22 +64,26 @@ pub struct Pipes {
 /// A [`StartFailure`]; its text is for the client.
 pub fn start(permit: &Permit) -> Result<(Process, Pipes), StartFailure> {
     let home = permit.home();
+    let Action::Command { invocation, env, confined_agent } = permit.action() else {
+        return Err(StartFailure::Broken("this permit is not for a command".to_owned()));
+    };
+    let login_shell = login_shell(permit.account());
     if permit.wrapper().is_empty() && !home.is_dir() {
         return Err(StartFailure::Broken(format!("the home directory {} does not exist", home.display())));
     }
     let mut words: Vec<String> = permit.wrapper().to_vec();
-    match permit.program() {
-        Program::Words(argv) => {
+    match invocation {
+        Invocation::Argv(argv) => {
             let mut argv = argv.clone();
             if words.is_empty()
                 && let Some(program) = argv.first_mut()
             {
-                *program = resolve(program, home, permit.is_confined_agent())?;
+                *program = resolve(program, home, *confined_agent)?;
             }
             words.append(&mut argv);
         }
-        Program::ShellLine(line) => {
-            let shell = if words.is_empty() { permit.shell() } else { "/bin/sh" };
+        Invocation::Shell(line) => {
+            let shell = if words.is_empty() { login_shell.as_str() } else { DEFAULT_SHELL };
             words.extend([shell.to_owned(), "-c".to_owned(), line.clone()]);
         }
     }
@@ -91,9 +97,9 @@ pub fn start(permit: &Permit) -> Result<(Process, Pipes), StartFailure> {
         .env("HOME", home)
         .env("USER", permit.account())
         .env("LOGNAME", permit.account())
-        .env("SHELL", permit.shell())
+        .env("SHELL", &login_shell)
         .env("PATH", PATH)
-        .envs(permit.env().iter().map(|(name, value)| (name, value)))
+        .envs(env.iter().map(|(name, value)| (name, value)))
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -113,6 +119,17 @@ pub fn start(permit: &Permit) -> Result<(Process, Pipes), StartFailure> {
     let _ = rustix::pipe::fcntl_setpipe_size(&stdin, PIPE_BYTES);
     let _ = rustix::pipe::fcntl_setpipe_size(&stdout, PIPE_BYTES);
     Ok((Process { child, group }, Pipes { stdin, stdout, stderr }))
+}
+
+/// The account's shell (passwd(5)).
+fn login_shell(account: &str) -> String {
+    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
+    let entry =
+        passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| fields.first() == Some(&account));
+    match entry.as_deref() {
+        Some([_, _, _, _, _, _, shell]) if !shell.is_empty() => (*shell).to_owned(),
+        _ => DEFAULT_SHELL.to_owned(),
+    }
 }
 
 /// The file that `program` names: relative to the home where it has a slash, else looked up in [`PATH`].
@@ -262,4 +279,3 @@ pub async fn end(mut process: Process, mut ladder: Ladder, has_ended: bool) {
         let _ = kill_process_group(group, Signal::KILL);
     }
 }
-

@@ -290,7 +290,10 @@ impl Part {
                 }
             }
         }
-        self.file.set_len(offset).and_then(|()| self.file.seek(SeekFrom::Start(offset))).map_err(|error| storage(&error))?;
+        self.file
+            .set_len(offset)
+            .and_then(|()| self.file.seek(SeekFrom::Start(offset)))
+            .map_err(|error| storage(&error))?;
         Ok(())
     }
 
@@ -392,7 +395,8 @@ fn remove(path: &Path) {
 }
 
 fn open_regular(path: &Path) -> io::Result<File> {
-    let file = File::options().read(true).custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32).open(path)?;
+    let file =
+        File::options().read(true).custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32).open(path)?;
     if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
 }
 

@@ -1,0 +1,193 @@
+//! `POST /copy/{filename}` and `HEAD`: headers → an upload's order, the body → the thread that writes it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::body::Incoming;
+use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderValue};
+use hyper::{Method, Request, Response, StatusCode};
+use tokio::sync::mpsc;
+
+use super::{Answer, internal, json};
+use crate::error::{Code, Error, Result, printable};
+use crate::protocol::{HEADER_MODE, HEADER_UNENCODED_DIGEST, HEADER_UPLOAD_OFFSET};
+use crate::server::Shared;
+use crate::server::admission::Ticket;
+use crate::server::handshake::Peer;
+use crate::server::policy::{Action, Permit};
+use crate::server::refusal::Refusal;
+use crate::server::upload::{Chunk, Encoding, Order, Sha256, Stored, Turn, hex};
+
+/// Pieces of a body on their way to the disk: enough to keep both sides busy.
+const CHUNKS_IN_FLIGHT: usize = 8;
+/// A file's permission bits where the client says none.
+const DEFAULT_MODE: u32 = 0o644;
+
+/// Answers an upload, or the question how much of one is held.
+pub(super) async fn copy(
+    shared: &Arc<Shared>,
+    peer: &Arc<Peer>,
+    permit: Permit,
+    ticket: Ticket,
+    request: Request<Incoming>,
+) -> Result<Answer, Refusal> {
+    let Action::Copy { filename, digests } = permit.action() else {
+        return Err(internal("this permit is not for a file"));
+    };
+    let order = order(shared, &permit, filename, request.headers())?;
+    if !digests.is_empty() && !order.digest.is_some_and(|digest| digests.contains(&hex(&digest))) {
+        return Err(Error::new(Code::CommandDenied, "this file is not one of those that the host trusts").into());
+    }
+    if request.method() == Method::HEAD {
+        return held(shared, &order).await;
+    }
+    length(request.headers(), order.max_bytes)?;
+    // A task of its own: what has come is dealt with even where the connection ends.
+    let idle = shared.config.limits.body_idle_timeout;
+    let shared = shared.clone();
+    let peer = peer.clone();
+    let uploading = tokio::spawn(async move {
+        let turn = Arc::new(shared.uploads.turn(&order.home, &order.name, order.digest.as_ref()).await);
+        let result = upload(turn.clone(), Arc::new(order), request.into_body(), idle).await;
+        if let Some(turn) = Arc::into_inner(turn) {
+            turn.finish();
+        }
+        let principal = &permit.principal().0;
+        let result_text = result.as_ref().map_or_else(
+            |refusal| printable(&refusal.error.to_string()),
+            |(status, stored)| format!("{} {}", status.as_u16(), hex(&stored.sha256)),
+        );
+        tracing::info!(
+            peer = %peer.address, principal, host = %permit.host(), action = ?permit.action(), rule = permit.rule(),
+            result = result_text, "upload"
+        );
+        drop(ticket);
+        result
+    });
+    let (status, stored) = uploading.await.map_err(internal)??;
+    Ok(json(status, &serde_json::json!({"size": stored.size, "sha256": hex(&stored.sha256)})))
+}
+
+async fn held(shared: &Shared, order: &Order) -> Result<Answer, Refusal> {
+    let Some(digest) = &order.digest else {
+        return Err(Refusal::bad_request(400, format!("there is no {HEADER_UNENCODED_DIGEST}")));
+    };
+    let turn = shared.uploads.turn(&order.home, &order.name, Some(digest)).await;
+    let offset = turn.held();
+    turn.finish();
+    let mut answer = Response::new(Full::new(Bytes::new()));
+    *answer.status_mut() = StatusCode::NO_CONTENT;
+    answer.headers_mut().insert("upload-offset", HeaderValue::from(offset));
+    Ok(answer)
+}
+
+async fn upload(
+    turn: Arc<Turn>,
+    order: Arc<Order>,
+    mut body: Incoming,
+    idle: Duration,
+) -> Result<(StatusCode, Stored), Refusal> {
+    let known = tokio::task::spawn_blocking({
+        let (turn, order) = (turn.clone(), order.clone());
+        move || turn.store_known(&order)
+    });
+    if let Some(stored) = known.await.map_err(internal)?? {
+        return Ok((StatusCode::OK, stored));
+    }
+    let (chunks, mut receiver) = mpsc::channel(CHUNKS_IN_FLIGHT);
+    let storing = tokio::task::spawn_blocking({
+        let (turn, order) = (turn.clone(), order.clone());
+        move || turn.store(&order, &mut receiver)
+    });
+    loop {
+        let frame = tokio::select! {
+            frame = tokio::time::timeout(idle, body.frame()) => frame,
+            () = turn.asked_for() => break,
+        };
+        let chunk = match frame {
+            Ok(Some(Ok(frame))) => match frame.into_data() {
+                Ok(data) => Chunk::Data(data),
+                Err(_trailers) => continue,
+            },
+            Ok(None) => Chunk::End,
+            // Broken off, or silent for too long.
+            Ok(Some(Err(_))) | Err(_) => break,
+        };
+        let is_end = matches!(chunk, Chunk::End);
+        if chunks.send(chunk).await.is_err() || is_end {
+            break;
+        }
+    }
+    drop(chunks);
+    let stored = storing.await.map_err(internal)??;
+    Ok((StatusCode::CREATED, stored))
+}
+
+fn order(shared: &Shared, permit: &Permit, filename: &str, headers: &HeaderMap) -> Result<Order, Refusal> {
+    let encoding = match text(headers, CONTENT_ENCODING.as_str())? {
+        None | Some("identity") => Encoding::Identity,
+        Some("zstd") => Encoding::Zstd,
+        Some("gzip") => Encoding::Gzip,
+        Some(_) => return Err(Refusal::bad_request(415, "the body's encoding is not identity, zstd or gzip")),
+    };
+    let mode = match text(headers, HEADER_MODE)? {
+        None => DEFAULT_MODE,
+        Some(mode) => u32::from_str_radix(mode, 8)
+            .ok()
+            .filter(|mode| *mode <= 0o777)
+            .ok_or_else(|| Refusal::bad_request(400, format!("{HEADER_MODE} is not permission bits in octal")))?,
+    };
+    let offset = match text(headers, HEADER_UPLOAD_OFFSET)? {
+        None => 0,
+        Some(offset) => {
+            offset.parse().map_err(|_| Refusal::bad_request(400, format!("{HEADER_UPLOAD_OFFSET} is not a number")))?
+        }
+    };
+    let digest = digest(headers, HEADER_UNENCODED_DIGEST)?;
+    if offset > 0 && digest.is_none() {
+        return Err(Refusal::bad_request(400, format!("{HEADER_UPLOAD_OFFSET} without {HEADER_UNENCODED_DIGEST}")));
+    }
+    Ok(Order {
+        home: permit.home().to_owned(),
+        name: filename.to_owned(),
+        mode,
+        digest,
+        body_digest: self::digest(headers, "Content-Digest")?,
+        encoding,
+        offset,
+        max_bytes: shared.config.limits.max_upload_bytes.get(),
+    })
+}
+
+fn length(headers: &HeaderMap, max_bytes: u64) -> Result<(), Refusal> {
+    let length = text(headers, CONTENT_LENGTH.as_str())?.and_then(|length| length.parse::<u64>().ok());
+    match length {
+        None => Err(Refusal::bad_request(400, "an upload needs a Content-Length")),
+        Some(length) if length > max_bytes => {
+            Err(Refusal::bad_request(413, format!("the file is larger than {max_bytes} bytes")))
+        }
+        Some(_) => Ok(()),
+    }
+}
+
+fn text<'a>(headers: &'a HeaderMap, name: &str) -> Result<Option<&'a str>, Refusal> {
+    let value = headers.get(name).map(|value| value.to_str().map(str::trim));
+    value.transpose().map_err(|_| Refusal::bad_request(400, format!("{name} is not ASCII")))
+}
+
+/// The SHA-256 among the digests of a field (RFC 9530 §2); other algorithms are passed over.
+fn digest(headers: &HeaderMap, name: &str) -> Result<Option<Sha256>, Refusal> {
+    let Some(value) = text(headers, name)? else { return Ok(None) };
+    let mut entries = value.split(',').map(str::trim);
+    let Some(encoded) = entries.find_map(|entry| entry.strip_prefix("sha-256=")) else { return Ok(None) };
+    let bytes =
+        encoded.strip_prefix(':').and_then(|rest| rest.strip_suffix(':')).and_then(|rest| BASE64.decode(rest).ok());
+    match bytes.and_then(|bytes| Sha256::try_from(bytes).ok()) {
+        Some(digest) => Ok(Some(digest)),
+        None => Err(Refusal::bad_request(400, format!("{name} is not `sha-256=:BASE64:`"))),
+    }
+}

@@ -1,0 +1,275 @@
+//! A permitted request's streams over an upgraded connection, until one side ends it: processes and targets, with frames
+//! and without.
+
+use std::time::{Duration, Instant};
+
+use tokio::io::AsyncReadExt;
+use tokio::sync::watch;
+
+use crate::bridge::{self, Bridge, Connection, Event, RawEnd, Reader, Writer};
+use crate::protocol::frame::{Kind, Role};
+use crate::protocol::liveness::Policy;
+use crate::protocol::session::{Exit, Session};
+use crate::server::process::{self, Ladder, Pipes, Process};
+
+/// How long a process's output may stay silent after its end, while something that it started keeps it open.
+const DRAIN_QUIET: Duration = Duration::from_secs(1);
+/// After that time, what is read beyond this is not the process's own: a pipe holds no more.
+const DRAIN_BYTES: u64 = 1 << 20;
+/// How long a target that has ended its direction may still be sent something, while nothing is.
+const LINGER: Duration = Duration::from_secs(5);
+/// How long the last words to a client may take.
+const GOODBYE: Duration = Duration::from_secs(1);
+/// A client that is gone shows within half a minute.
+const LIVENESS: Policy = Policy { interval: Duration::from_secs(10), count: 3 };
+
+/// What a session is about.
+#[derive(Debug)]
+pub enum Work {
+    /// A process that runs.
+    Process(Process, Pipes),
+    /// A process that could not be started: what its stderr says, and its status.
+    Unstarted(String, u32),
+}
+
+/// How a session ended, for the log.
+#[derive(Debug, Default)]
+pub struct Summary {
+    /// The process's end, where it was seen.
+    pub exit: Option<Exit>,
+    /// Bytes to the client.
+    pub sent_bytes: u64,
+    /// Bytes from the client.
+    pub received_bytes: u64,
+    /// What ended it.
+    pub reason: String,
+}
+
+impl Summary {
+    fn of_raw(result: std::io::Result<(u64, u64)>) -> Summary {
+        match result {
+            Ok((sent_bytes, received_bytes)) => {
+                Summary { sent_bytes, received_bytes, reason: "finished".to_owned(), ..Summary::default() }
+            }
+            Err(error) => Summary { reason: format!("connection lost: {error}"), ..Summary::default() },
+        }
+    }
+
+    fn stopped() -> Summary {
+        Summary { reason: "the server stops".to_owned(), ..Summary::default() }
+    }
+}
+
+/// Carries a process's streams in frames.
+pub async fn command(
+    connection: Box<dyn Connection>,
+    leftover: &[u8],
+    work: Work,
+    window_bytes: usize,
+    mut stop: watch::Receiver<bool>,
+) -> Summary {
+    let session = Session::new(Role::Server, window_bytes, LIVENESS, Instant::now());
+    let mut exit = None;
+    let (process, sources, sinks): (_, Vec<(Kind, Reader)>, Vec<(Kind, Writer)>) = match work {
+        Work::Process(process, pipes) => (
+            Some(process),
+            vec![(Kind::Stdout, Box::new(pipes.stdout)), (Kind::Stderr, Box::new(pipes.stderr))],
+            vec![(Kind::Stdin, Box::new(pipes.stdin))],
+        ),
+        Work::Unstarted(text, status) => {
+            exit = Some(Exit::Status(status));
+            let stderr = std::io::Cursor::new(format!("tstunnel: {}\n", crate::error::printable(&text)));
+            (None, vec![(Kind::Stdout, Box::new(tokio::io::empty())), (Kind::Stderr, Box::new(stderr))], vec![])
+        }
+    };
+    let mut bridge = Bridge::new(session, connection, leftover, sources, sinks);
+    let mut process = process;
+    let mut ladder = Ladder::default();
+    let mut drain = Drain::default();
+    let mut told = false;
+    let reason = loop {
+        let running = process.as_mut().filter(|_| exit.is_none());
+        tokio::select! {
+            event = bridge.next() => match event {
+                Event::SourcesEnded { .. } => drain.is_over = true,
+                Event::Signal(name) => if let Some(process) = &process { process.signal(&name) },
+                Event::SinkClosed(_) | Event::Exit(_) => {}
+                end => break peer_end(end, &mut bridge).await,
+            },
+            end = ended(running) => exit = Some(end),
+            () = drain.tick(&bridge), if exit.is_some() && !drain.is_over => {}
+            _ = stop.wait_for(|stop| *stop), if !ladder.is_started() => {
+                bridge.close_sinks();
+                ladder.start();
+            }
+            () = climb(&mut ladder, process.as_ref()), if exit.is_none() => {}
+        }
+        if let Some(exit) = exit
+            && drain.is_over
+            && !told
+        {
+            bridge.abandon_sources();
+            bridge.session().queue_exit(exit);
+            told = true;
+        }
+    };
+    let (sent_bytes, received_bytes) = bridge.byte_counts();
+    drop(bridge);
+    if let Some(process) = process {
+        process::end(process, ladder, exit.is_some()).await;
+    }
+    Summary { exit, sent_bytes, received_bytes, reason }
+}
+
+async fn ended(process: Option<&mut Process>) -> Exit {
+    match process {
+        Some(process) => process.wait().await,
+        None => std::future::pending().await,
+    }
+}
+
+async fn climb(ladder: &mut Ladder, process: Option<&Process>) {
+    match process {
+        Some(process) => ladder.step(process).await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Decides when the output of a process that has ended is over, while something else keeps it open.
+#[derive(Debug, Default)]
+struct Drain {
+    is_over: bool,
+    at_exit: Option<u64>,
+    seen: u64,
+}
+
+impl Drain {
+    async fn tick(&mut self, bridge: &Bridge) {
+        let start = *self.at_exit.get_or_insert(bridge.byte_counts().0);
+        tokio::time::sleep(DRAIN_QUIET).await;
+        let count = bridge.byte_counts().0;
+        // A client that takes nothing is no sign that there is nothing.
+        let is_quiet = count == self.seen && bridge.is_reading();
+        self.is_over |= is_quiet || count - start > DRAIN_BYTES;
+        self.seen = count;
+    }
+}
+
+/// Carries a target's stream in frames.
+pub async fn stream(
+    connection: Box<dyn Connection>,
+    leftover: &[u8],
+    (reader, writer): (Reader, Writer),
+    window_bytes: usize,
+    mut stop: watch::Receiver<bool>,
+) -> Summary {
+    let session = Session::new(Role::Server, window_bytes, LIVENESS, Instant::now());
+    let sources = vec![(Kind::Stdout, reader)];
+    let mut bridge = Bridge::new(session, connection, leftover, sources, vec![(Kind::Stdin, writer)]);
+    let mut end = None;
+    let mut exit = None;
+    let mut linger = std::pin::pin!(tokio::time::sleep(LINGER));
+    let mut lingering_at = 0;
+    let reason = loop {
+        tokio::select! {
+            event = bridge.next() => match event {
+                Event::SourcesEnded { failed } => {
+                    end = Some(Exit::Status(u32::from(failed)));
+                    linger.as_mut().reset(tokio::time::Instant::now() + LINGER);
+                    lingering_at = bridge.byte_counts().1;
+                }
+                Event::SinkClosed(_) | Event::Signal(_) | Event::Exit(_) => {}
+                event => break peer_end(event, &mut bridge).await,
+            },
+            () = &mut linger, if end.is_some() && exit.is_none() => {
+                let count = bridge.byte_counts().1;
+                if count == lingering_at {
+                    bridge.close_sinks();
+                }
+                lingering_at = count;
+                linger.as_mut().reset(tokio::time::Instant::now() + LINGER);
+            }
+            _ = stop.wait_for(|stop| *stop), if exit.is_none() => {
+                bridge.abandon_sources();
+                bridge.close_sinks();
+                end = Some(Exit::Status(1));
+            }
+        }
+        if exit.is_none()
+            && let Some(end) = end
+            && (end == Exit::Status(1) || bridge.sinks_ended())
+        {
+            exit = Some(end);
+            bridge.session().queue_end(Kind::Stderr);
+            bridge.session().queue_exit(end);
+        }
+    };
+    let (sent_bytes, received_bytes) = bridge.byte_counts();
+    Summary { exit, sent_bytes, received_bytes, reason }
+}
+
+/// What is due when the peer, or the connection to it, has ended the session; says why.
+async fn peer_end(event: Event, bridge: &mut Bridge) -> String {
+    let (is_heard, reason) = match event {
+        Event::Finished => (true, "finished".to_owned()),
+        Event::Close => (true, "closed by the client".to_owned()),
+        Event::Violation(text) => (true, format!("protocol error: {text}")),
+        Event::PeerError(text) => (true, format!("the client gave up: {}", crate::error::printable(&text))),
+        Event::Lost(None) => (false, "connection closed".to_owned()),
+        Event::Lost(Some(error)) => (false, format!("connection lost: {error}")),
+        other => (false, format!("{other:?}")),
+    };
+    if is_heard {
+        let goodbye = async {
+            if bridge.shutdown().await.is_ok() {
+                bridge.drain().await;
+            }
+        };
+        let _ = tokio::time::timeout(GOODBYE, goodbye).await;
+    }
+    reason
+}
+
+/// Carries a process's stdin and stdout without frames. Its stderr goes nowhere, but is read.
+pub async fn raw_command(
+    connection: Box<dyn Connection>,
+    leftover: &[u8],
+    mut process: Process,
+    pipes: Pipes,
+    mut stop: watch::Receiver<bool>,
+) -> Summary {
+    let Pipes { stdin, stdout, mut stderr } = pipes;
+    let mut connection = connection;
+    let discard = tokio::spawn(async move {
+        let mut rest = vec![0; 4096];
+        while matches!(stderr.read(&mut rest).await, Ok(count) if count > 0) {}
+    });
+    let mut exit = None;
+    let streams = bridge::raw(&mut *connection, leftover, Box::new(stdout), Box::new(stdin), RawEnd::Outgoing);
+    let mut streams = std::pin::pin!(streams);
+    let mut summary = loop {
+        tokio::select! {
+            result = &mut streams => break Summary::of_raw(result),
+            end = process.wait(), if exit.is_none() => exit = Some(end),
+            _ = stop.wait_for(|stop| *stop) => break Summary::stopped(),
+        }
+    };
+    discard.abort();
+    process::end(process, Ladder::default(), exit.is_some()).await;
+    summary.exit = exit;
+    summary
+}
+
+/// Carries a target's stream without frames.
+pub async fn raw_stream(
+    connection: Box<dyn Connection>,
+    leftover: &[u8],
+    (reader, writer): (Reader, Writer),
+    mut stop: watch::Receiver<bool>,
+) -> Summary {
+    let mut connection = connection;
+    tokio::select! {
+        result = bridge::raw(&mut *connection, leftover, reader, writer, RawEnd::Both) => Summary::of_raw(result),
+        _ = stop.wait_for(|stop| *stop) => Summary::stopped(),
+    }
+}
