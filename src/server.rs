@@ -26,7 +26,7 @@ use std::time::Duration;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::TcpListener;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
@@ -52,12 +52,23 @@ pub struct Shared {
     policy: Policy,
     uploads: Uploads,
     admission: Admission,
-    stop: watch::Receiver<bool>,
+    stop: Stop,
 }
 
 impl Shared {
     fn is_stopping(&self) -> bool {
-        *self.stop.borrow()
+        *self.stop.0.borrow()
+    }
+}
+
+/// Tells when the server stops.
+#[derive(Clone, Debug)]
+pub struct Stop(watch::Receiver<bool>);
+
+impl Stop {
+    /// Waits until the server stops. Cancel-safe.
+    pub async fn wait(&mut self) {
+        let _ = self.0.wait_for(|stop| *stop).await;
     }
 }
 
@@ -72,6 +83,10 @@ pub async fn run(path: &Path) -> Result<()> {
         tracing::warn!("{}: {warning}", path.display());
     }
     let tls = Arc::new(tls::server_config(&config.cert, &config.key, &config.client_ca, &config.crl)?);
+    if config.listen.is_empty() {
+        let text = format!("{}: `listen` names no address", path.display());
+        return Err(Error::new(Code::Config, text).with_hint("set `listen = [\"0.0.0.0:8443\"]`"));
+    }
     let mut listeners = Vec::new();
     for address in &config.listen {
         listeners.push(listen(*address).await?);
@@ -85,7 +100,7 @@ pub async fn run(path: &Path) -> Result<()> {
     for host in config.hosts.values() {
         uploads.sweep(&host.home);
     }
-    let shared = Arc::new(Shared { policy: Policy::new(&config), config, uploads, admission, stop });
+    let shared = Arc::new(Shared { policy: Policy::new(&config), config, uploads, admission, stop: Stop(stop) });
     let mut accepting = JoinSet::new();
     for listener in listeners {
         accepting.spawn(accept(listener, shared.clone(), tls.clone(), handshakes.clone()));
@@ -174,7 +189,7 @@ async fn serve(shared: Arc<Shared>, stream: Stream, peer: Peer) {
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {
         result = &mut connection => result,
-        _ = stop.wait_for(|stop| *stop) => {
+        () = stop.wait() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::time::Instant;
 
@@ -29,6 +29,9 @@ const STDIN_GRACE: Duration = Duration::from_secs(1);
 /// From SIGTERM to SIGKILL.
 const TERM_GRACE: Duration = Duration::from_secs(5);
 
+/// How often a group without its leader is looked at; there is no event for its end.
+const GROUP_POLL: Duration = Duration::from_millis(20);
+
 /// Why a permitted command is not running.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum StartFailure {
@@ -44,8 +47,12 @@ pub enum StartFailure {
 #[derive(Debug)]
 pub struct Process {
     child: Child,
-    group: Option<Pid>,
+    group: Group,
 }
+
+/// The process group that a command leads.
+#[derive(Clone, Copy, Debug)]
+pub struct Group(Option<Pid>);
 
 /// The server's ends of a process's standard streams.
 #[derive(Debug)]
@@ -111,7 +118,7 @@ pub fn start(permit: &Permit) -> Result<(Process, Pipes), StartFailure> {
         command.current_dir("/");
     }
     let mut child = command.spawn().map_err(|error| explain(program, &error))?;
-    let group = child.id().and_then(|id| Pid::from_raw(id as i32));
+    let group = Group(child.id().and_then(|id| Pid::from_raw(id as i32)));
     let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
     else {
         return Err(StartFailure::Broken("the process has no standard streams".to_owned()));
@@ -185,17 +192,27 @@ impl Process {
         }
     }
 
-    /// Sends a signal, by its name without `SIG` (RFC 4254 §6.9), to the process group; an unknown one is ignored.
-    pub fn signal(&self, name: &str) {
+    /// The group that it leads.
+    pub fn group(&self) -> Group {
+        self.group
+    }
+}
+
+impl Group {
+    /// Sends a signal, by its name without `SIG` (RFC 4254 §6.9); an unknown one is ignored.
+    pub fn signal(self, name: &str) {
         if let Some(signal) = signal_by_name(name) {
             self.kill(signal);
         }
     }
 
-    fn kill(&self, signal: Signal) {
-        if let Some(group) = self.group {
-            let _ = kill_process_group(group, signal);
-        }
+    /// Whether there was anybody to get the signal.
+    fn kill(self, signal: Signal) -> bool {
+        self.0.is_some_and(|group| kill_process_group(group, signal).is_ok())
+    }
+
+    fn is_alive(self) -> bool {
+        self.0.is_some_and(|group| test_kill_process_group(group).is_ok())
     }
 }
 
@@ -231,51 +248,49 @@ fn signal_by_name(name: &str) -> Option<Signal> {
 /// the start.
 #[derive(Debug, Default)]
 pub struct Ladder {
+    is_started: bool,
     next: Option<(Instant, Signal)>,
 }
 
 impl Ladder {
     /// Starts the ladder, if it has not been.
     pub fn start(&mut self) {
-        self.next.get_or_insert((Instant::now() + STDIN_GRACE, Signal::TERM));
+        if !self.is_started {
+            self.is_started = true;
+            self.next = Some((Instant::now() + STDIN_GRACE, Signal::TERM));
+        }
     }
 
     /// Whether it has been started.
     pub fn is_started(&self) -> bool {
-        self.next.is_some()
+        self.is_started
     }
 
     /// Waits until the next step is due, and takes it. Never returns after the last one, nor before the start.
-    pub async fn step(&mut self, process: &Process) {
+    pub async fn step(&mut self, group: Group) {
         let Some((at, signal)) = self.next else { return std::future::pending().await };
-        if signal == Signal::CONT {
-            return std::future::pending().await;
-        }
         tokio::time::sleep_until(at).await;
-        process.kill(signal);
-        let last = signal == Signal::KILL;
-        self.next = Some((Instant::now() + TERM_GRACE, if last { Signal::CONT } else { Signal::KILL }));
+        group.kill(signal);
+        self.next = (signal == Signal::TERM).then(|| (Instant::now() + TERM_GRACE, Signal::KILL));
     }
 }
 
 /// Ends a process whose session is over, and waits until nothing of its group is left.
-pub async fn end(mut process: Process, mut ladder: Ladder, has_ended: bool) {
+pub async fn end(mut process: Process, mut ladder: Ladder, mut has_ended: bool) {
+    let group = process.group;
     ladder.start();
-    if !has_ended {
-        loop {
-            tokio::select! {
-                _ = process.wait() => break,
-                () = ladder.step(&process) => {}
-            }
+    while !has_ended {
+        tokio::select! {
+            _ = process.wait() => has_ended = true,
+            () = ladder.step(group) => {}
         }
     }
-    // What the process left behind in its group has had its time with the process.
-    let Some(group) = process.group else { return };
-    if kill_process_group(group, Signal::TERM).is_ok() {
+    // What the process has left behind in its group has had its time with the process.
+    if group.kill(Signal::TERM) {
         let deadline = Instant::now() + TERM_GRACE;
-        while Instant::now() < deadline && rustix::process::test_kill_process_group(group).is_ok() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
+        while Instant::now() < deadline && group.is_alive() {
+            tokio::time::sleep(GROUP_POLL).await;
         }
-        let _ = kill_process_group(group, Signal::KILL);
+        group.kill(Signal::KILL);
     }
 }

@@ -4,13 +4,13 @@
 use std::time::{Duration, Instant};
 
 use tokio::io::AsyncReadExt;
-use tokio::sync::watch;
 
 use crate::bridge::{self, Bridge, Connection, Event, RawEnd, Reader, Writer};
 use crate::protocol::frame::{Kind, Role};
 use crate::protocol::liveness::Policy;
 use crate::protocol::session::{Exit, Session};
-use crate::server::process::{self, Ladder, Pipes, Process};
+use crate::server::Stop;
+use crate::server::process::{self, Group, Ladder, Pipes, Process};
 
 /// How long a process's output may stay silent after its end, while something that it started keeps it open.
 const DRAIN_QUIET: Duration = Duration::from_secs(1);
@@ -27,7 +27,7 @@ const LIVENESS: Policy = Policy { interval: Duration::from_secs(10), count: 3 };
 #[derive(Debug)]
 pub enum Work {
     /// A process that runs.
-    Process(Process, Pipes),
+    Process(Box<Process>, Pipes),
     /// A process that could not be started: what its stderr says, and its status.
     Unstarted(String, u32),
 }
@@ -66,11 +66,11 @@ pub async fn command(
     leftover: &[u8],
     work: Work,
     window_bytes: usize,
-    mut stop: watch::Receiver<bool>,
+    mut stop: Stop,
 ) -> Summary {
     let session = Session::new(Role::Server, window_bytes, LIVENESS, Instant::now());
     let mut exit = None;
-    let (process, sources, sinks): (_, Vec<(Kind, Reader)>, Vec<(Kind, Writer)>) = match work {
+    let (process, sources, sinks): (_, Vec<bridge::Source>, Vec<bridge::Sink>) = match work {
         Work::Process(process, pipes) => (
             Some(process),
             vec![(Kind::Stdout, Box::new(pipes.stdout)), (Kind::Stderr, Box::new(pipes.stderr))],
@@ -84,6 +84,7 @@ pub async fn command(
     };
     let mut bridge = Bridge::new(session, connection, leftover, sources, sinks);
     let mut process = process;
+    let group = process.as_ref().map(Process::group);
     let mut ladder = Ladder::default();
     let mut drain = Drain::default();
     let mut told = false;
@@ -92,17 +93,17 @@ pub async fn command(
         tokio::select! {
             event = bridge.next() => match event {
                 Event::SourcesEnded { .. } => drain.is_over = true,
-                Event::Signal(name) => if let Some(process) = &process { process.signal(&name) },
+                Event::Signal(name) => if let Some(group) = group { group.signal(&name) },
                 Event::SinkClosed(_) | Event::Exit(_) => {}
                 end => break peer_end(end, &mut bridge).await,
             },
             end = ended(running) => exit = Some(end),
-            () = drain.tick(&bridge), if exit.is_some() && !drain.is_over => {}
-            _ = stop.wait_for(|stop| *stop), if !ladder.is_started() => {
+            () = tokio::time::sleep(DRAIN_QUIET), if exit.is_some() && !drain.is_over => drain.look(&bridge),
+            () = stop.wait(), if !ladder.is_started() => {
                 bridge.close_sinks();
                 ladder.start();
             }
-            () = climb(&mut ladder, process.as_ref()), if exit.is_none() => {}
+            () = climb(&mut ladder, group), if exit.is_none() => {}
         }
         if let Some(exit) = exit
             && drain.is_over
@@ -116,7 +117,7 @@ pub async fn command(
     let (sent_bytes, received_bytes) = bridge.byte_counts();
     drop(bridge);
     if let Some(process) = process {
-        process::end(process, ladder, exit.is_some()).await;
+        process::end(*process, ladder, exit.is_some()).await;
     }
     Summary { exit, sent_bytes, received_bytes, reason }
 }
@@ -128,9 +129,9 @@ async fn ended(process: Option<&mut Process>) -> Exit {
     }
 }
 
-async fn climb(ladder: &mut Ladder, process: Option<&Process>) {
-    match process {
-        Some(process) => ladder.step(process).await,
+async fn climb(ladder: &mut Ladder, group: Option<Group>) {
+    match group {
+        Some(group) => ladder.step(group).await,
         None => std::future::pending().await,
     }
 }
@@ -139,19 +140,19 @@ async fn climb(ladder: &mut Ladder, process: Option<&Process>) {
 #[derive(Debug, Default)]
 struct Drain {
     is_over: bool,
-    at_exit: Option<u64>,
-    seen: u64,
+    first: Option<u64>,
+    last: u64,
 }
 
 impl Drain {
-    async fn tick(&mut self, bridge: &Bridge) {
-        let start = *self.at_exit.get_or_insert(bridge.byte_counts().0);
-        tokio::time::sleep(DRAIN_QUIET).await;
+    /// Looks how far the output has come, [`DRAIN_QUIET`] after the last event.
+    fn look(&mut self, bridge: &Bridge) {
         let count = bridge.byte_counts().0;
+        let first = *self.first.get_or_insert(count);
         // A client that takes nothing is no sign that there is nothing.
-        let is_quiet = count == self.seen && bridge.is_reading();
-        self.is_over |= is_quiet || count - start > DRAIN_BYTES;
-        self.seen = count;
+        let is_quiet = count == self.last && bridge.is_reading();
+        self.is_over |= is_quiet || count - first > DRAIN_BYTES;
+        self.last = count;
     }
 }
 
@@ -161,7 +162,7 @@ pub async fn stream(
     leftover: &[u8],
     (reader, writer): (Reader, Writer),
     window_bytes: usize,
-    mut stop: watch::Receiver<bool>,
+    mut stop: Stop,
 ) -> Summary {
     let session = Session::new(Role::Server, window_bytes, LIVENESS, Instant::now());
     let sources = vec![(Kind::Stdout, reader)];
@@ -189,7 +190,7 @@ pub async fn stream(
                 lingering_at = count;
                 linger.as_mut().reset(tokio::time::Instant::now() + LINGER);
             }
-            _ = stop.wait_for(|stop| *stop), if exit.is_none() => {
+            () = stop.wait(), if exit.is_none() => {
                 bridge.abandon_sources();
                 bridge.close_sinks();
                 end = Some(Exit::Status(1));
@@ -236,7 +237,7 @@ pub async fn raw_command(
     leftover: &[u8],
     mut process: Process,
     pipes: Pipes,
-    mut stop: watch::Receiver<bool>,
+    mut stop: Stop,
 ) -> Summary {
     let Pipes { stdin, stdout, mut stderr } = pipes;
     let mut connection = connection;
@@ -251,7 +252,7 @@ pub async fn raw_command(
         tokio::select! {
             result = &mut streams => break Summary::of_raw(result),
             end = process.wait(), if exit.is_none() => exit = Some(end),
-            _ = stop.wait_for(|stop| *stop) => break Summary::stopped(),
+            () = stop.wait() => break Summary::stopped(),
         }
     };
     discard.abort();
@@ -265,11 +266,11 @@ pub async fn raw_stream(
     connection: Box<dyn Connection>,
     leftover: &[u8],
     (reader, writer): (Reader, Writer),
-    mut stop: watch::Receiver<bool>,
+    mut stop: Stop,
 ) -> Summary {
     let mut connection = connection;
     tokio::select! {
         result = bridge::raw(&mut *connection, leftover, reader, writer, RawEnd::Both) => Summary::of_raw(result),
-        _ = stop.wait_for(|stop| *stop) => Summary::stopped(),
+        () = stop.wait() => Summary::stopped(),
     }
 }
