@@ -11,7 +11,7 @@ pub fn matches(pattern: &str, text: &str) -> bool {
     matches_by(pattern, text, |a, b| a.eq_ignore_ascii_case(&b))
 }
 
-/// Like [`matches`], but upper and lower case differ: for command lines, paths and principals, where two texts that differ
+/// Like [`matches()`], but upper and lower case differ: for command lines, paths and principals, where two texts that differ
 /// in case are two things.
 pub fn matches_exactly(pattern: &str, text: &str) -> bool {
     matches_by(pattern, text, |a, b| a == b)
