@@ -39,6 +39,11 @@ pub type Reader = Box<dyn AsyncRead + Unpin + Send>;
 /// Something to write to.
 pub type Writer = Box<dyn AsyncWrite + Unpin + Send>;
 
+/// What is read from, and as which stream.
+pub type Sources = Vec<(Kind, Reader)>;
+/// What is written to, and as which stream.
+pub type Sinks = Vec<(Kind, Writer)>;
+
 /// What the owner of a bridge has to know.
 #[derive(Debug)]
 pub enum Event {
@@ -116,8 +121,8 @@ impl Bridge {
         mut session: Session,
         connection: Box<dyn Connection>,
         leftover: &[u8],
-        sources: Vec<(Kind, Reader)>,
-        sinks: Vec<(Kind, Writer)>,
+        sources: Sources,
+        sinks: Sinks,
     ) -> Bridge {
         session.receive_buffer().extend_from_slice(leftover);
         Bridge {

@@ -1,14 +1,49 @@
 //! Files, environment, URL and options → one resolved [`Host`].
+//!
+//! [`resolve`] asks the sources in this order, key by key: options, the URL, what `tstunnel mutagen` remembered for the
+//! alias, the environment, the user's file, the system's file, [`WeakDefaults`], and what is built in. A source that is there
+//! but cannot be read or understood is an error, also where none of it would have counted: a host is never reached with other
+//! settings than somebody wrote down.
+//!
+//! [`url`] parses `tstunnel://`, [`pattern`] matches names, [`value`] reads single values.
 
 pub mod duration;
+mod environment;
+mod file;
 pub mod pattern;
+mod remembered;
+mod resolve;
 pub mod toml_file;
 pub mod url;
+pub mod value;
 
 use std::path::PathBuf;
 use std::time::Duration;
 
+pub use environment::Environment;
+pub use remembered::remember;
+pub use resolve::{is_ours, resolve};
+
 use crate::protocol::HostId;
+
+/// What a URL says about a host, as text: paths are relative to the current folder, `~/` is the home.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Parameters {
+    /// `HOST[:PORT]`.
+    pub endpoint: Option<String>,
+    /// The client's certificate chain, PEM.
+    pub cert: Option<String>,
+    /// The client's private key, PEM.
+    pub key: Option<String>,
+    /// The trust anchors, PEM.
+    pub ca: Option<String>,
+    /// The path prefix of every request.
+    pub upgrade_base: Option<String>,
+    /// The server name, where it is not made of host id and endpoint.
+    pub sni: Option<String>,
+    /// The account asked for.
+    pub user: Option<String>,
+}
 
 /// What a command line says about a host: the strongest source. Every field that is `None` is left to the URL, the
 /// environment, the user's file and the system's file, in this order.

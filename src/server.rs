@@ -240,7 +240,7 @@ impl AsyncWrite for Lingering {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(stream) = self.stream.take() {
-            self.linger = Some(Box::pin(handshake::linger(stream)));
+            self.linger = Some(Box::pin(tls::linger(stream)));
         }
         match &mut self.linger {
             Some(linger) => linger.as_mut().poll(cx).map(Ok),

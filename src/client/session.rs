@@ -129,8 +129,8 @@ pub async fn run(opened: Opened, streams: Streams, host: &Host) -> Result<u8> {
     };
     let policy = Policy { interval: host.alive_interval, count: host.alive_count };
     let session = Session::new(Role::Client, window_bytes, policy, Instant::now());
-    let sources: Vec<(Kind, bridge::Reader)> = vec![(Kind::Stdin, Box::new(stdin))];
-    let sinks: Vec<(Kind, bridge::Writer)> = vec![(Kind::Stdout, Box::new(stdout)), (Kind::Stderr, Box::new(stderr))];
+    let sources: bridge::Sources = vec![(Kind::Stdin, Box::new(stdin))];
+    let sinks: bridge::Sinks = vec![(Kind::Stdout, Box::new(stdout)), (Kind::Stderr, Box::new(stderr))];
     let mut bridge = Bridge::new(session, connection, &leftover, sources, sinks);
     let mut endings = Endings::new()?;
     loop {

@@ -37,6 +37,11 @@ pub fn matches(pattern: &str, text: &str) -> bool {
     }
 }
 
+/// Like [`matches()`], with the letters of ASCII folded: for names of hosts.
+pub fn matches_folded(pattern: &str, text: &str) -> bool {
+    matches(&pattern.to_ascii_lowercase(), &text.to_ascii_lowercase())
+}
+
 /// Whether `text` has a wildcard in it, and so names more than itself.
 pub fn has_wildcard(text: &str) -> bool {
     text.contains(['*', '?'])

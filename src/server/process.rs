@@ -46,7 +46,7 @@ pub enum StartFailure {
 /// A running command.
 #[derive(Debug)]
 pub struct Process {
-    child: Child,
+    child: Box<Child>,
     group: Group,
 }
 
@@ -125,7 +125,7 @@ pub fn start(permit: &Permit) -> Result<(Process, Pipes), StartFailure> {
     };
     let _ = rustix::pipe::fcntl_setpipe_size(&stdin, PIPE_BYTES);
     let _ = rustix::pipe::fcntl_setpipe_size(&stdout, PIPE_BYTES);
-    Ok((Process { child, group }, Pipes { stdin, stdout, stderr }))
+    Ok((Process { child: Box::new(child), group }, Pipes { stdin, stdout, stderr }))
 }
 
 /// The account's shell (passwd(5)).

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::AsyncReadExt;
 
-use crate::bridge::{self, Bridge, Connection, Event, RawEnd, Reader, Writer};
+use crate::bridge::{self, Bridge, Connection, Event, RawEnd, Reader, Sinks, Sources, Writer};
 use crate::protocol::frame::{Kind, Role};
 use crate::protocol::liveness::Policy;
 use crate::protocol::session::{Exit, Session};
@@ -27,7 +27,7 @@ const LIVENESS: Policy = Policy { interval: Duration::from_secs(10), count: 3 };
 #[derive(Debug)]
 pub enum Work {
     /// A process that runs.
-    Process(Box<Process>, Pipes),
+    Process(Process, Pipes),
     /// A process that could not be started: what its stderr says, and its status.
     Unstarted(String, u32),
 }
@@ -70,7 +70,7 @@ pub async fn command(
 ) -> Summary {
     let session = Session::new(Role::Server, window_bytes, LIVENESS, Instant::now());
     let mut exit = None;
-    let (process, sources, sinks): (_, Vec<bridge::Source>, Vec<bridge::Sink>) = match work {
+    let (process, sources, sinks): (_, Sources, Sinks) = match work {
         Work::Process(process, pipes) => (
             Some(process),
             vec![(Kind::Stdout, Box::new(pipes.stdout)), (Kind::Stderr, Box::new(pipes.stderr))],
@@ -117,7 +117,7 @@ pub async fn command(
     let (sent_bytes, received_bytes) = bridge.byte_counts();
     drop(bridge);
     if let Some(process) = process {
-        process::end(*process, ladder, exit.is_some()).await;
+        process::end(process, ladder, exit.is_some()).await;
     }
     Summary { exit, sent_bytes, received_bytes, reason }
 }

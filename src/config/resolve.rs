@@ -1,0 +1,241 @@
+//! All sources together → one [`Host`], and whether a host is ours at all.
+
+use std::time::Duration;
+
+use crate::config::file::{self, Entry, Settings};
+use crate::config::remembered::{self, basic_string};
+use crate::config::url::{self, TunnelUrl};
+use crate::config::{Endpoint, Environment, Host, Overrides, Parameters, WeakDefaults, pattern, value};
+use crate::error::{Code, Error, Result};
+use crate::protocol::{DEFAULT_UPGRADE_BASE, HostId};
+
+// Built in, where no source says otherwise.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+const ALIVE_INTERVAL: Duration = Duration::from_secs(10);
+const ALIVE_COUNT: u32 = 3;
+const RESUME: Duration = Duration::from_secs(120);
+
+/// Resolves an alias, `user@alias` or a `tstunnel://` URL to everything that is needed to reach it.
+///
+/// # Errors
+/// `usage` where a URL is malformed; `config` where a file, variable or value is wrong, or something required is missing.
+pub fn resolve(host_or_url: &str, overrides: &Overrides, weak: &WeakDefaults, env: &Environment) -> Result<Host> {
+    let (alias, from_url) = if url::is_tunnel_url(host_or_url) {
+        let url = TunnelUrl::parse(host_or_url)?;
+        (url.host, Parameters { user: url.user.or(url.parameters.user), ..url.parameters })
+    } else {
+        let (user, alias) = split_user(host_or_url);
+        (alias.to_owned(), Parameters { user: user.map(str::to_owned), ..Parameters::default() })
+    };
+
+    let mut settings = from_overrides(overrides, |key| format!("--{}", key.replace('_', "-")), env)?;
+    settings = settings.or(&from_parameters(from_url, env)?);
+    if let Some(remembered) = remembered::recall(&alias, env)? {
+        settings = settings.or(&remembered);
+    }
+    settings =
+        settings.or(&from_overrides(&env.as_overrides(), |key| format!("TSTUNNEL_{}", key.to_ascii_uppercase()), env)?);
+    for entry in load(overrides, env)?.iter().filter(|entry| entry.matches(&alias)) {
+        settings = settings.or(&entry.settings);
+    }
+    complete(alias, settings, weak, overrides, env)
+}
+
+/// Whether the `ssh` and `scp` stand-ins serve `host` themselves: an entry of a file matches it, it ends in `.` and the
+/// endpoint's host, `TSTUNNEL_HOSTS` names it, or parameters are remembered for it.
+///
+/// # Errors
+/// `config` where a file, or the endpoint given, is wrong.
+pub fn is_ours(host: &str, env: &Environment, overrides: &Overrides) -> Result<bool> {
+    if url::is_tunnel_url(host) {
+        return Ok(true);
+    }
+    let (_, alias) = split_user(host);
+    let entries = load(overrides, env)?;
+    let mut endpoints: Vec<Endpoint> = entries.iter().filter_map(|entry| entry.settings.endpoint.clone()).collect();
+    for (text, label) in [(&overrides.endpoint, "--endpoint"), (&env.endpoint, "TSTUNNEL_ENDPOINT")] {
+        endpoints.extend(text.as_deref().map(|text| located(Endpoint::parse(text), label)).transpose()?);
+    }
+    let named = env.hosts.iter().flat_map(|patterns| patterns.split_whitespace());
+    Ok(entries.iter().any(|entry| entry.matches(alias))
+        || named.into_iter().any(|pattern| pattern::matches_folded(pattern, alias))
+        || endpoints.iter().any(|endpoint| without_suffix(alias, &endpoint.host).is_some())
+        || remembered::recall(alias, env)?.is_some())
+}
+
+impl Entry {
+    fn matches(&self, alias: &str) -> bool {
+        pattern::matches_folded(&self.pattern, alias)
+    }
+}
+
+/// Splits at the last `@`, as OpenSSH does.
+fn split_user(destination: &str) -> (Option<&str>, &str) {
+    match destination.rsplit_once('@') {
+        Some((user, alias)) => (Some(user), alias),
+        None => (None, destination),
+    }
+}
+
+/// The entries of the one file that was asked for, or of the user's and then the system's.
+fn load(overrides: &Overrides, env: &Environment) -> Result<Vec<Entry>> {
+    let asked_for = match (&overrides.config, &env.config) {
+        (Some(path), _) => Some((path, "--config")),
+        (None, Some(path)) => Some((path, "TSTUNNEL_CONFIG")),
+        (None, None) => None,
+    };
+    if let Some((path, label)) = asked_for {
+        let path = env.path(path, label)?;
+        return file::read(&path, env.home.as_deref())?.ok_or_else(|| {
+            Error::new(Code::Config, format!("{label}: there is no {}", path.display()))
+                .with_hint("name a file that exists, or leave it out to use the default files")
+        });
+    }
+    let mut entries = Vec::new();
+    for path in env.user_file().iter().chain(&env.system_file) {
+        entries.extend(file::read(path, env.home.as_deref())?.unwrap_or_default());
+    }
+    Ok(entries)
+}
+
+fn from_parameters(parameters: Parameters, env: &Environment) -> Result<Settings> {
+    let overrides = Overrides {
+        config: None,
+        endpoint: parameters.endpoint,
+        cert: parameters.cert.map(Into::into),
+        key: parameters.key.map(Into::into),
+        ca: parameters.ca.map(Into::into),
+        upgrade_base: parameters.upgrade_base,
+        sni: parameters.sni,
+        user: parameters.user,
+    };
+    from_overrides(&overrides, |key| format!("the URL's `{key}`"), env)
+}
+
+/// Reads the values of a source whose keys are called what `label` makes of them.
+fn from_overrides(overrides: &Overrides, label: impl Fn(&str) -> String, env: &Environment) -> Result<Settings> {
+    let path = |text: &Option<std::path::PathBuf>, key: &str| {
+        text.as_deref().map(|text| env.path(text, &label(key))).transpose()
+    };
+    fn parsed<T>(
+        text: &Option<String>,
+        parse: impl Fn(&str) -> Result<T, String>,
+        label: impl Fn(&str) -> String,
+        key: &str,
+    ) -> Result<Option<T>> {
+        text.as_deref().map(|text| located(parse(text), &label(key))).transpose()
+    }
+    Ok(Settings {
+        endpoint: parsed(&overrides.endpoint, Endpoint::parse, &label, "endpoint")?,
+        cert: path(&overrides.cert, "cert")?,
+        key: path(&overrides.key, "key")?,
+        ca: path(&overrides.ca, "ca")?,
+        upgrade_base: parsed(&overrides.upgrade_base, value::upgrade_base, &label, "upgrade_base")?,
+        sni: parsed(&overrides.sni, value::server_name, &label, "sni")?,
+        user: parsed(&overrides.user, value::user, &label, "user")?,
+        ..Settings::default()
+    })
+}
+
+fn located<T>(value: Result<T, String>, label: &str) -> Result<T> {
+    value.map_err(|why| Error::new(Code::Config, format!("{label}: {why}")))
+}
+
+/// Adds the weak and the built-in defaults to what the sources said, and refuses what lacks something.
+fn complete(
+    alias: String,
+    settings: Settings,
+    weak: &WeakDefaults,
+    overrides: &Overrides,
+    env: &Environment,
+) -> Result<Host> {
+    let missing = missing(&alias, &settings, overrides, env);
+    let (Some(endpoint), Some(cert), Some(key)) = (settings.endpoint, settings.cert, settings.key) else {
+        return Err(missing);
+    };
+    let host_id = match settings.host_id {
+        Some(host_id) => host_id,
+        None => default_host_id(&alias, &endpoint)?,
+    };
+    let server_name = match settings.sni {
+        Some(sni) => sni,
+        None => default_server_name(&alias, &host_id, &endpoint)?,
+    };
+    // OpenSSH's 0 means "not at all" there; a session that never notices a dead peer is nobody's wish here.
+    let time = |weak: Option<Duration>| weak.filter(|time| !time.is_zero());
+    Ok(Host {
+        endpoint,
+        host_id,
+        server_name,
+        upgrade_base: settings.upgrade_base.unwrap_or_else(|| DEFAULT_UPGRADE_BASE.to_owned()),
+        cert,
+        key,
+        ca: settings.ca,
+        user: settings.user,
+        connect_timeout: settings.connect_timeout.or(time(weak.connect_timeout)).unwrap_or(CONNECT_TIMEOUT),
+        answer_timeout: settings.answer_timeout.unwrap_or(ANSWER_TIMEOUT),
+        alive_interval: settings.alive_interval.or(time(weak.alive_interval)).unwrap_or(ALIVE_INTERVAL),
+        alive_count: settings.alive_count.or(weak.alive_count.filter(|count| *count > 0)).unwrap_or(ALIVE_COUNT),
+        resume: settings.resume.unwrap_or(Some(RESUME)),
+        min_tls: settings.min_tls.unwrap_or_default(),
+        alias,
+    })
+}
+
+/// The error for what is required and was not given, with every way to give it.
+fn missing(alias: &str, settings: &Settings, overrides: &Overrides, env: &Environment) -> Error {
+    let absent: Vec<&str> =
+        [("endpoint", settings.endpoint.is_none()), ("cert", settings.cert.is_none()), ("key", settings.key.is_none())]
+            .into_iter()
+            .filter_map(|(key, absent)| absent.then_some(key))
+            .collect();
+    let list = |write: &dyn Fn(&str) -> String| absent.iter().map(|key| write(key)).collect::<Vec<_>>().join(" and ");
+    let file = (overrides.config.clone())
+        .or_else(|| env.config.clone())
+        .or_else(|| env.user_file())
+        .or_else(|| env.system_file.clone())
+        .map_or_else(|| "a file for `--config`".to_owned(), |path| path.display().to_string());
+    Error::new(Code::Config, format!("`{alias}` has no {}", list(&|key| format!("`{key}`")))).with_hint(format!(
+        "set {} below [host.{}] in {file}, or {}, or {}, or use tstunnel://HOST?{}",
+        list(&|key| format!("`{key}`")),
+        basic_string(alias),
+        list(&|key| format!("TSTUNNEL_{}", key.to_ascii_uppercase())),
+        list(&|key| format!("--{key}")),
+        absent.iter().map(|key| format!("{key}=…")).collect::<Vec<_>>().join("&"),
+    ))
+}
+
+/// The alias, less the endpoint's host where it ends in that.
+fn default_host_id(alias: &str, endpoint: &Endpoint) -> Result<HostId> {
+    let id = without_suffix(alias, &endpoint.host).unwrap_or(alias);
+    HostId::parse(id).map_err(|error| {
+        error.with_hint(format!(
+            "a host id is letters, digits and hyphens, in parts joined by dots: set `host_id` below [host.{}]",
+            basic_string(alias)
+        ))
+    })
+}
+
+/// What stands before `.suffix`, case and a final dot of the alias aside.
+fn without_suffix<'a>(alias: &'a str, suffix: &str) -> Option<&'a str> {
+    let alias = alias.strip_suffix('.').unwrap_or(alias);
+    let dot = alias.len().checked_sub(suffix.len() + 1).filter(|dot| *dot > 0)?;
+    let (id, rest) = alias.split_at_checked(dot)?;
+    rest.strip_prefix('.').is_some_and(|rest| rest.eq_ignore_ascii_case(suffix)).then_some(id)
+}
+
+/// The server name of PROTOCOL.md §1, where no `sni` is configured.
+fn default_server_name(alias: &str, host_id: &HostId, endpoint: &Endpoint) -> Result<String> {
+    let name = match endpoint.ip() {
+        Some(_) => host_id.to_string(),
+        None => format!("{host_id}.{}", endpoint.host),
+    };
+    value::server_name(&name).map_err(|_| {
+        Error::new(Code::Config, format!("`{alias}` has no server name: `{name}` is not a DNS name"))
+            .with_hint(format!("set `sni` or `host_id` below [host.{}]", basic_string(alias)))
+    })
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,259 @@
+//! PEM files (RFC 7468) → certificates, keys and revocation lists. An error names the file, and the line of what is wrong.
+
+use std::fs::{File, Metadata};
+use std::io::{self, Read as _};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
+
+use rustls_pki_types::pem::{self, PemObject, SectionKind};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
+
+use crate::error::{Code, Error, Result};
+
+const BEGIN: &[u8] = b"-----BEGIN ";
+
+/// Who may read a private key's file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Guard {
+    /// Its owner alone, as OpenSSH wants it.
+    OwnerOnly,
+    /// Whoever the administrator chose; a key for everybody is warned of. Servers' keys are often a group's.
+    #[cfg_attr(not(any(feature = "server", test)), expect(dead_code, reason = "a client has no server's key"))]
+    Administrator,
+}
+
+/// Reads a file's certificates, at least one, in its order.
+pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
+    let (contents, _) = read(path)?;
+    let found = objects(path, &contents, CertificateDer::from_pem)?;
+    if found.is_empty() {
+        return Err(wrong(path, "no certificate in it")
+            .with_hint("the file must be PEM, with a line `-----BEGIN CERTIFICATE-----`"));
+    }
+    Ok(found)
+}
+
+/// Reads a file's first private key.
+pub(super) fn private_key(path: &Path, guard: Guard) -> Result<PrivateKeyDer<'static>> {
+    let (contents, metadata) = read(path)?;
+    check_mode(path, &metadata, guard)?;
+    if let Some((line, _)) = sections(&contents).find(|(_, section)| is_encrypted(section)) {
+        return Err(wrong_at(path, line, "the private key has a passphrase, which is not supported yet")
+            .with_hint("take the passphrase off a copy that only you can read: `openssl pkey -in KEY -out NEWKEY`"));
+    }
+    if let Some((line, _)) =
+        sections(&contents).find(|(_, section)| section.starts_with(b"-----BEGIN OPENSSH PRIVATE KEY"))
+    {
+        return Err(wrong_at(path, line, "the private key is in OpenSSH's own format").with_hint(
+            "name the private key that belongs to the certificate; it begins with `-----BEGIN PRIVATE KEY-----`",
+        ));
+    }
+    objects(path, &contents, PrivateKeyDer::from_pem)?.into_iter().next().ok_or_else(|| {
+        wrong(path, "no private key in it").with_hint("the file must be PEM, with a line `-----BEGIN PRIVATE KEY-----`")
+    })
+}
+
+/// Reads a file's revocation lists, at least one; a file that is not PEM is one list in DER, as authorities publish it.
+#[cfg_attr(not(any(feature = "server", test)), expect(dead_code, reason = "only a server checks revocation"))]
+pub(super) fn revocation_lists(path: &Path) -> Result<Vec<CertificateRevocationListDer<'static>>> {
+    let (contents, _) = read(path)?;
+    // DER begins with the tag of a SEQUENCE (X.690 §8.9).
+    if contents.first() == Some(&0x30) {
+        return Ok(vec![contents.into()]);
+    }
+    let found = objects(path, &contents, CertificateRevocationListDer::from_pem)?;
+    if found.is_empty() {
+        return Err(wrong(path, "no certificate revocation list in it")
+            .with_hint("the file must be DER, or PEM with a line `-----BEGIN X509 CRL-----`"));
+    }
+    Ok(found)
+}
+
+fn read(path: &Path) -> Result<(Vec<u8>, Metadata)> {
+    let contents = || -> io::Result<(Vec<u8>, Metadata)> {
+        let mut file = File::open(path)?;
+        // Of the file that is open, not of whatever bears its name a moment later.
+        let metadata = file.metadata()?;
+        let mut contents = Vec::new();
+        file.read_to_end(&mut contents)?;
+        Ok((contents, metadata))
+    };
+    contents().map_err(|error| {
+        Error::new(Code::Config, format!("cannot read {}: {error}", path.display()))
+            .with_hint("check the path, and that this account may read the file")
+    })
+}
+
+/// OpenSSH's rule (`sshkey_perm_ok`): a key of ours that others can read is not private.
+fn check_mode(path: &Path, metadata: &Metadata, guard: Guard) -> Result<()> {
+    let mode = metadata.mode() & 0o777;
+    match guard {
+        Guard::OwnerOnly => {
+            let ours = metadata.is_file() && metadata.uid() == rustix::process::getuid().as_raw();
+            if ours && mode & 0o077 != 0 {
+                return Err(wrong(path, &format!("the private key can be read by others (mode {mode:04o})"))
+                    .with_hint(format!("chmod 600 {}", path.display())));
+            }
+        }
+        Guard::Administrator if mode & 0o004 != 0 => {
+            tracing::warn!("{}: every account on this machine can read the private key", path.display());
+        }
+        Guard::Administrator => {}
+    }
+    Ok(())
+}
+
+/// The decoded sections that `convert` takes; others are passed over, what is malformed is an error.
+fn objects<T>(path: &Path, contents: &[u8], convert: impl Fn(SectionKind, Vec<u8>) -> Option<T>) -> Result<Vec<T>> {
+    let mut found = Vec::new();
+    for (line, section) in sections(contents) {
+        match <(SectionKind, Vec<u8>)>::from_pem_slice(section) {
+            Ok((kind, der)) => found.extend(convert(kind, der)),
+            Err(pem::Error::NoItemsFound) => {}
+            Err(error) => return Err(wrong_at(path, line, malformation(&error))),
+        }
+    }
+    Ok(found)
+}
+
+fn malformation(error: &pem::Error) -> &'static str {
+    match error {
+        pem::Error::MissingSectionEnd { .. } => "the section that begins here has no line that ends it",
+        pem::Error::IllegalSectionStart { .. } => "this line should end in five hyphens",
+        pem::Error::SectionTooLarge => "the section that begins here is too long",
+        _ => "the section that begins here is not base64",
+    }
+}
+
+fn is_encrypted(section: &[u8]) -> bool {
+    section.starts_with(b"-----BEGIN ENCRYPTED PRIVATE KEY")
+        // RFC 1421 §4.6.1.1, as OpenSSL still writes it.
+        || section.split(|byte| *byte == b'\n').any(|line| line.starts_with(b"Proc-Type: 4,ENCRYPTED"))
+}
+
+/// Cuts a file before each line that begins a section: the line's number, from 1, and the text up to the next one.
+fn sections(contents: &[u8]) -> impl Iterator<Item = (usize, &[u8])> {
+    let mut starts = Vec::new();
+    let mut offset = 0;
+    for (index, line) in contents.split_inclusive(|byte| *byte == b'\n').enumerate() {
+        if line.starts_with(BEGIN) {
+            starts.push((index + 1, offset));
+        }
+        offset += line.len();
+    }
+    let ends: Vec<usize> = starts.iter().skip(1).map(|(_, start)| *start).chain([contents.len()]).collect();
+    starts.into_iter().zip(ends).filter_map(|((line, start), end)| Some((line, contents.get(start..end)?)))
+}
+
+fn wrong(path: &Path, what: &str) -> Error {
+    Error::new(Code::Config, format!("{}: {what}", path.display()))
+}
+
+fn wrong_at(path: &Path, line: usize, what: &str) -> Error {
+    Error::new(Code::Config, format!("{}:{line}: {what}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs::{self, Permissions};
+    use std::os::unix::fs::PermissionsExt as _;
+    use std::path::PathBuf;
+
+    use super::*;
+
+    fn file(contents: &str, mode: u32) -> (tempfile::TempDir, PathBuf) {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file.pem");
+        fs::write(&path, contents).unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(mode)).unwrap();
+        (folder, path)
+    }
+
+    const KEY: &str = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
+    const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+
+    #[test]
+    fn a_file_that_is_not_there_is_named() {
+        let error = certificates(Path::new("/does/not/exist.crt")).unwrap_err();
+        assert_eq!(error.code, Code::Config);
+        assert!(error.text.starts_with("cannot read /does/not/exist.crt: "), "{}", error.text);
+    }
+
+    #[test]
+    fn a_file_without_what_is_wanted_is_named() {
+        let (_folder, path) = file(KEY, 0o600);
+        assert_eq!(certificates(&path).unwrap_err().text, format!("{}: no certificate in it", path.display()));
+        let (_folder, path) = file(CERTIFICATE, 0o600);
+        let error = private_key(&path, Guard::OwnerOnly).unwrap_err();
+        assert_eq!(error.text, format!("{}: no private key in it", path.display()));
+        let error = revocation_lists(&path).unwrap_err();
+        assert_eq!(error.text, format!("{}: no certificate revocation list in it", path.display()));
+    }
+
+    #[test]
+    fn certificate_and_key_can_share_a_file_with_other_text() {
+        let (_folder, path) = file(&format!("subject: me\n{CERTIFICATE}\r\n{KEY}{CERTIFICATE}"), 0o600);
+        assert_eq!(certificates(&path).unwrap().len(), 2);
+        assert!(private_key(&path, Guard::OwnerOnly).is_ok());
+    }
+
+    #[test]
+    fn a_malformed_section_is_named_by_its_line() {
+        for (contents, reason) in [
+            ("-----BEGIN CERTIFICATE-----\nAAAA\n", "no line that ends it"),
+            ("-----BEGIN CERTIFICATE----\nAAAA\n", "five hyphens"),
+            ("-----BEGIN CERTIFICATE-----\nA\u{1}=\n-----END CERTIFICATE-----\n", "not base64"),
+        ] {
+            let (_folder, path) = file(&format!("{CERTIFICATE}{contents}"), 0o600);
+            let error = certificates(&path).unwrap_err();
+            assert!(error.text.starts_with(&format!("{}:4: ", path.display())), "{}", error.text);
+            assert!(error.text.contains(reason), "{}", error.text);
+        }
+    }
+
+    #[test]
+    fn a_key_with_a_passphrase_is_not_supported_yet() {
+        for contents in [
+            "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
+            "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n",
+        ] {
+            let (_folder, path) = file(&format!("\n{contents}"), 0o600);
+            let error = private_key(&path, Guard::OwnerOnly).unwrap_err();
+            assert!(
+                error.text.starts_with(&format!("{}:2: the private key has a passphrase", path.display())),
+                "{}",
+                error.text
+            );
+        }
+    }
+
+    #[test]
+    fn an_openssh_key_is_told_apart() {
+        let (_folder, path) =
+            file("-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n", 0o600);
+        assert!(private_key(&path, Guard::OwnerOnly).unwrap_err().text.contains("OpenSSH's own format"));
+    }
+
+    #[test]
+    fn a_key_that_others_can_read_is_refused_as_openssh_does() {
+        for mode in [0o640, 0o604, 0o666, 0o610] {
+            let (_folder, path) = file(KEY, mode);
+            let error = private_key(&path, Guard::OwnerOnly).unwrap_err();
+            assert!(error.text.contains(&format!("can be read by others (mode {mode:04o})")), "{}", error.text);
+            assert_eq!(error.hint(), format!("chmod 600 {}", path.display()));
+            assert!(private_key(&path, Guard::Administrator).is_ok());
+        }
+        for mode in [0o600, 0o400, 0o700] {
+            let (_folder, path) = file(KEY, mode);
+            assert!(private_key(&path, Guard::OwnerOnly).is_ok(), "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_revocation_list_may_be_der() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("list.crl");
+        fs::write(&path, [0x30, 0x00]).unwrap();
+        assert_eq!(revocation_lists(&path).unwrap()[0].as_ref(), [0x30, 0x00]);
+    }
+}

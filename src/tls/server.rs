@@ -1,0 +1,146 @@
+//! The server's side: its own certificate, the authorities of its clients, and revocation.
+//!
+//! Fails closed: no client is let in without a certificate that chains to `client_ca`, and with revocation lists configured
+//! none whose chain is not covered by lists that are valid now.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use rustls::server::danger::ClientCertVerifier;
+use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
+use rustls::sign::CertifiedKey;
+use rustls::{RootCertStore, ServerConfig};
+use rustls_pki_types::CertificateRevocationListDer;
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
+use tokio_rustls::LazyConfigAcceptor;
+use tokio_rustls::server::TlsStream;
+
+use crate::error::{Code, Error, Result};
+use crate::tls::{ALPN, add_roots, check_validity, pem, provider, unusable_pair};
+
+/// A fatal alert `unrecognized_name` (RFC 6066 §3) as the record that is sent before any key is agreed on: content type
+/// alert, the legacy version, two bytes of payload (RFC 8446 §5.1 and §6).
+pub const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
+
+/// How long, and how many bytes, a peer that was refused may still send before its connection is closed.
+const LINGER: (Duration, u64) = (Duration::from_secs(1), 256 << 10);
+
+/// Makes the server's configuration. With revocation lists every certificate of a client's chain below the anchor must be
+/// covered by one that has not expired; without any, revocation is not checked.
+///
+/// # Errors
+/// `config`, with the file's name, where a file cannot be read, or holds nothing that can be used.
+pub fn server_config(cert: &Path, key: &Path, client_ca: &[PathBuf], crl: &[PathBuf]) -> Result<ServerConfig> {
+    let provider = provider();
+    let chain = pem::certificates(cert)?;
+    if let Some(Err(error)) = chain.first().map(|leaf| check_validity(cert, leaf, SystemTime::now())) {
+        // Clients will say so, and a clock that is set only after the start must not keep the server down.
+        tracing::warn!("{}", error.text);
+    }
+    let private_key = pem::private_key(key, pem::Guard::Administrator)?;
+    let certified_key =
+        CertifiedKey::from_der(chain, private_key, &provider).map_err(|error| unusable_pair(cert, key, &error))?;
+
+    let mut config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| Error::new(Code::Internal, format!("the TLS library refuses its own version: {error}")))?
+        .with_client_cert_verifier(client_verifier(client_ca, crl)?)
+        .with_cert_resolver(Arc::new(ForNamedHosts(Arc::new(certified_key))));
+    config.alpn_protocols = vec![ALPN.to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    config.max_early_data_size = 0;
+    Ok(config)
+}
+
+fn client_verifier(client_ca: &[PathBuf], crl: &[PathBuf]) -> Result<Arc<dyn ClientCertVerifier>> {
+    let mut roots = RootCertStore::empty();
+    for path in client_ca {
+        add_roots(&mut roots, path)?;
+    }
+    if roots.is_empty() {
+        return Err(Error::new(Code::Config, "no `client_ca` is configured")
+            .with_hint("set `client_ca` to the files of the authorities that sign clients' certificates"));
+    }
+    let roots = Arc::new(roots);
+    let mut lists = Vec::new();
+    for path in crl {
+        let in_file = pem::revocation_lists(path)?;
+        // Each file by itself first: the library does not say which list it could not use.
+        verifier(&roots, in_file.clone()).map_err(|why| {
+            Error::new(Code::Config, format!("{}: the revocation list cannot be used: {why}", path.display()))
+        })?;
+        lists.extend(in_file);
+    }
+    verifier(&roots, lists)
+        .map_err(|why| Error::new(Code::Config, format!("clients' certificates cannot be verified: {why}")))
+}
+
+/// The library's own defaults are the strict ones, and relied on: a certificate is required, the whole chain is checked, and
+/// a status that no list tells is a refusal. Only an expired list would be taken by default.
+fn verifier(
+    roots: &Arc<RootCertStore>,
+    lists: Vec<CertificateRevocationListDer<'static>>,
+) -> Result<Arc<dyn ClientCertVerifier>, rustls::server::VerifierBuilderError> {
+    WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider())
+        .with_crls(lists)
+        .enforce_revocation_expiration()
+        .build()
+}
+
+/// One certificate for every server name, and none for a client that sends no name.
+#[derive(Debug)]
+struct ForNamedHosts(Arc<CertifiedKey>);
+
+impl ResolvesServerCert for ForNamedHosts {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        hello.server_name().map(|_| Arc::clone(&self.0))
+    }
+}
+
+/// Accepts one TLS connection. A ClientHello without a server name is answered with the alert `unrecognized_name`.
+///
+/// rustls has no way to choose that alert: where no certificate is found it sends `access_denied`, which is what a server that
+/// does not accept through this function sends instead.
+///
+/// # Errors
+/// Whatever ended the handshake, with a [`rustls::Error`] inside where TLS did. The alert is sent by then.
+pub async fn accept<IO>(io: IO, config: Arc<ServerConfig>) -> io::Result<TlsStream<IO>>
+where
+    IO: AsyncRead + AsyncWrite + Unpin,
+{
+    let mut acceptor = LazyConfigAcceptor::new(Acceptor::default(), io);
+    let mut start = match (&mut acceptor).await {
+        Ok(start) => start,
+        Err(error) => {
+            if let Some(io) = acceptor.take_io() {
+                linger(io).await;
+            }
+            return Err(error);
+        }
+    };
+    if start.client_hello().server_name().is_none() {
+        start.io.write_all(&UNRECOGNIZED_NAME).await?;
+        linger(start.io).await;
+        return Err(io::Error::new(io::ErrorKind::InvalidData, "the client sent no server name"));
+    }
+    match start.into_stream(config).into_fallible().await {
+        Ok(stream) => Ok(stream),
+        Err((error, io)) => {
+            linger(io).await;
+            Err(error)
+        }
+    }
+}
+
+/// Ends this side's direction and reads for a moment what the peer still sends: closing over unread bytes sends a reset, and
+/// a reset overtakes the alert or the answer before it.
+pub async fn linger(mut io: impl AsyncRead + AsyncWrite + Unpin) {
+    let ending = async {
+        io.shutdown().await?;
+        tokio::io::copy(&mut io.take(LINGER.1), &mut tokio::io::sink()).await
+    };
+    let _ = tokio::time::timeout(LINGER.0, ending).await;
+}
