@@ -1,3 +1,535 @@
-//! (being written)
+//! argv → a [`Command`]. No I/O: help is a `String`, a file's name is not opened, the environment is not read.
+//!
+//! [`options`] is the table of commands and options, from which [`help`] writes its pages; [`openssh`] is the grammar behind `ssh` and `scp`, whose arguments
+//! pass through here untouched.
+
+pub mod help;
+pub mod nearest;
 pub mod openssh;
 pub mod options;
+mod read;
+
+use std::ffi::{OsStr, OsString};
+use std::path::{Path, PathBuf};
+
+use crate::config::Overrides;
+use crate::error::{Code, Error, Result};
+use options::{CommandRow, Commanded, Opt, Words};
+use read::{Given, read, unknown, usage, utf8};
+
+/// What a command line asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Command {
+    /// Stand in for `ssh`, with its arguments.
+    Ssh(Vec<OsString>),
+    /// Stand in for `scp`, with its arguments.
+    Scp(Vec<OsString>),
+    /// `connect`
+    Connect(Connect),
+    /// `exec`
+    Exec(Exec),
+    /// `upload`
+    Upload(Upload),
+    /// `classify`
+    Classify(Classify),
+    /// Run Mutagen with these arguments.
+    Mutagen(Vec<OsString>),
+    /// `serve`
+    #[cfg(feature = "server")]
+    Serve(Serve),
+    /// `pki …`
+    #[cfg(feature = "server")]
+    Pki(Pki),
+    /// Write this to stdout: a page of help, or the version.
+    Print(String),
+}
+
+/// `connect HOST`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connect {
+    /// A host, or a `tstunnel://` URL.
+    pub host: String,
+    /// What the options say about it.
+    pub overrides: Overrides,
+    /// `tcp:HOST:PORT` or `unix:PATH`; the host's own if `None`.
+    pub target: Option<String>,
+    /// Plain bytes instead of frames.
+    pub raw: bool,
+}
+
+/// `exec HOST -- COMMAND…`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Exec {
+    /// A host, or a `tstunnel://` URL.
+    pub host: String,
+    /// What the options say about it.
+    pub overrides: Overrides,
+    /// The program with `args`, a whole command line without.
+    pub command: String,
+    /// The program's exact arguments, where the command was given as several words.
+    pub args: Option<Vec<String>>,
+    /// Names to send, with the value that was given; the environment's own if `None`.
+    pub env: Vec<(String, Option<String>)>,
+    /// Plain bytes instead of frames.
+    pub raw: bool,
+}
+
+/// `upload FILE HOST[:NAME]`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Upload {
+    /// The local file.
+    pub file: PathBuf,
+    /// A host, or a `tstunnel://` URL, whose path is then the name.
+    pub host: String,
+    /// The name on the host; the file's own if `None`.
+    pub name: Option<String>,
+    /// What the options say about the host.
+    pub overrides: Overrides,
+    /// Permission bits; the file's own if `None`.
+    pub mode: Option<u32>,
+    /// Whether the body may be compressed.
+    pub compress: bool,
+}
+
+/// `classify`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Classify {
+    /// The exit status that the command had.
+    pub exit_status: Option<i32>,
+    /// Print JSON.
+    pub json: bool,
+}
+
+/// `serve`
+#[cfg(feature = "server")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Serve {
+    /// The server's file, if it isn't the usual one.
+    pub config: Option<PathBuf>,
+}
+
+/// `pki …`
+#[cfg(feature = "server")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pki {
+    /// The authority's folder, if it isn't the current one.
+    pub dir: Option<PathBuf>,
+    /// How long what is made is valid.
+    pub days: Option<u32>,
+    /// What to do.
+    pub action: PkiAction,
+}
+
+/// What the small certificate authority is to do.
+#[cfg(feature = "server")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PkiAction {
+    /// Make the authority.
+    Init,
+    /// Make a server's certificate for these names, at least one.
+    Server(Vec<String>),
+    /// Make a client's certificate for this principal.
+    Client(String),
+    /// Revoke the certificate in this file.
+    Revoke(PathBuf),
+}
+
+/// Parses a command line; `argv0` is the name under which this program was started.
+///
+/// # Errors
+/// `usage`, with the nearest name where one was misspelt.
+pub fn parse(argv0: &OsStr, args: Vec<OsString>) -> Result<Command> {
+    let name = Path::new(argv0).file_name().and_then(OsStr::to_str).unwrap_or_default();
+    match name.strip_suffix(".exe").unwrap_or(name) {
+        "ssh" => Ok(Command::Ssh(args)),
+        "scp" => Ok(Command::Scp(args)),
+        _ => dispatch(args),
+    }
+}
+
+/// Whether this build has the server half.
+const WITH_SERVER: bool = cfg!(feature = "server");
+
+fn dispatch(args: Vec<OsString>) -> Result<Command> {
+    let mut words = args.into_iter().peekable();
+    let Some(first) = words.next() else {
+        return Err(usage("no command is given", "see `tstunnel --help`"));
+    };
+    match first.to_str() {
+        Some("-h" | "--help") => return Ok(Command::Print(help::main_help(WITH_SERVER))),
+        Some("-V" | "--version") => {
+            return Ok(Command::Print(concat!("tstunnel ", env!("CARGO_PKG_VERSION"), "\n").into()));
+        }
+        _ => {}
+    }
+    let mut name = first.to_string_lossy().into_owned();
+    if name.starts_with('-') {
+        let known = options::options_of(None).map(|row| row.long);
+        let meant = nearest::nearest(name.trim_start_matches('-'), known).map(|long| format!("--{long}"));
+        return Err(unknown("option", &name, meant.as_deref(), "tstunnel --help"));
+    }
+    if options::group(&name).is_some() {
+        match words.peek().and_then(|word| word.to_str()) {
+            Some("-h" | "--help") => return Ok(Command::Print(help::group_help(&name))),
+            Some(second) => name = format!("{name} {second}"),
+            None => {
+                return Err(usage(
+                    format!("`tstunnel {name}` needs a command"),
+                    &format!("see `tstunnel {name} --help`"),
+                ));
+            }
+        }
+        words.next();
+    }
+    let row = command_row(&name)?;
+    let rest: Vec<OsString> = words.collect();
+    if row.words == Words::Verbatim {
+        // ssh and scp have no such option, and `mutagen help` is Mutagen's own.
+        return Ok(match (row.id, rest.as_slice()) {
+            (_, [only]) if only == "--help" => Command::Print(help::command_help(row)),
+            (Commanded::Ssh, _) => Command::Ssh(rest),
+            (Commanded::Scp, _) => Command::Scp(rest),
+            _ => Command::Mutagen(rest),
+        });
+    }
+    let given = read(row, rest)?;
+    if given.has(Opt::Help) {
+        return Ok(Command::Print(help::command_help(row)));
+    }
+    given.into_command(row)
+}
+
+fn command_row(name: &str) -> Result<&'static CommandRow> {
+    let Some(row) = options::command(name) else {
+        let known = options::COMMANDS.iter().filter(|row| WITH_SERVER || !row.server).map(|row| row.name);
+        return Err(unknown("command", name, nearest::nearest(name, known), "tstunnel --help"));
+    };
+    if row.server && !WITH_SERVER {
+        return Err(usage(
+            format!("`{name}` is not in this build, which is a client alone"),
+            "install tstunnel with the feature `server`",
+        ));
+    }
+    Ok(row)
+}
+
+impl Given {
+    fn into_command(mut self, row: &CommandRow) -> Result<Command> {
+        let mut operands = std::mem::take(&mut self.operands).into_iter();
+        let mut next = || operands.next().unwrap_or_default();
+        match row.id {
+            Commanded::Connect => Ok(Command::Connect(Connect {
+                host: utf8(next())?,
+                overrides: self.overrides()?,
+                target: self.text(Opt::Target)?,
+                raw: self.has(Opt::Raw),
+            })),
+            Commanded::Exec => {
+                let (host, command) = (utf8(next())?, utf8(next())?);
+                let args: Vec<String> = operands.map(utf8).collect::<Result<_>>()?;
+                Ok(Command::Exec(Exec {
+                    host,
+                    overrides: self.overrides()?,
+                    command,
+                    args: (!args.is_empty()).then_some(args),
+                    env: self.environment()?,
+                    raw: self.has(Opt::Raw),
+                }))
+            }
+            Commanded::Upload => {
+                let file = PathBuf::from(next());
+                let (host, name) = host_and_name(utf8(next())?);
+                Ok(Command::Upload(Upload {
+                    file,
+                    host,
+                    name,
+                    overrides: self.overrides()?,
+                    mode: self.number(Opt::Mode, "permission bits in octal, such as 0755", permission_bits)?,
+                    compress: !self.has(Opt::NoCompress),
+                }))
+            }
+            Commanded::Classify => Ok(Command::Classify(Classify {
+                exit_status: self.number(Opt::ExitStatus, "an exit status", |text| text.parse().ok())?,
+                json: self.has(Opt::Json),
+            })),
+            Commanded::Help => {
+                let name = operands.map(utf8).collect::<Result<Vec<_>>>()?.join(" ");
+                Ok(Command::Print(match name.as_str() {
+                    "" => help::main_help(WITH_SERVER),
+                    group if options::group(group).is_some() && WITH_SERVER => help::group_help(group),
+                    name => help::command_help(command_row(name)?),
+                }))
+            }
+            #[cfg(feature = "server")]
+            Commanded::Serve => Ok(Command::Serve(Serve { config: self.path(Opt::Config) })),
+            #[cfg(feature = "server")]
+            Commanded::PkiInit => self.pki(PkiAction::Init),
+            #[cfg(feature = "server")]
+            Commanded::PkiServer => {
+                let names = operands.map(utf8).collect::<Result<_>>()?;
+                self.pki(PkiAction::Server(names))
+            }
+            #[cfg(feature = "server")]
+            Commanded::PkiClient => {
+                let principal = utf8(next())?;
+                self.pki(PkiAction::Client(principal))
+            }
+            #[cfg(feature = "server")]
+            Commanded::PkiRevoke => {
+                let certificate = PathBuf::from(next());
+                self.pki(PkiAction::Revoke(certificate))
+            }
+            // Those that are read word for word, and the server's where there is none, do not come this far.
+            _ => Err(Error::new(Code::Internal, format!("`{}` has no reader", row.name))),
+        }
+    }
+
+    #[cfg(feature = "server")]
+    fn pki(&self, action: PkiAction) -> Result<Command> {
+        let days = self.number(Opt::Days, "a number of days", |text| text.parse().ok().filter(|days| *days > 0))?;
+        Ok(Command::Pki(Pki { dir: self.path(Opt::Dir), days, action }))
+    }
+}
+
+/// `HOST[:NAME]`, where a `tstunnel://` URL is all host.
+fn host_and_name(text: String) -> (String, Option<String>) {
+    if text.get(..11).is_some_and(|scheme| scheme.eq_ignore_ascii_case("tstunnel://")) {
+        return (text, None);
+    }
+    match text.split_once(':') {
+        Some((host, "")) => (host.to_owned(), None),
+        Some((host, name)) => (host.to_owned(), Some(name.to_owned())),
+        None => (text, None),
+    }
+}
+
+fn permission_bits(text: &str) -> Option<u32> {
+    let octal = text.bytes().all(|byte| matches!(byte, b'0'..=b'7'));
+    u32::from_str_radix(text, 8).ok().filter(|bits| octal && *bits <= 0o777)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::ffi::OsStringExt;
+
+    fn words(line: &[&str]) -> Vec<OsString> {
+        line.iter().map(OsString::from).collect()
+    }
+
+    fn parsed(line: &[&str]) -> Command {
+        parse(OsStr::new("/usr/bin/tstunnel"), words(line)).unwrap_or_else(|error| panic!("{line:?}: {error}"))
+    }
+
+    fn refused(line: &[&str]) -> Error {
+        let error = parse(OsStr::new("tstunnel"), words(line)).expect_err("is refused");
+        assert_eq!(error.code, Code::Usage);
+        error
+    }
+
+    fn page(line: &[&str]) -> String {
+        match parsed(line) {
+            Command::Print(page) => page,
+            other => panic!("{line:?}: {other:?}"),
+        }
+    }
+
+    fn exec(line: &[&str]) -> Exec {
+        match parsed(line) {
+            Command::Exec(exec) => exec,
+            other => panic!("{line:?}: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_name_it_is_started_under_decides() {
+        for (name, scp) in [("ssh", false), ("/a/b/ssh", false), ("ssh.exe", false), ("./scp", true), ("scp.exe", true)]
+        {
+            let expected = if scp { Command::Scp(words(&["-V"])) } else { Command::Ssh(words(&["-V"])) };
+            assert_eq!(parse(OsStr::new(name), words(&["-V"])), Ok(expected));
+        }
+        for name in ["tstunnel", "ssh2", ""] {
+            assert!(matches!(parse(OsStr::new(name), words(&["--version"])), Ok(Command::Print(_))));
+        }
+    }
+
+    #[test]
+    fn ssh_scp_and_mutagen_take_their_arguments_untouched() {
+        assert_eq!(parsed(&["ssh", "-V", "--", "-h"]), Command::Ssh(words(&["-V", "--", "-h"])));
+        assert_eq!(parsed(&["scp"]), Command::Scp(words(&[])));
+        let args = ["sync", "create", "--help", "a", "tstunnel://h/p"];
+        assert_eq!(parsed(&[&["mutagen"][..], &args].concat()), Command::Mutagen(words(&args)));
+        assert!(page(&["mutagen", "--help"]).contains("tstunnel://"));
+    }
+
+    #[test]
+    fn every_command_has_a_page_in_three_ways() {
+        for row in options::COMMANDS {
+            let name: Vec<&str> = row.name.split(' ').collect();
+            let expected = help::command_help(row);
+            assert_eq!(page(&[&name[..], &["--help"]].concat()), expected);
+            assert_eq!(page(&[&["help"][..], &name].concat()), expected);
+            if row.words != Words::Verbatim {
+                assert_eq!(page(&[&name[..], &["-h"]].concat()), expected);
+            }
+        }
+        assert_eq!(page(&["help"]), page(&["--help"]));
+        assert!(page(&["-V"]).starts_with("tstunnel 0"));
+    }
+
+    #[test]
+    fn one_word_is_a_command_line_and_several_are_exact_arguments() {
+        let line = exec(&["exec", "h", "uname -s -m"]);
+        assert_eq!((line.command.as_str(), line.args), ("uname -s -m", None));
+        for same in [&["exec", "h", "--", "grep", "a b", "--", "-x"][..], &["exec", "h", "grep", "a b", "--", "-x"]] {
+            let exact = exec(same);
+            assert_eq!(exact.command, "grep");
+            assert_eq!(exact.args, Some(vec!["a b".to_owned(), "--".to_owned(), "-x".to_owned()]));
+        }
+        assert_eq!(exec(&["exec", "h", "--", "-odd"]).command, "-odd");
+    }
+
+    #[test]
+    fn options_of_exec_end_at_its_command() {
+        let found =
+            exec(&["exec", "--user", "dev", "h", "--raw", "--env=A=1=2", "--env", "B", "ls", "--raw", "--user=x"]);
+        assert_eq!(found.overrides.user.as_deref(), Some("dev"));
+        assert_eq!(found.env, [("A".to_owned(), Some("1=2".to_owned())), ("B".to_owned(), None)]);
+        assert!(found.raw);
+        assert_eq!(found.args, Some(vec!["--raw".to_owned(), "--user=x".to_owned()]));
+        assert!(!exec(&["exec", "h", "ls", "--help"]).raw);
+    }
+
+    #[test]
+    fn host_options_become_overrides() {
+        let Command::Connect(connect) = parsed(&[
+            "connect",
+            "--config=c",
+            "--endpoint=e:1",
+            "--cert=a",
+            "--key=b",
+            "--ca=d",
+            "--upgrade-base=/x",
+            "--sni=n",
+            "--user=u",
+            "--user=v",
+            "tstunnel://h?endpoint=e",
+            "--target",
+            "unix:/run/s",
+        ]) else {
+            panic!()
+        };
+        let overrides = Overrides {
+            config: Some("c".into()),
+            endpoint: Some("e:1".into()),
+            cert: Some("a".into()),
+            key: Some("b".into()),
+            ca: Some("d".into()),
+            upgrade_base: Some("/x".into()),
+            sni: Some("n".into()),
+            user: Some("v".into()),
+        };
+        let host = "tstunnel://h?endpoint=e".to_owned();
+        assert_eq!(connect, Connect { host, overrides, target: Some("unix:/run/s".into()), raw: false });
+    }
+
+    #[test]
+    fn upload_splits_host_and_name_and_leaves_a_url_whole() {
+        let upload = |target: &str| match parsed(&["upload", "f", target]) {
+            Command::Upload(Upload { file, host, name, mode: None, compress: true, .. }) if file == Path::new("f") => {
+                (host, name)
+            }
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(upload("h"), ("h".to_owned(), None));
+        assert_eq!(upload("h:"), ("h".to_owned(), None));
+        assert_eq!(upload("h:a:b"), ("h".to_owned(), Some("a:b".to_owned())));
+        assert_eq!(upload("Tstunnel://h/n?endpoint=e:1"), ("Tstunnel://h/n?endpoint=e:1".to_owned(), None));
+        let Command::Upload(found) = parsed(&["upload", "--mode=0755", "--no-compress", "f", "h"]) else { panic!() };
+        assert_eq!((found.mode, found.compress), (Some(0o755), false));
+        for mode in ["", "9", "+7", "1777", "rwx", "00000000000000000"] {
+            let said = parse(OsStr::new("tstunnel"), words(&["upload", "--mode", mode, "f", "h"]));
+            assert_eq!(said.is_ok(), mode.len() > 4, "{mode}");
+        }
+    }
+
+    #[test]
+    fn classify_takes_a_negative_exit_status() {
+        let expected = Classify { exit_status: Some(-1), json: true };
+        assert_eq!(parsed(&["classify", "--json", "--exit-status", "-1"]), Command::Classify(expected));
+        assert!(refused(&["classify", "--exit-status", "x"]).text.contains("not an exit status"));
+    }
+
+    #[cfg(feature = "server")]
+    #[test]
+    fn the_servers_commands_are_read() {
+        assert_eq!(parsed(&["serve", "--config", "s"]), Command::Serve(Serve { config: Some("s".into()) }));
+        let pki = |line: &[&str]| match parsed(line) {
+            Command::Pki(pki) => pki,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(pki(&["pki", "init"]), Pki { dir: None, days: None, action: PkiAction::Init });
+        let names = vec!["a.b".to_owned(), "*.c".to_owned()];
+        let server = Pki { dir: Some("d".into()), days: Some(7), action: PkiAction::Server(names) };
+        assert_eq!(pki(&["pki", "server", "a.b", "--dir=d", "*.c", "--days", "7"]), server);
+        assert_eq!(pki(&["pki", "client", "spiffe://x/y"]).action, PkiAction::Client("spiffe://x/y".into()));
+        assert_eq!(pki(&["pki", "revoke", "c.crt"]).action, PkiAction::Revoke("c.crt".into()));
+        assert!(refused(&["pki", "init", "--days=0"]).text.contains("number of days"));
+        assert!(page(&["pki", "--help"]).contains("revoke FILE"));
+        assert!(page(&["help", "pki"]).contains("revoke FILE"));
+    }
+
+    #[cfg(not(feature = "server"))]
+    #[test]
+    fn the_servers_commands_are_refused_in_words() {
+        for line in [&["serve"][..], &["pki", "init"], &["help", "serve"]] {
+            assert!(refused(line).text.contains("a client alone"), "{line:?}");
+        }
+    }
+
+    #[test]
+    fn a_misspelt_name_is_answered_with_the_nearest() {
+        for (line, meant) in [
+            (&["conect", "h"][..], "`connect`"),
+            (&["exec", "--usr=x", "h", "ls"], "`--user`"),
+            (&["upload", "--mod", "755", "f", "h"], "`--mode`"),
+            (&["--versoin"], "`--version`"),
+            (&["help", "clasify"], "`classify`"),
+        ] {
+            let error = refused(line);
+            assert!(error.text.starts_with("there is no ") && error.hint().contains(meant), "{line:?}: {error:?}");
+        }
+        assert!(!refused(&["frobnicate"]).hint().contains("mean"));
+    }
+
+    #[test]
+    fn what_is_wrong_is_refused_in_words() {
+        for (line, said) in [
+            (&[][..], "no command"),
+            (&["connect"], "needs HOST"),
+            (&["connect", "h", "i"], "`i` is one argument too many"),
+            (&["exec", "h"], "needs HOST [--] COMMAND"),
+            (&["exec", "-x", "h", "ls"], "`-x`"),
+            (&["connect", "h", "--raw=yes"], "--raw"),
+            (&["connect", "h", "--user"], "--user"),
+            (&["exec", "--env", "=x", "h", "ls"], "names no variable"),
+            (&["connect", "--env", "A", "h"], "--env"),
+            (&["upload", "f"], "needs FILE HOST"),
+            (&["classify", "x"], "too many"),
+        ] {
+            let error = refused(line);
+            assert!(error.text.contains(said), "{line:?}: {error}");
+        }
+    }
+
+    #[test]
+    fn an_argument_that_is_not_utf8_is_refused_where_it_must_be_text() {
+        let odd = || OsString::from_vec(b"\xff".to_vec());
+        let parse = |line: Vec<OsString>| parse(OsStr::new("tstunnel"), line);
+        assert!(parse(vec![odd()]).is_err());
+        assert!(parse(vec!["exec".into(), "h".into(), odd()]).is_err_and(|error| error.text.contains("not UTF-8")));
+        assert!(parse(vec!["connect".into(), odd()]).is_err());
+        assert!(parse(vec!["upload".into(), odd(), "h".into()]).is_ok());
+        assert!(parse(vec!["connect".into(), "--cert".into(), odd(), "h".into()]).is_ok());
+    }
+}

@@ -1,0 +1,137 @@
+//! The words behind a command → the table's options and the operands, checked against the command's row. No I/O.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use super::nearest::nearest;
+use super::options::{self, CommandRow, Opt, OptionRow, Words};
+use crate::config::Overrides;
+use crate::error::{Code, Error, Result};
+
+/// What stood behind a command: the table's options and the operands.
+pub(super) struct Given {
+    options: Vec<(Opt, Option<OsString>)>,
+    /// What is no option, in order.
+    pub(super) operands: Vec<OsString>,
+}
+
+pub(super) fn read(row: &CommandRow, args: Vec<OsString>) -> Result<Given> {
+    let mut parser = lexopt::Parser::from_args(args);
+    let mut given = Given { options: Vec::new(), operands: Vec::new() };
+    let page = format!("tstunnel {} --help", row.name);
+    let wrong = |error: lexopt::Error| usage(error.to_string(), &format!("see `{page}`"));
+    while let Some(argument) = parser.next().map_err(wrong)? {
+        let option = match argument {
+            lexopt::Arg::Value(word) => {
+                let ends = row.words == Words::ThenCommand && !given.operands.is_empty();
+                given.operands.push(word);
+                if ends {
+                    given.operands.extend(parser.raw_args().map_err(wrong)?);
+                }
+                continue;
+            }
+            lexopt::Arg::Long(long) => {
+                option_row(row, |option| option.long == long).ok_or_else(|| misspelt(row, long, &page))?
+            }
+            lexopt::Arg::Short(short) => option_row(row, |option| option.short == Some(short))
+                .ok_or_else(|| unknown("option", &format!("-{short}"), None, &page))?,
+        };
+        let value = if option.value.is_some() { Some(parser.value().map_err(wrong)?) } else { None };
+        given.options.push((option.id, value));
+    }
+    let (least, most) = match row.words {
+        Words::Between(least, most) => (least, most),
+        Words::ThenCommand => (2, usize::MAX),
+        Words::Verbatim => (0, usize::MAX),
+    };
+    if given.operands.len() < least && !given.has(Opt::Help) {
+        let text = format!("`tstunnel {}` needs {}", row.name, row.operands);
+        return Err(usage(text, &format!("see `{page}`")));
+    }
+    if let Some(extra) = given.operands.get(most) {
+        return Err(usage(format!("`{}` is one argument too many", extra.display()), &format!("see `{page}`")));
+    }
+    Ok(given)
+}
+
+fn option_row(row: &CommandRow, wanted: impl Fn(&OptionRow) -> bool) -> Option<&'static OptionRow> {
+    options::options_of(Some(row.id)).find(|option| wanted(option))
+}
+
+fn misspelt(row: &CommandRow, long: &str, page: &str) -> Error {
+    let meant = nearest(long, options::options_of(Some(row.id)).map(|option| option.long));
+    unknown("option", &format!("--{long}"), meant.map(|meant| format!("--{meant}")).as_deref(), page)
+}
+
+impl Given {
+    pub(super) fn has(&self, id: Opt) -> bool {
+        self.options.iter().any(|(option, _)| *option == id)
+    }
+
+    /// The value of an option; the last, where it is given twice.
+    fn value(&self, id: Opt) -> Option<&OsString> {
+        self.options.iter().rev().find(|(option, _)| *option == id).and_then(|(_, value)| value.as_ref())
+    }
+
+    pub(super) fn path(&self, id: Opt) -> Option<PathBuf> {
+        self.value(id).map(PathBuf::from)
+    }
+
+    pub(super) fn text(&self, id: Opt) -> Result<Option<String>> {
+        self.value(id).cloned().map(utf8).transpose()
+    }
+
+    /// A value that `parse` understands; `what` says what it should be.
+    pub(super) fn number<T>(&self, id: Opt, what: &str, parse: impl Fn(&str) -> Option<T>) -> Result<Option<T>> {
+        let Some(text) = self.text(id)? else { return Ok(None) };
+        let wrong = || usage(format!("`{text}` is not {what}"), &format!("give {what}"));
+        parse(&text).map(Some).ok_or_else(wrong)
+    }
+
+    pub(super) fn overrides(&self) -> Result<Overrides> {
+        Ok(Overrides {
+            config: self.path(Opt::Config),
+            endpoint: self.text(Opt::Endpoint)?,
+            cert: self.path(Opt::Cert),
+            key: self.path(Opt::Key),
+            ca: self.path(Opt::Ca),
+            upgrade_base: self.text(Opt::UpgradeBase)?,
+            sni: self.text(Opt::Sni)?,
+            user: self.text(Opt::User)?,
+        })
+    }
+
+    pub(super) fn environment(&self) -> Result<Vec<(String, Option<String>)>> {
+        let given =
+            self.options.iter().filter(|(option, _)| *option == Opt::Env).filter_map(|(_, value)| value.clone());
+        given
+            .map(|given| {
+                let given = utf8(given)?;
+                let (name, value) = match given.split_once('=') {
+                    Some((name, value)) => (name, Some(value.to_owned())),
+                    None => (given.as_str(), None),
+                };
+                if name.is_empty() {
+                    return Err(usage(format!("`--env {given}` names no variable"), "write `--env NAME=VALUE`"));
+                }
+                Ok((name.to_owned(), value))
+            })
+            .collect()
+    }
+}
+
+pub(super) fn utf8(word: OsString) -> Result<String> {
+    word.into_string().map_err(|word| usage(format!("`{}` is not UTF-8", word.display()), "write it in UTF-8"))
+}
+
+pub(super) fn usage(text: impl Into<String>, hint: &str) -> Error {
+    Error::new(Code::Usage, text).with_hint(hint)
+}
+
+pub(super) fn unknown(kind: &str, name: &str, meant: Option<&str>, page: &str) -> Error {
+    let hint = match meant {
+        Some(meant) => format!("did you mean `{meant}`? `{page}` shows every {kind}"),
+        None => format!("`{page}` shows every {kind}"),
+    };
+    usage(format!("there is no {kind} `{name}`"), &hint)
+}
