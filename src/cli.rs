@@ -114,8 +114,6 @@ pub struct Serve {
 pub struct Pki {
     /// The authority's folder, if it isn't the current one.
     pub dir: Option<PathBuf>,
-    /// How long what is made is valid.
-    pub days: Option<u32>,
     /// What to do.
     pub action: PkiAction,
 }
@@ -124,14 +122,14 @@ pub struct Pki {
 #[cfg(feature = "server")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum PkiAction {
-    /// Make the authority.
-    Init,
-    /// Make a server's certificate for these names, at least one.
+    /// Make the authority, with the domain of its servers.
+    Init(Option<String>),
+    /// Make a server's certificate for these names; for the authority's domain if there are none.
     Server(Vec<String>),
     /// Make a client's certificate for this principal.
     Client(String),
-    /// Revoke the certificate in this file.
-    Revoke(PathBuf),
+    /// Revoke a certificate by name, serial number or file, or only renew the list.
+    Revoke(Option<String>),
 }
 
 /// Parses a command line; `argv0` is the name under which this program was started.
@@ -263,21 +261,24 @@ impl Given {
             #[cfg(feature = "server")]
             Commanded::Serve => Ok(Command::Serve(Serve { config: self.path(Opt::Config) })),
             #[cfg(feature = "server")]
-            Commanded::PkiInit => self.pki(PkiAction::Init),
+            Commanded::PkiInit => {
+                let domain = operands.next().map(utf8).transpose()?;
+                Ok(self.pki(PkiAction::Init(domain)))
+            }
             #[cfg(feature = "server")]
             Commanded::PkiServer => {
                 let names = operands.map(utf8).collect::<Result<_>>()?;
-                self.pki(PkiAction::Server(names))
+                Ok(self.pki(PkiAction::Server(names)))
             }
             #[cfg(feature = "server")]
             Commanded::PkiClient => {
                 let principal = utf8(next())?;
-                self.pki(PkiAction::Client(principal))
+                Ok(self.pki(PkiAction::Client(principal)))
             }
             #[cfg(feature = "server")]
             Commanded::PkiRevoke => {
-                let certificate = PathBuf::from(next());
-                self.pki(PkiAction::Revoke(certificate))
+                let what = operands.next().map(utf8).transpose()?;
+                Ok(self.pki(PkiAction::Revoke(what)))
             }
             // Those that are read word for word, and the server's where there is none, do not come this far.
             _ => Err(Error::new(Code::Internal, format!("`{}` has no reader", row.name))),
@@ -285,9 +286,8 @@ impl Given {
     }
 
     #[cfg(feature = "server")]
-    fn pki(&self, action: PkiAction) -> Result<Command> {
-        let days = self.number(Opt::Days, "a number of days", |text| text.parse().ok().filter(|days| *days > 0))?;
-        Ok(Command::Pki(Pki { dir: self.path(Opt::Dir), days, action }))
+    fn pki(&self, action: PkiAction) -> Command {
+        Command::Pki(Pki { dir: self.path(Opt::Dir), action })
     }
 }
 
@@ -468,15 +468,15 @@ mod tests {
             Command::Pki(pki) => pki,
             other => panic!("{other:?}"),
         };
-        assert_eq!(pki(&["pki", "init"]), Pki { dir: None, days: None, action: PkiAction::Init });
+        assert_eq!(pki(&["pki", "init"]), Pki { dir: None, action: PkiAction::Init(None) });
         let names = vec!["a.b".to_owned(), "*.c".to_owned()];
-        let server = Pki { dir: Some("d".into()), days: Some(7), action: PkiAction::Server(names) };
-        assert_eq!(pki(&["pki", "server", "a.b", "--dir=d", "*.c", "--days", "7"]), server);
+        let server = Pki { dir: Some("d".into()), action: PkiAction::Server(names) };
+        assert_eq!(pki(&["pki", "server", "a.b", "--dir=d", "*.c"]), server);
         assert_eq!(pki(&["pki", "client", "spiffe://x/y"]).action, PkiAction::Client("spiffe://x/y".into()));
-        assert_eq!(pki(&["pki", "revoke", "c.crt"]).action, PkiAction::Revoke("c.crt".into()));
-        assert!(refused(&["pki", "init", "--days=0"]).text.contains("number of days"));
-        assert!(page(&["pki", "--help"]).contains("revoke FILE"));
-        assert!(page(&["help", "pki"]).contains("revoke FILE"));
+        assert_eq!(pki(&["pki", "revoke", "c.crt"]).action, PkiAction::Revoke(Some("c.crt".into())));
+        assert_eq!(pki(&["pki", "revoke"]).action, PkiAction::Revoke(None));
+        assert!(page(&["pki", "--help"]).contains("revoke [NAME]"));
+        assert!(page(&["help", "pki"]).contains("revoke [NAME]"));
     }
 
     #[cfg(not(feature = "server"))]

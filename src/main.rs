@@ -1,6 +1,180 @@
-//! parse → dispatch → exit status: the only place that exits.
+//! parse → dispatch → exit status: the only place that exits, and that prints an error.
+
+use std::io::Write;
 use std::process::ExitCode;
 
+use tracing::level_filters::LevelFilter;
+
+use tstunnel::cli::{self, Command};
+use tstunnel::client::dial::Dialler;
+use tstunnel::client::session::Offer;
+use tstunnel::client::standin::{self, Ours};
+use tstunnel::client::{classify, connect, exec, upload};
+use tstunnel::config::{self, Environment, Overrides, WeakDefaults};
+use tstunnel::error::{Code, Error, Result};
+use tstunnel::protocol::CommandRequest;
+use tstunnel::stdio;
+
+/// The status of a failure of tstunnel's own where it stands in for a process, as OpenSSH has it.
+const STATUS_STANDIN: u8 = 255;
+/// The status of wrong usage, and of any other failure, elsewhere.
+const STATUS_USAGE: u8 = 2;
+const STATUS_FAILED: u8 = 1;
+
 fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let mut args = std::env::args_os();
+    let argv0 = args.next().unwrap_or_else(|| "tstunnel".into());
+    let command = match cli::parse(&argv0, args.collect()) {
+        Ok(command) => command,
+        Err(error) => return fail(&error, false),
+    };
+    let is_standin = matches!(command, Command::Ssh(_) | Command::Scp(_) | Command::Exec(_) | Command::Connect(_));
+    match log(&command).and_then(|()| dispatch(command)) {
+        Ok(status) => ExitCode::from(status),
+        Err(error) => fail(&error, is_standin),
+    }
+}
+
+/// Prints the error's line and hint, and chooses the exit status.
+fn fail(error: &Error, is_standin: bool) -> ExitCode {
+    let _ = writeln!(std::io::stderr(), "{}", error.report());
+    ExitCode::from(match error.code {
+        Code::AgentMissing if is_standin => 127,
+        Code::AgentNotExecutable if is_standin => 126,
+        _ if is_standin => STATUS_STANDIN,
+        Code::Usage => STATUS_USAGE,
+        _ => STATUS_FAILED,
+    })
+}
+
+/// Logs go to stderr, and a client is quiet unless it is asked: Mutagen shows that stderr to people.
+fn log(command: &Command) -> Result<()> {
+    let asked = std::env::var("TSTUNNEL_LOG").ok().filter(|level| !level.is_empty());
+    let default = match command {
+        #[cfg(feature = "server")]
+        Command::Serve(_) => LevelFilter::INFO,
+        _ => LevelFilter::ERROR,
+    };
+    let level = match &asked {
+        None => default,
+        Some(level) => level.parse().map_err(|_| {
+            Error::new(Code::Config, format!("TSTUNNEL_LOG is `{level}`, which is no level"))
+                .with_hint("use one of off, error, warn, info, debug, trace")
+        })?,
+    };
+    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false).init();
+    Ok(())
+}
+
+fn dispatch(command: Command) -> Result<u8> {
+    let env = Environment::from_process();
+    match command {
+        Command::Print(text) => print(&text),
+        Command::Ssh(args) => stand_in(standin::ssh(&args, &env)?, &env),
+        Command::Scp(args) => stand_in(standin::scp(&args, &env)?, &env),
+        Command::Connect(command) => {
+            let dialler = dialler(&command.host, &command.overrides, &env)?;
+            block_on(async {
+                let streams = stdio::take().map_err(|error| standin::no_streams(&error))?;
+                connect::run(&dialler, command.target.as_deref(), offer(command.raw), streams).await
+            })
+        }
+        Command::Exec(command) => {
+            let dialler = dialler(&command.host, &command.overrides, &env)?;
+            let mut sent = standin::environment(&Default::default());
+            for (name, value) in command.env {
+                if let Some(value) = value.or_else(|| std::env::var(&name).ok()) {
+                    sent.insert(name, value);
+                }
+            }
+            let request =
+                CommandRequest { command: command.command, args: command.args, env: sent, ..Default::default() };
+            block_on(async {
+                let streams = stdio::take().map_err(|error| standin::no_streams(&error))?;
+                exec::run(&dialler, request, offer(command.raw), streams).await
+            })
+        }
+        Command::Upload(command) => {
+            let dialler = dialler(&command.host, &command.overrides, &env)?;
+            let cli::Upload { file, name, mode, compress, .. } = command;
+            block_on(upload::run(&dialler, &upload::Upload { file, name, mode, compress })).map(|()| 0)
+        }
+        Command::Classify(command) => {
+            let mut stdout = std::io::stdout().lock();
+            let status = classify::run(&mut std::io::stdin().lock(), &mut stdout, command.exit_status, command.json)?;
+            Ok(status as u8)
+        }
+        Command::Mutagen(_) => Err(Error::new(Code::Internal, "being wired")),
+        #[cfg(feature = "server")]
+        Command::Serve(command) => {
+            let path = command.config.unwrap_or_else(|| "/etc/tstunnel/server.toml".into());
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(no_runtime)?;
+            let result = runtime.block_on(tstunnel::server::run(&path));
+            runtime.shutdown_background();
+            result.map(|()| 0)
+        }
+        #[cfg(feature = "server")]
+        Command::Pki(command) => pki(command),
+    }
+}
+
+/// Runs a command of the small certificate authority, and prints what it made.
+#[cfg(feature = "server")]
+fn pki(command: cli::Pki) -> Result<u8> {
+    use cli::PkiAction;
+    use std::fmt::Write as _;
+    use tstunnel::pki;
+
+    let dir = command.dir.unwrap_or_else(|| pki::DEFAULT_DIR.into());
+    let issued = |issued: pki::Issued| {
+        let pki::Issued { cert, key, name, not_after, .. } = issued;
+        format!("{}\n{}\nfor {name}, until {not_after}\n", cert.display(), key.display())
+    };
+    print(&match command.action {
+        PkiAction::Init(domain) => {
+            let made = pki::init(&dir, domain.as_deref())?;
+            let files = [&made.cert, &made.key, &made.crl].map(|file| file.display().to_string()).join("\n");
+            format!("{files}\nuntil {}; the revocation list until {}\n", made.not_after, made.crl_until)
+        }
+        PkiAction::Server(names) => issued(pki::server(&dir, &names)?),
+        PkiAction::Client(principal) => issued(pki::client(&dir, &principal)?),
+        PkiAction::Revoke(what) => {
+            let list = pki::revoke(&dir, what.as_deref())?;
+            let mut text = format!("{}\nuntil {}\n", list.crl.display(), list.until);
+            for revoked in list.revoked {
+                let _ = writeln!(text, "revoked {} ({}) on {}", revoked.name, revoked.serial, revoked.since);
+            }
+            text
+        }
+    })
+}
+
+fn stand_in(ours: Ours, env: &Environment) -> Result<u8> {
+    block_on(standin::run(ours, env))
+}
+
+fn dialler(host: &str, overrides: &Overrides, env: &Environment) -> Result<Dialler> {
+    Dialler::new(config::resolve(host, overrides, &WeakDefaults::default(), env)?)
+}
+
+fn offer(raw: bool) -> Offer {
+    if raw { Offer::Raw } else { Offer::FramedFirst }
+}
+
+fn no_runtime(error: std::io::Error) -> Error {
+    Error::new(Code::Internal, format!("cannot start the runtime: {error}"))
+}
+
+/// A client is one session in one thread: nothing else is as quick to start, and nothing was faster.
+fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(no_runtime)?;
+    let result = runtime.block_on(future);
+    // A thread that reads stdin may never return.
+    runtime.shutdown_background();
+    result
+}
+
+fn print(text: &str) -> Result<u8> {
+    let written = std::io::stdout().write_all(text.as_bytes());
+    written.map(|()| 0).map_err(|error| Error::new(Code::Internal, format!("cannot write to stdout: {error}")))
 }

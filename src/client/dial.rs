@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use crate::cli::openssh::AddressFamily;
 use crate::config::Host;
 use crate::error::{Code, Error, Result};
 use crate::protocol::MAX_PROBLEM_BYTES;
@@ -37,6 +38,7 @@ pub type Stream = TlsStream<BufReader<TcpStream>>;
 pub struct Dialler {
     host: Arc<Host>,
     connector: TlsConnector,
+    family: AddressFamily,
 }
 
 impl std::fmt::Debug for Dialler {
@@ -52,7 +54,18 @@ impl Dialler {
     /// `config` for files that are missing or wrong.
     pub fn new(host: Host) -> Result<Dialler> {
         let config = tls::client_config(&host)?;
-        Ok(Dialler { host: Arc::new(host), connector: TlsConnector::from(Arc::new(config)) })
+        Ok(Dialler {
+            host: Arc::new(host),
+            connector: TlsConnector::from(Arc::new(config)),
+            family: AddressFamily::Any,
+        })
+    }
+
+    /// Dials only addresses of `family`.
+    #[must_use]
+    pub fn with_family(mut self, family: AddressFamily) -> Dialler {
+        self.family = family;
+        self
     }
 
     /// The host that connections go to.
@@ -72,7 +85,8 @@ impl Dialler {
             let seconds = host.connect_timeout.as_secs_f32();
             Error::new(Code::ConnectTimeout, format!("{doing} {endpoint} took longer than {seconds} s"))
         };
-        let addresses = timeout_at(deadline, lookup(host)).await.map_err(|_| timed_out("looking up"))??;
+        let addresses =
+            timeout_at(deadline, lookup(host, self.family)).await.map_err(|_| timed_out("looking up"))??;
         let tcp =
             timeout_at(deadline, race(&addresses)).await.map_err(|_| timed_out("connecting to"))?.map_err(|error| {
                 let code = match error.kind() {
@@ -104,14 +118,20 @@ pub fn reason(error: &io::Error) -> String {
     text.split(" (os error").next().unwrap_or(&text).to_lowercase()
 }
 
-async fn lookup(host: &Host) -> Result<Vec<SocketAddr>> {
+async fn lookup(host: &Host, family: AddressFamily) -> Result<Vec<SocketAddr>> {
     let (name, port) = (host.endpoint.host.as_str(), host.endpoint.port);
     if let Ok(address) = name.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);
     }
     let no_address = |why: String| Error::new(Code::Dns, format!("cannot look up {name}: {why}"));
-    let found: Vec<SocketAddr> =
-        tokio::net::lookup_host((name, port)).await.map_err(|error| no_address(lookup_reason(&error)))?.collect();
+    let found = tokio::net::lookup_host((name, port)).await.map_err(|error| no_address(lookup_reason(&error)))?;
+    let found: Vec<SocketAddr> = found
+        .filter(|address| match family {
+            AddressFamily::Any => true,
+            AddressFamily::Inet => address.is_ipv4(),
+            AddressFamily::Inet6 => address.is_ipv6(),
+        })
+        .collect();
     if found.is_empty() { Err(no_address("the name has no address".to_owned())) } else { Ok(interleave(found)) }
 }
 
