@@ -1,2 +1,3 @@
 //! (being written)
 pub mod classify;
+pub mod mutagen;
