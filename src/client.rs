@@ -6,6 +6,7 @@ pub mod classify;
 pub mod connect;
 pub mod dial;
 pub mod exec;
+pub mod mutagen;
 pub mod session;
 pub mod standin;
 pub mod upload;
