@@ -2,6 +2,8 @@
 //!
 //! Every test has a daemon and a server of its own, so that all may run at once.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
 mod support;
 
 #[path = "mutagen/baseline.rs"]

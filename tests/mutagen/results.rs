@@ -173,7 +173,7 @@ fn host_that_says_nothing_hangs_mutagen_until_the_daemon_ends() {
     let mut command = daemon.sync_command(&daemon.folder("tree"), &remote.url("tree"));
     let mut create = Group::spawn(command.stdout(Stdio::null()).stderr(Stdio::null()));
     wait_until("the silent program runs", SOON, || {
-        crate::support::process::with_home(remote.home()).iter().any(|process| process.mentions("cat"))
+        crate::support::process::with_home(remote.home()).iter().any(|process| process.arguments == ["cat"])
     });
     assert!(create.ended().is_none());
     let tunnels = daemon.tunnels();
