@@ -11,7 +11,7 @@ use crate::support::mutagen::{Daemon, Session};
 use crate::support::port;
 use crate::support::remote::{Remote, Setup, Transport};
 use crate::support::tree::{noise, sha256};
-use crate::support::wait::SOON;
+use crate::support::wait::{SOON, wait_until};
 
 /// What each test sends through a tunnel, each way.
 const SIZE_BYTES: usize = 20_000_000;
@@ -65,7 +65,7 @@ fn paused_forward_listens_again_when_resumed() {
     let (session, address) = forward(&daemon, &remote, Direction::FromThere, &echo.url());
     session.pause();
     remote.wait_until_idle();
-    assert!(TcpStream::connect(address).is_err());
+    wait_until("nothing listens there", SOON, || TcpStream::connect(address).is_err());
 
     session.resume();
     session.wait_until_ready(SOON);
@@ -111,7 +111,7 @@ fn connections_are_open_at_once(direction: Direction) {
 }
 
 /// Creates a forward to `destination`, and returns where it listens.
-fn forward<'a>(
+pub(crate) fn forward<'a>(
     daemon: &'a Daemon,
     remote: &Remote,
     direction: Direction,

@@ -1,9 +1,10 @@
 //! Whatever dies, the session goes on, and nothing is left behind.
 
 use std::fs;
-use std::path::PathBuf;
+use std::net::TcpStream;
 use std::time::Duration;
 
+use super::forward::{Direction, forward};
 use crate::TRANSPORT;
 use crate::support::mutagen::{Daemon, Session};
 use crate::support::process::{Process, Signal};
@@ -61,6 +62,7 @@ fn client_ends_within_a_second_of_sigterm_and_takes_its_agent_along() {
     // Mutagen sends SIGKILL after one second.
     wait_until("the client has ended", Duration::from_secs(1), || !tunnels[0].is_alive());
     wait_until("its agent has ended", SOON, || !agent.is_alive());
+    wait_for_another_agent(&remote, &agent);
     assert_carries_on(&daemon, &remote, &session);
 }
 
@@ -128,19 +130,18 @@ fn killed_daemon_leaves_nothing_running() {
 fn forward_listens_again_when_its_client_was_killed() {
     let remote = Setup::new(TRANSPORT).with_grace(GRACE).start();
     let daemon = Daemon::start(&remote);
-    let socket: PathBuf = remote.home().join("socket");
-    let source = format!("{}:unix:{}", remote.host(), socket.display());
-    let session = daemon.create_forward(&source, "tcp:127.0.0.1:1");
-    session.wait_until_ready(SOON);
+    // Not a Unix socket: an agent that ends in haste leaves its file behind, and Mutagen then never listens again.
+    let (session, address) = forward(&daemon, &remote, Direction::FromThere, "tcp:127.0.0.1:1");
     let agent = remote.agents().remove(0);
 
     daemon.tunnels()[0].signal(Signal::KILL);
 
-    // The socket is the first agent's until that has gone, so a first attempt may fail and cost Mutagen's pause.
-    wait_for("another agent listens", AFTER_MUTAGENS_PAUSE, || {
-        let listens = session.status() == "forwarding" && std::os::unix::net::UnixStream::connect(&socket).is_ok();
-        (listens && !agent.is_alive() && remote.agents().len() == 1).then_some(())
+    // The port is the first agent's until that has gone, so a first attempt may fail and cost Mutagen's pause.
+    wait_until("another agent listens", AFTER_MUTAGENS_PAUSE, || {
+        let agents = remote.agents();
+        agents.len() == 1 && agents[0].pid != agent.pid && session.status() == "forwarding"
     });
+    drop(TcpStream::connect(address).unwrap());
 }
 
 /// A session with some files, and the agent that it has.
