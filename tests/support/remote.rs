@@ -1,0 +1,341 @@
+//! A remote host with a fresh home, reached over OpenSSH or over tstunnel: the same to Mutagen, and to the tests.
+
+use std::ffi::OsString;
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use tempfile::TempDir;
+
+use super::openssh::{self, Account, Sshd};
+use super::pki::Authority;
+use super::process::{self, Process};
+use super::recorder::Recorder;
+use super::relay::Relay;
+use super::serve::{Server, TSTUNNEL};
+use super::wait::{SOON, wait_until};
+use super::{script, tree};
+
+/// The domain of the servers, less which a server name is a host id.
+pub(crate) const DOMAIN: &str = "tunnel.test";
+
+/// The principal of the clients.
+pub(crate) const PRINCIPAL: &str = "spiffe://tunnel.test/users/ann";
+
+/// What carries Mutagen to the host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Transport {
+    OpenSsh,
+    Tstunnel,
+}
+
+/// How a host is set up, before it is started.
+#[derive(Clone, Debug)]
+pub(crate) struct Setup {
+    transport: Transport,
+    name: String,
+    any_command: bool,
+    wrapper: Option<String>,
+    uploads: bool,
+    grace: Option<Duration>,
+    relayed: bool,
+    recorded: bool,
+}
+
+impl Setup {
+    pub(crate) fn new(transport: Transport) -> Setup {
+        Setup {
+            transport,
+            name: "host123".to_owned(),
+            any_command: false,
+            wrapper: None,
+            uploads: true,
+            grace: None,
+            relayed: false,
+            recorded: false,
+        }
+    }
+
+    /// Calls the host something else than `host123`.
+    pub(crate) fn named(self, name: &str) -> Setup {
+        Setup { name: name.to_owned(), ..self }
+    }
+
+    /// Allows every command, as sshd does, and gives it to a shell.
+    pub(crate) fn with_any_command(self) -> Setup {
+        Setup { any_command: true, ..self }
+    }
+
+    /// Puts a shell script before every command, whose words are the script's arguments. Allows every command.
+    pub(crate) fn with_wrapper(self, script: &str) -> Setup {
+        Setup { wrapper: Some(script.to_owned()), any_command: true, ..self }
+    }
+
+    /// Lets the server refuse every file.
+    pub(crate) fn without_uploads(self) -> Setup {
+        Setup { uploads: false, ..self }
+    }
+
+    /// How long the server keeps a session whose connection broke; OpenSSH keeps none.
+    pub(crate) fn with_grace(self, grace: Duration) -> Setup {
+        Setup { grace: Some(grace), ..self }
+    }
+
+    /// Puts a relay between client and server, whose connections can be cut.
+    pub(crate) fn behind_relay(self) -> Setup {
+        Setup { relayed: true, ..self }
+    }
+
+    /// Writes down every call of `ssh` and `scp`.
+    pub(crate) fn recorded(self) -> Setup {
+        Setup { recorded: true, ..self }
+    }
+
+    pub(crate) fn start(self) -> Remote {
+        Remote::start(self)
+    }
+}
+
+/// A running host.
+pub(crate) struct Remote {
+    setup: Setup,
+    home: PathBuf,
+    server: Carrier,
+    relay: Option<Relay>,
+    recorder: Option<Recorder>,
+    stand_ins: PathBuf,
+    search_first: Option<PathBuf>,
+    // Last, so that it is removed after the server has gone.
+    folder: TempDir,
+}
+
+enum Carrier {
+    OpenSsh(Sshd),
+    Tstunnel(Server),
+}
+
+impl Remote {
+    fn start(setup: Setup) -> Remote {
+        let folder = tempfile::Builder::new().prefix("ts-remote-").tempdir().unwrap();
+        let root = folder.path().canonicalize().unwrap();
+        let home = root.join("home");
+        fs::create_dir(&home).unwrap();
+        let wrapper = setup.wrapper.as_ref().map(|script| {
+            let file = root.join("wrapper");
+            script::write(&file, script);
+            file
+        });
+
+        let server = match setup.transport {
+            Transport::OpenSsh => {
+                let account = Account { home: &home, wrapper: wrapper.as_deref(), uploads: setup.uploads };
+                Carrier::OpenSsh(Sshd::start(&root, &account))
+            }
+            Transport::Tstunnel => {
+                write_server_configuration(&root, &setup, &home, wrapper.as_deref());
+                Carrier::Tstunnel(Server::start(&root.join("server.toml")))
+            }
+        };
+        let relay = setup.relayed.then(|| Relay::to(server.address()));
+        let address = relay.as_ref().map_or(server.address(), Relay::address);
+        let real = match setup.transport {
+            Transport::OpenSsh => openssh::stand_ins(&root, &setup.name, address.port()),
+            Transport::Tstunnel => {
+                write_client_configuration(&root, &setup, address);
+                tstunnel_stand_ins(&root)
+            }
+        };
+        let recorder = setup.recorded.then(|| Recorder::around(&root.join("recorder"), &real));
+        let stand_ins = recorder.as_ref().map_or(real, |recorder| recorder.folder().to_owned());
+        Remote { setup, home, server, relay, recorder, stand_ins, search_first: None, folder }
+    }
+
+    /// The account's home, which is empty at first.
+    pub(crate) fn home(&self) -> &Path {
+        &self.home
+    }
+
+    /// The host as Mutagen is told it.
+    pub(crate) fn host(&self) -> &str {
+        &self.setup.name
+    }
+
+    /// A folder in the account's home, as Mutagen is told it. The agent finds the home by its environment.
+    pub(crate) fn url(&self, folder: &str) -> String {
+        format!("{}:~/{folder}", self.setup.name)
+    }
+
+    /// What a Mutagen daemon needs in its environment to get there.
+    pub(crate) fn environment(&self) -> Vec<(&'static str, OsString)> {
+        let mut path = std::env::var_os("PATH").unwrap_or_default();
+        if let Some(first) = &self.search_first {
+            path = std::env::join_paths(std::iter::once(first.clone()).chain(std::env::split_paths(&path))).unwrap();
+        }
+        vec![
+            ("MUTAGEN_SSH_PATH", self.stand_ins.clone().into()),
+            ("TSTUNNEL_CONFIG", self.folder.path().join("config.toml").into()),
+            ("PATH", path),
+        ]
+    }
+
+    /// Lets whoever has this host's environment reach `other` too, which is an OpenSSH host with another name. tstunnel hands
+    /// it to the `ssh` in PATH; OpenSSH has it in its configuration.
+    pub(crate) fn fall_through_to(&mut self, other: &Remote) {
+        assert_eq!(other.setup.transport, Transport::OpenSsh);
+        match self.setup.transport {
+            Transport::OpenSsh => openssh::include(self.folder.path(), other.folder.path()),
+            Transport::Tstunnel => self.search_first = Some(other.stand_ins.clone()),
+        }
+    }
+
+    pub(crate) fn relay(&self) -> &Relay {
+        self.relay.as_ref().expect("the setup says behind_relay")
+    }
+
+    pub(crate) fn recorder(&self) -> &Recorder {
+        self.recorder.as_ref().expect("the setup says recorded")
+    }
+
+    /// Kills the server as a crash would. What it had started is left to notice it.
+    pub(crate) fn kill_server(&mut self) {
+        match &mut self.server {
+            Carrier::OpenSsh(sshd) => sshd.kill(),
+            Carrier::Tstunnel(server) => server.kill(),
+        }
+    }
+
+    /// Starts the server again where it was.
+    pub(crate) fn start_server_again(&mut self) {
+        match &mut self.server {
+            Carrier::OpenSsh(sshd) => sshd.start_again(),
+            Carrier::Tstunnel(server) => server.start_again(),
+        }
+    }
+
+    pub(crate) fn agents(&self) -> Vec<Process> {
+        process::agents(&self.home)
+    }
+
+    /// Waits until nothing runs in the account.
+    #[track_caller]
+    pub(crate) fn wait_until_idle(&self) {
+        let mut left = Vec::new();
+        wait_until(&format!("nothing runs any more in {}", self.home.display()), SOON, || {
+            left = process::with_home(&self.home);
+            left.is_empty()
+        });
+    }
+
+    /// Where the agent is installed.
+    pub(crate) fn agent_file(&self) -> PathBuf {
+        self.home.join(".mutagen/agents/0.18.1/mutagen-agent")
+    }
+
+    /// Puts a shell script where the agent is installed.
+    pub(crate) fn install_script_as_agent(&self, body: &str) {
+        let file = self.agent_file();
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        script::write(&file, body);
+    }
+
+    /// Whether the real agent is installed, and may be run.
+    pub(crate) fn has_real_agent(&self) -> bool {
+        let starts_like_elf = fs::read(self.agent_file()).is_ok_and(|bytes| bytes.starts_with(b"\x7fELF"));
+        starts_like_elf && tree::is_executable(&self.agent_file())
+    }
+
+    /// Names in the home that begin with `prefix`, sorted.
+    pub(crate) fn names_in_home(&self, prefix: &str) -> Vec<String> {
+        let entries = fs::read_dir(&self.home).unwrap().flatten();
+        let mut names: Vec<String> = entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+        names.retain(|name| name.starts_with(prefix));
+        names.sort();
+        names
+    }
+}
+
+impl Drop for Remote {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let log = match &self.server {
+                Carrier::OpenSsh(sshd) => sshd.log(),
+                Carrier::Tstunnel(server) => server.log(),
+            };
+            eprintln!("--- log of the server of {}\n{log}", self.setup.name);
+            eprintln!("--- in its home run {:#?}", process::with_home(&self.home));
+        }
+    }
+}
+
+impl Carrier {
+    fn address(&self) -> SocketAddr {
+        match self {
+            Carrier::OpenSsh(sshd) => (Ipv4Addr::LOCALHOST, sshd.port()).into(),
+            Carrier::Tstunnel(server) => server.address(),
+        }
+    }
+}
+
+/// Writes `server.toml`, and every certificate that it and the client need.
+fn write_server_configuration(folder: &Path, setup: &Setup, home: &Path, wrapper: Option<&Path>) {
+    let servers = Authority::new("the servers' authority");
+    let clients = Authority::new("the clients' authority");
+    fs::write(folder.join("servers-ca.crt"), servers.certificate()).unwrap();
+    fs::write(folder.join("clients-ca.crt"), clients.certificate()).unwrap();
+    servers.server(&[&format!("*.{DOMAIN}")]).write(folder, "server");
+    clients.client(PRINCIPAL).write(folder, "client");
+
+    let host = &setup.name;
+    let mut text = format!(
+        "listen = [\"127.0.0.1:0\"]\n\
+         cert = \"server.crt\"\n\
+         key = \"server.key\"\n\
+         client_ca = [\"clients-ca.crt\"]\n\
+         domain = \"{DOMAIN}\"\n\
+         \n\
+         [host.{host}]\n\
+         home = \"{}\"\n",
+        home.display()
+    );
+    if setup.any_command {
+        text += "commands = \"any\"\n";
+    }
+    if let Some(wrapper) = wrapper {
+        text += &format!("shell = false\nwrapper = [\"{}\"]\n", wrapper.display());
+    }
+    text += &format!("\n[[grant]]\nprincipal = \"{PRINCIPAL}\"\nhosts = [\"{host}\"]\n\n[limits]\n");
+    if !setup.uploads {
+        text += "max_upload_bytes = 1\n";
+    }
+    if let Some(grace) = setup.grace {
+        text += &format!("resume_grace = \"{}s\"\n", grace.as_secs());
+    }
+    fs::write(folder.join("server.toml"), text).unwrap();
+}
+
+/// Writes the `config.toml` by which the client finds the host.
+fn write_client_configuration(folder: &Path, setup: &Setup, address: SocketAddr) {
+    let host = &setup.name;
+    let text = format!(
+        "[host.\"{host}\"]\n\
+         endpoint = \"{address}\"\n\
+         host_id = \"{host}\"\n\
+         sni = \"{host}.{DOMAIN}\"\n\
+         cert = \"client.crt\"\n\
+         key = \"client.key\"\n\
+         ca = \"servers-ca.crt\"\n\
+         proxy = \"none\"\n"
+    );
+    fs::write(folder.join("config.toml"), text).unwrap();
+}
+
+/// A folder in which `ssh` and `scp` are the binary.
+fn tstunnel_stand_ins(folder: &Path) -> PathBuf {
+    let stand_ins = folder.join("tstunnel");
+    fs::create_dir_all(&stand_ins).unwrap();
+    for name in ["ssh", "scp"] {
+        std::os::unix::fs::symlink(TSTUNNEL, stand_ins.join(name)).unwrap();
+    }
+    stand_ins
+}

@@ -1,0 +1,88 @@
+//! `tstunnel serve`, the real binary, on a port that it picks itself.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use super::process::{Group, Signal};
+use super::wait::{SOON, wait_for};
+
+/// The program under test.
+pub(crate) const TSTUNNEL: &str = env!("CARGO_BIN_EXE_tstunnel");
+
+/// A running server.
+pub(crate) struct Server {
+    configuration: PathBuf,
+    log: PathBuf,
+    address: SocketAddr,
+    process: Group,
+}
+
+impl Server {
+    /// Starts it with a configuration file that says `listen = ["127.0.0.1:0"]`, and waits until it listens.
+    pub(crate) fn start(configuration: &Path) -> Server {
+        let log = configuration.with_extension("log");
+        let (process, address) = spawn(configuration, &log);
+        Server { configuration: configuration.to_owned(), log, address, process }
+    }
+
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Kills the server alone. What it had started is left to notice it.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Sends a signal to the server alone.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// How the server ended, if it has.
+    pub(crate) fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.process.ended()
+    }
+
+    /// Starts it again at the address that it had.
+    pub(crate) fn start_again(&mut self) {
+        let text = fs::read_to_string(&self.configuration).unwrap();
+        fs::write(&self.configuration, text.replace("127.0.0.1:0", &self.address.to_string())).unwrap();
+        let (process, address) = spawn(&self.configuration, &self.log);
+        assert_eq!(address, self.address, "the server listens where it was told to");
+        self.process = process;
+    }
+
+    /// What it has written to stderr since it was last started.
+    pub(crate) fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+}
+
+fn spawn(configuration: &Path, log: &Path) -> (Group, SocketAddr) {
+    let output = fs::File::create(log).unwrap();
+    let mut process = Group::spawn(
+        Command::new(TSTUNNEL)
+            .args(["serve", "--config"])
+            .arg(configuration)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(output),
+    );
+    let address = wait_for("tstunnel serve says where it listens", SOON, || {
+        let ended = process.ended();
+        let text = fs::read_to_string(log).unwrap_or_default();
+        assert!(ended.is_none(), "tstunnel serve ended: {ended:?}\n{text}");
+        listening_address(&text)
+    });
+    (process, address)
+}
+
+/// The address in a whole line that holds `listening on ADDR`, whatever surrounds it.
+fn listening_address(log: &str) -> Option<SocketAddr> {
+    let whole = log.rsplit_once('\n')?.0;
+    let (_, rest) = whole.split_once("listening on ")?;
+    rest.split(|end: char| end.is_whitespace() || end == ',').next()?.parse().ok()
+}
