@@ -44,19 +44,24 @@ impl std::fmt::Debug for Stdio {
     }
 }
 
+/// Standard output. Its shutdown closes descriptor 1 too, so that a reader sees the end.
+#[derive(Debug)]
+pub struct Stdout(Stdio);
+
 /// The standard streams.
 #[derive(Debug)]
 pub struct Streams {
     /// Descriptor 0.
     pub stdin: Stdio,
     /// Descriptor 1.
-    pub stdout: Stdio,
+    pub stdout: Stdout,
     /// Descriptor 2.
     pub stderr: Stdio,
 }
 
-/// Takes over the process's stdin, stdout and stderr. Descriptors 0 and 1 point to `/dev/null` afterwards, so that
-/// dropping a stream is seen by whoever is at its other end; descriptor 2 stays, for messages.
+/// Takes over the process's stdin, stdout and stderr. Their descriptors stay open beside these streams: whoever reads
+/// this process's stdout takes its end for the end of everything, so it may end only with the process, after the last
+/// message on stderr, or with [`Stdout`]'s shutdown.
 ///
 /// # Errors
 /// Those of the system calls, where a descriptor is closed or cannot be used.
@@ -64,10 +69,7 @@ pub fn take() -> io::Result<Streams> {
     let stdin = open(io::stdin().as_fd().try_clone_to_owned()?, Direction::Read)?;
     let stdout = open(io::stdout().as_fd().try_clone_to_owned()?, Direction::Write)?;
     let stderr = open(io::stderr().as_fd().try_clone_to_owned()?, Direction::Write)?;
-    let null = File::options().read(true).write(true).open("/dev/null")?;
-    rustix::stdio::dup2_stdin(&null)?;
-    rustix::stdio::dup2_stdout(&null)?;
-    Ok(Streams { stdin, stdout, stderr })
+    Ok(Streams { stdin, stdout: Stdout(stdout), stderr })
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -211,5 +213,21 @@ impl AsyncWrite for Stdio {
             }
             Stdio::Pollable(_) | Stdio::Ready(_) => Poll::Ready(Ok(())),
         }
+    }
+}
+
+impl AsyncWrite for Stdout {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.0).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.0).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        ready!(Pin::new(&mut self.0).poll_shutdown(cx))?;
+        rustix::stdio::dup2_stdout(File::options().write(true).open("/dev/null")?)?;
+        Poll::Ready(Ok(()))
     }
 }

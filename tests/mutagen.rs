@@ -20,4 +20,4 @@ mod sync;
 use support::remote::Transport;
 
 /// What carries Mutagen in these tests, but for the baseline.
-const TRANSPORT: Transport = Transport::OpenSsh;
+const TRANSPORT: Transport = Transport::Tstunnel;

@@ -7,6 +7,7 @@ use std::io;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::RwLock;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
@@ -31,6 +32,15 @@ const TERM_GRACE: Duration = Duration::from_secs(5);
 
 /// How often a group without its leader is looked at; there is no event for its end.
 const GROUP_POLL: Duration = Duration::from_millis(20);
+
+/// Held while a program is started, and by whoever has written one: between fork(2) and execve(2) a child holds every
+/// descriptor of the server's, and a file that is open for writing cannot be executed (ETXTBSY).
+static SPAWNING: RwLock<()> = RwLock::new(());
+
+/// Waits until no child holds a descriptor that was closed before this call.
+pub fn wait_for_spawns() {
+    drop(SPAWNING.write());
+}
 
 /// Why a permitted command is not running.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,7 +127,11 @@ pub fn start(permit: &Permit) -> Result<(Process, Pipes), StartFailure> {
     } else {
         command.current_dir("/");
     }
-    let mut child = command.spawn().map_err(|error| explain(program, &error))?;
+    let spawned = {
+        let _spawning = SPAWNING.read();
+        command.spawn()
+    };
+    let mut child = spawned.map_err(|error| explain(program, &error))?;
     let group = Group(child.id().and_then(|id| Pid::from_raw(id as i32)));
     let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
     else {

@@ -19,6 +19,7 @@ use rustix::fs::OFlags;
 use tokio::sync::{OwnedMutexGuard, mpsc, watch};
 
 use crate::error::{Code, Error};
+use crate::server::process;
 use crate::server::refusal::Refusal;
 
 /// What a part is called in the home: this, then what tells it from others.
@@ -176,7 +177,7 @@ impl Turn {
             }
             Ok(stored) => {
                 keep_content(&order.home, &self.path, &stored);
-                self.publish(&part.file, order)?;
+                self.publish(part.file, order)?;
                 Ok(stored)
             }
         }
@@ -197,7 +198,7 @@ impl Turn {
             Ok(stored) => {
                 // The newest content is the last to go.
                 let _ = source.set_modified(SystemTime::now());
-                self.publish(&part.file, order)?;
+                self.publish(part.file, order)?;
                 Ok(Some(stored))
             }
             Err(_) => {
@@ -209,7 +210,8 @@ impl Turn {
         }
     }
 
-    fn publish(&self, file: &File, order: &Order) -> Result<(), Refusal> {
+    /// Gives the file its mode and name. Whoever is told so can run it at once.
+    fn publish(&self, file: File, order: &Order) -> Result<(), Refusal> {
         let published = file
             .set_permissions(fs::Permissions::from_mode(order.mode & 0o777))
             .and_then(|()| file.sync_all())
@@ -217,7 +219,10 @@ impl Turn {
         published.map_err(|error| {
             remove(&self.path);
             storage(&error)
-        })
+        })?;
+        drop(file);
+        process::wait_for_spawns();
+        Ok(())
     }
 
     fn may_hold(&self) -> bool {

@@ -324,8 +324,7 @@ fn write_client_configuration(folder: &Path, setup: &Setup, address: SocketAddr)
          sni = \"{host}.{DOMAIN}\"\n\
          cert = \"client.crt\"\n\
          key = \"client.key\"\n\
-         ca = \"servers-ca.crt\"\n\
-         proxy = \"none\"\n"
+         ca = \"servers-ca.crt\"\n"
     );
     fs::write(folder.join("config.toml"), text).unwrap();
 }
