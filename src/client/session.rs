@@ -154,7 +154,12 @@ pub async fn run(opened: Opened, streams: Streams, host: &Host) -> Result<u8> {
                 let text = format!("nothing was heard from {} for too long", host.endpoint.host);
                 return Err(Error::new(Code::NetworkLost, text));
             }
-            Event::SourcesEnded { .. } | Event::SinkClosed(_) | Event::Signal(_) | Event::Close | Event::Finished => {}
+            Event::SourcesEnded { .. }
+            | Event::Suspect
+            | Event::SinkClosed(_)
+            | Event::Signal(_)
+            | Event::Close
+            | Event::Finished => {}
         }
     }
 }
