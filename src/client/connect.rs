@@ -15,7 +15,7 @@ pub async fn run(dialler: &Dialler, target: Option<&str>, offer: Offer, streams:
         None => "/stream".to_owned(),
     };
     let opened = session::open(dialler, &Opening { path, body: None, offer }).await?;
-    session::run(opened, streams, dialler.host()).await
+    session::run(opened, streams, dialler).await
 }
 
 /// Percent-encodes everything but unreserved characters (RFC 3986 §2.3), so that the result is one path segment or one
