@@ -142,7 +142,8 @@ pub async fn run(opened: Opened, streams: Streams, dialler: &Dialler) -> Result<
     let policy = Policy { interval: host.alive_interval, count: host.alive_count };
     let session = Session::new(Role::Client, window_bytes, policy, Instant::now());
     let sources: bridge::Sources = vec![(Kind::Stdin, Box::new(stdin))];
-    let sinks: bridge::Sinks = vec![(Kind::Stdout, Box::new(stdout)), (Kind::Stderr, Box::new(stderr))];
+    // Stderr first: a reader of both looks at it when stdout has ended.
+    let sinks: bridge::Sinks = vec![(Kind::Stderr, Box::new(stderr)), (Kind::Stdout, Box::new(stdout))];
     let mut bridge = Bridge::new(session, connection, &leftover, sources, sinks);
     let mut endings = Endings::new()?;
     let mut path = resumption.map(|resumption| Path::new(dialler.clone(), resumption));

@@ -77,13 +77,14 @@ pub async fn command(
     let (process, sources, sinks): (_, Sources, Sinks) = match work {
         Work::Process(process, pipes) => (
             Some(process),
-            vec![(Kind::Stdout, Box::new(pipes.stdout)), (Kind::Stderr, Box::new(pipes.stderr))],
+            // Stderr first: what a process has said before it ended must not come after its stdout's end.
+            vec![(Kind::Stderr, Box::new(pipes.stderr)), (Kind::Stdout, Box::new(pipes.stdout))],
             vec![(Kind::Stdin, Box::new(pipes.stdin))],
         ),
         Work::Unstarted(text, status) => {
             exit = Some(Exit::Status(status));
             let stderr = std::io::Cursor::new(format!("tstunnel: {}\n", crate::error::printable(&text)));
-            (None, vec![(Kind::Stdout, Box::new(tokio::io::empty())), (Kind::Stderr, Box::new(stderr))], vec![])
+            (None, vec![(Kind::Stderr, Box::new(stderr)), (Kind::Stdout, Box::new(tokio::io::empty()))], vec![])
         }
     };
     let mut bridge = Bridge::new(session, connection, leftover, sources, sinks);
