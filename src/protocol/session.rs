@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use bytes::{BufMut, Bytes, BytesMut};
 
+use super::flight::Flight;
 use super::frame::{self, Decoder, FrameError, HEADER_BYTES, Kind, MAX_PAYLOAD_BYTES, Role};
 use super::liveness::{Liveness, Policy, Verdict};
 
@@ -175,6 +176,7 @@ pub struct Session {
     exit_received: bool,
 
     liveness: Liveness,
+    flight: Flight,
 }
 
 impl Session {
@@ -202,19 +204,21 @@ impl Session {
             ended: [false; 3],
             exit_received: false,
             liveness: Liveness::new(policy, now),
+            flight: Flight::new(),
         }
     }
 
     // What this side sends.
 
-    /// How many bytes of payload the next data frame may have; 0 while the window is full.
+    /// How many bytes of payload the next data frame may have; 0 while the window, or the path, is full.
     pub fn room(&self) -> usize {
         if self.exit_queued {
             0
         } else if self.kept.is_empty() {
             MAX_PAYLOAD_BYTES
         } else {
-            self.window_bytes.saturating_sub(self.kept_bytes + HEADER_BYTES).min(MAX_PAYLOAD_BYTES)
+            let limit = self.window_bytes.min(self.flight.limit_bytes());
+            limit.saturating_sub(self.kept_bytes + HEADER_BYTES).min(MAX_PAYLOAD_BYTES)
         }
     }
 
@@ -333,6 +337,7 @@ impl Session {
             self.liveness.sent_data(now);
             self.transmitted = self.transmitted.max(self.acked + self.cursor as u64 + 1);
             if offset + sent == wire.len() {
+                self.flight.departed(self.acked + self.cursor as u64, now);
                 self.cursor += 1;
                 self.partial = Partial::Nothing;
             } else {
@@ -370,7 +375,7 @@ impl Session {
                     }
                 }
                 Kind::Pong => self.liveness.answered(&frame.payload, now),
-                Kind::Ack => self.acknowledge(&frame.payload)?,
+                Kind::Ack => self.acknowledge(&frame.payload, now)?,
                 Kind::Close => return Ok(Some(Event::Close)),
                 _ => {
                     let text = &frame.payload[..frame.payload.len().min(MAX_ERROR_BYTES)];
@@ -415,11 +420,12 @@ impl Session {
         }
     }
 
-    fn acknowledge(&mut self, payload: &[u8]) -> Result<(), Violation> {
+    fn acknowledge(&mut self, payload: &[u8], now: Instant) -> Result<(), Violation> {
         let count = payload.first_chunk().map_or(0, |bytes| u64::from_be_bytes(*bytes));
         if count < self.acked || count > self.acked + self.cursor as u64 {
             return Err(Violation::AckOutOfRange(count));
         }
+        let kept_bytes = self.kept_bytes;
         while self.acked < count {
             if let Some(wire) = self.kept.pop_front() {
                 self.kept_bytes -= wire.len();
@@ -427,6 +433,7 @@ impl Session {
             self.acked += 1;
             self.cursor -= 1;
         }
+        self.flight.acknowledged(count, kept_bytes - self.kept_bytes, now);
         Ok(())
     }
 
@@ -538,6 +545,7 @@ impl Session {
         // The peer may have missed the last ACK.
         self.queue_control(Kind::Ack, &self.ack_sent.to_be_bytes());
         self.liveness.restart(now);
+        self.flight.restart();
         Ok(())
     }
 
