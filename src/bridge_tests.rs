@@ -1,1 +1,212 @@
+//! Two bridges and a connection between them that carries a few bytes at a time.
 
+use super::*;
+use crate::protocol::frame::Role;
+use crate::protocol::liveness::Policy;
+use tokio::io::{DuplexStream, duplex};
+
+/// A bridge, and the far ends of its local streams.
+struct End {
+    bridge: Bridge,
+    into: DuplexStream,
+    out: DuplexStream,
+}
+
+fn end(role: Role, connection: DuplexStream, window_bytes: usize) -> End {
+    let (source, into) = duplex(1000);
+    let (sink, out) = duplex(1000);
+    let (sent, received) = match role {
+        Role::Client => (Kind::Stdin, Kind::Stdout),
+        Role::Server => (Kind::Stdout, Kind::Stdin),
+    };
+    let session = Session::new(role, window_bytes, Policy::default(), Instant::now());
+    let sources: Sources = vec![(sent, Box::new(source))];
+    let sinks: Sinks = vec![(received, Box::new(sink))];
+    End { bridge: Bridge::new(session, Box::new(connection), &[], sources, sinks), into, out }
+}
+
+fn pair(carried_bytes: usize, window_bytes: usize) -> (End, End) {
+    let (near, far) = duplex(carried_bytes);
+    (end(Role::Client, near, window_bytes), end(Role::Server, far, window_bytes))
+}
+
+fn noise(length: usize) -> Vec<u8> {
+    (0..length as u32).map(|index| (index.wrapping_mul(2_654_435_761) >> 13) as u8).collect()
+}
+
+/// Runs a server's bridge whose process ends when its stdin does.
+async fn serve(mut bridge: Bridge) {
+    loop {
+        match bridge.next().await {
+            Event::SourcesEnded { .. } => {
+                bridge.session().queue_end(Kind::Stderr);
+                bridge.session().queue_exit(Exit::Status(7));
+            }
+            Event::Finished => return,
+            event => panic!("{event:?}"),
+        }
+    }
+}
+
+#[tokio::test]
+async fn both_directions_arrive_whole_however_the_connection_cuts_them() {
+    for (carried_bytes, window_bytes) in [(8, 100), (8, 100_000), (100_000, 100), (100_000, 100_000)] {
+        let (client, server) = pair(carried_bytes, window_bytes);
+        let (up, down) = (noise(30_000), noise(20_000));
+        let End { mut bridge, mut into, mut out } = client;
+        let (mut server_into, mut server_out) = (server.into, server.out);
+        let serving = tokio::spawn(serve(server.bridge));
+        let (sent, answered) = (up.clone(), down.clone());
+        let remote = tokio::spawn(async move {
+            server_into.write_all(&answered).await.unwrap();
+            let mut got = Vec::new();
+            server_out.read_to_end(&mut got).await.unwrap();
+            // The process ends its stdout only after its stdin: half-close has passed on.
+            drop(server_into);
+            got
+        });
+        let local = tokio::spawn(async move {
+            into.write_all(&sent).await.unwrap();
+            drop(into);
+        });
+        let reading = tokio::spawn(async move {
+            let mut got = Vec::new();
+            out.read_to_end(&mut got).await.unwrap();
+            got
+        });
+        let exit = loop {
+            match bridge.next().await {
+                Event::Exit(exit) => break exit,
+                Event::SourcesEnded { failed: false } => {}
+                event => panic!("{event:?}"),
+            }
+        };
+        bridge.shutdown().await.unwrap();
+        assert_eq!(exit, Exit::Status(7));
+        serving.await.unwrap();
+        local.await.unwrap();
+        assert!(remote.await.unwrap() == up && reading.await.unwrap() == down, "{carried_bytes} {window_bytes}");
+    }
+}
+
+#[tokio::test]
+async fn a_session_goes_on_over_another_connection() {
+    let (mut client, mut server) = pair(100_000, 100_000);
+    let data = noise(50_000);
+    let sent = data.clone();
+    let writing = tokio::spawn(async move {
+        client.into.write_all(&sent).await.unwrap();
+        client.into
+    });
+    let reading = tokio::spawn(async move {
+        let mut got = vec![0; 50_000];
+        server.out.read_exact(&mut got).await.unwrap();
+        got
+    });
+    for _ in 0..20 {
+        // However far it has come, both lose the connection and go on over the next.
+        for _ in 0..7 {
+            tokio::select! {
+                biased;
+                _ = client.bridge.next() => {}
+                _ = server.bridge.next() => {}
+                () = tokio::task::yield_now() => {}
+            }
+        }
+        client.bridge.detach();
+        server.bridge.detach();
+        let (to_server, to_client) =
+            (client.bridge.session().received_count(), server.bridge.session().received_count());
+        server.bridge.session().resume(to_server, Instant::now()).unwrap();
+        client.bridge.session().resume(to_client, Instant::now()).unwrap();
+        let (near, far) = duplex(500);
+        client.bridge.attach(Box::new(near), &[]);
+        server.bridge.attach(Box::new(far), &[]);
+    }
+    let mut reading = reading;
+    let got = loop {
+        tokio::select! {
+            _ = client.bridge.next() => {}
+            _ = server.bridge.next() => {}
+            got = &mut reading => break got.unwrap(),
+        }
+    };
+    assert!(got == data);
+    drop(writing);
+}
+
+#[tokio::test]
+async fn a_sink_that_is_closed_drops_its_bytes_and_nothing_else() {
+    let (mut client, server) = pair(1000, 1000);
+    drop(server.out);
+    client.into.write_all(b"nobody reads this").await.unwrap();
+    drop(client.into);
+    let End { bridge: mut far, into: mut answer, .. } = End { out: duplex(1).0, ..server };
+    let mut closed = false;
+    let mut got = Vec::new();
+    answer.write_all(b"but this").await.unwrap();
+    while got != b"but this" {
+        tokio::select! {
+            _ = client.bridge.next() => {}
+            event = far.next() => closed |= matches!(event, Event::SinkClosed(Kind::Stdin)),
+            read = client.out.read_buf(&mut got) => { read.unwrap(); }
+        }
+    }
+    while !closed {
+        tokio::select! {
+            _ = client.bridge.next() => {}
+            event = far.next() => closed |= matches!(event, Event::SinkClosed(Kind::Stdin)),
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_peer_that_is_silent_is_suspected_and_then_given_up() {
+    let (near, _far) = duplex(1000);
+    let mut client = end(Role::Client, near, 1000);
+    let mut suspected = false;
+    loop {
+        match client.bridge.next().await {
+            Event::Suspect => suspected = true,
+            Event::Silent => break,
+            event => panic!("{event:?}"),
+        }
+    }
+    assert!(suspected && !client.bridge.is_attached());
+}
+
+#[tokio::test]
+async fn a_frame_that_may_not_be_is_answered_with_an_error_frame() {
+    let (near, mut far) = duplex(1000);
+    let mut client = end(Role::Client, near, 1000);
+    far.write_all(&[0x7f, 0, 0, 0]).await.unwrap();
+    assert!(matches!(client.bridge.next().await, Event::Violation(_)));
+    client.bridge.shutdown().await.unwrap();
+    let mut said = Vec::new();
+    far.read_to_end(&mut said).await.unwrap();
+    assert_eq!(said[0], 0x14);
+    assert!(String::from_utf8_lossy(&said[4..]).starts_with("protocol: "));
+}
+
+#[tokio::test]
+async fn a_plain_stream_half_closes_each_direction_by_itself() {
+    let (near, far) = duplex(8);
+    let (mut far_reader, mut far_writer) = tokio::io::split(far);
+    let (local, mut theirs) = duplex(1000);
+    let (reader, writer) = tokio::io::split(local);
+    let mut near = near;
+    let running = tokio::spawn(async move {
+        raw(&mut near, b"left over, ", Box::new(reader), Box::new(writer), RawEnd::Both).await.unwrap()
+    });
+    theirs.write_all(b"question").await.unwrap();
+    theirs.shutdown().await.unwrap();
+    let mut got = Vec::new();
+    far_reader.read_to_end(&mut got).await.unwrap();
+    assert_eq!(got, b"question");
+    far_writer.write_all(b"answer").await.unwrap();
+    far_writer.shutdown().await.unwrap();
+    let mut got = Vec::new();
+    theirs.read_to_end(&mut got).await.unwrap();
+    assert_eq!(got, b"left over, answer");
+    assert_eq!(running.await.unwrap(), (8, 17));
+}

@@ -7,6 +7,7 @@
 //! - [`config`]: files, environment, URL and options → one resolved host
 //! - [`protocol`]: heads, frames and the session, no I/O
 //! - [`tls`]: roots, certificates and keys → client and server configurations
+//! - [`socket`]: a TCP connection's options
 //! - [`stdio`]: this process's own standard streams, fast and cancellable
 //! - [`bridge`]: drives a session between a connection and local streams, on both sides
 //! - [`client`]: a host → a connected session, and a file for each command
@@ -25,5 +26,6 @@ pub mod pki;
 pub mod protocol;
 #[cfg(feature = "server")]
 pub mod server;
+pub mod socket;
 pub mod stdio;
 pub mod tls;

@@ -23,7 +23,7 @@ use crate::config::Host;
 use crate::error::{Code, Error, Result};
 use crate::protocol::MAX_PROBLEM_BYTES;
 use crate::protocol::head::Response;
-use crate::tls;
+use crate::{socket, tls};
 
 /// How long a connection attempt has before the next address is tried beside it (RFC 8305 §5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -95,8 +95,7 @@ impl Dialler {
                 };
                 Error::new(code, format!("cannot connect to {endpoint}: {}", reason(&error)))
             })?;
-        // Interactive traffic must not wait for an acknowledgement of what came before it.
-        let _ = tcp.set_nodelay(true);
+        socket::tune(&tcp);
         let name = ServerName::try_from(host.server_name.clone())
             .map_err(|_| Error::new(Code::Config, format!("`{}` is not a server name", host.server_name)))?;
         let handshake = self.connector.connect(name, BufReader::with_capacity(READ_AHEAD_BYTES, tcp));

@@ -145,7 +145,7 @@ pub async fn run(opened: Opened, streams: Streams, dialler: &Dialler) -> Result<
     // Stderr first: a reader of both looks at it when stdout has ended.
     let sinks: bridge::Sinks = vec![(Kind::Stderr, Box::new(stderr)), (Kind::Stdout, Box::new(stdout))];
     let mut bridge = Bridge::new(session, connection, &leftover, sources, sinks);
-    let mut endings = Endings::new()?;
+    let mut signals = Signals::new()?;
     let mut path = resumption.map(|resumption| Path::new(dialler.clone(), resumption));
     let mut disturbances = Disturbances::new();
     loop {
@@ -162,7 +162,10 @@ pub async fn run(opened: Opened, streams: Streams, dialler: &Dialler) -> Result<
                     path.hurry();
                 }
             }
-            status = endings.recv() => return Ok(close(&mut bridge, status).await),
+            meaning = signals.next() => match meaning {
+                Meaning::End(status) => return Ok(close(&mut bridge, status).await),
+                Meaning::Forward(name) => bridge.session().queue_signal(name),
+            },
         }
     }
 }
@@ -235,32 +238,50 @@ fn last_word(text: &str) -> Error {
     }
 }
 
-/// The signals that end this process, but for those that it was started to ignore (`nohup`).
-struct Endings {
-    signals: Vec<(u8, Signal)>,
+/// What a signal to this process means for the session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Meaning {
+    /// The end, with this exit status.
+    End(u8),
+    /// The same signal for the remote process.
+    Forward(&'static str),
 }
 
-impl Endings {
-    fn new() -> Result<Endings> {
+/// The signals that mean something, but for those that this process was started to ignore (`nohup`).
+struct Signals {
+    listeners: Vec<(Meaning, Signal)>,
+}
+
+impl Signals {
+    fn new() -> Result<Signals> {
         let ignored = ignored_signals();
-        let mut signals = Vec::new();
-        for kind in [SignalKind::hangup(), SignalKind::interrupt(), SignalKind::terminate()] {
+        let kinds = [
+            (SignalKind::hangup(), None),
+            (SignalKind::interrupt(), None),
+            (SignalKind::terminate(), None),
+            (SignalKind::quit(), Some("QUIT")),
+            (SignalKind::user_defined1(), Some("USR1")),
+            (SignalKind::user_defined2(), Some("USR2")),
+        ];
+        let mut listeners = Vec::new();
+        for (kind, forwarded) in kinds {
             let number = kind.as_raw_value();
             if ignored & (1 << (number - 1)) == 0 {
                 let listener = signal(kind)
                     .map_err(|error| Error::new(Code::Internal, format!("cannot listen for signals: {error}")))?;
-                signals.push((128 + number as u8, listener));
+                let meaning = forwarded.map_or(Meaning::End(128 + number as u8), Meaning::Forward);
+                listeners.push((meaning, listener));
             }
         }
-        Ok(Endings { signals })
+        Ok(Signals { listeners })
     }
 
-    /// The exit status that the next such signal stands for.
-    async fn recv(&mut self) -> u8 {
+    /// The next one. Cancel-safe.
+    async fn next(&mut self) -> Meaning {
         std::future::poll_fn(|cx| {
-            for (status, listener) in &mut self.signals {
+            for (meaning, listener) in &mut self.listeners {
                 if listener.poll_recv(cx).is_ready() {
-                    return std::task::Poll::Ready(*status);
+                    return std::task::Poll::Ready(*meaning);
                 }
             }
             std::task::Poll::Pending

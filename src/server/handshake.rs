@@ -14,7 +14,7 @@ use tokio_rustls::server::TlsStream;
 use crate::error::{Code, Error, Result};
 use crate::protocol::Principal;
 use crate::server::principal::principal;
-use crate::tls;
+use crate::{socket, tls};
 
 /// Bytes read ahead of TLS: rustls by itself asks the kernel for 4 KiB at a time.
 const READ_AHEAD_BYTES: usize = 64 << 10;
@@ -42,8 +42,7 @@ pub async fn accept(
     config: Arc<rustls::ServerConfig>,
     allow_cn: bool,
 ) -> io::Result<(Stream, Peer)> {
-    // Interactive traffic must not wait for an acknowledgement of what came before it.
-    let _ = tcp.set_nodelay(true);
+    socket::tune(&tcp);
     let stream = tls::accept(BufReader::with_capacity(READ_AHEAD_BYTES, tcp), config).await?;
     let server_name = stream.get_ref().1.server_name().unwrap_or_default().to_ascii_lowercase();
     let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());

@@ -125,11 +125,13 @@ pub async fn command(
         }
     };
     let (sent_bytes, received_bytes) = bridge.byte_counts();
-    drop(bridge);
+    let resumes = link.resumes;
+    // From here on there is nothing to resume, and stdin ends.
+    drop((link, bridge));
     if let Some(process) = process {
         process::end(process, ladder, exit.is_some()).await;
     }
-    Summary { exit, sent_bytes, received_bytes, resumes: link.resumes, reason }
+    Summary { exit, sent_bytes, received_bytes, resumes, reason }
 }
 
 async fn ended(process: Option<&mut Process>) -> Exit {

@@ -1,0 +1,235 @@
+//! The requests that upgrade: what was permitted is started or found first, then answered with a 101, and carried on behind
+//! it in a task of its own.
+
+use std::future::Future;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, UPGRADE};
+use hyper::upgrade::OnUpgrade;
+use hyper::{Request, Response, StatusCode};
+use hyper_util::rt::TokioIo;
+use tokio::sync::oneshot;
+
+use super::{Answer, internal};
+use crate::error::{Code, Error, printable};
+use crate::protocol::{HEADER_RECEIVED, HEADER_SESSION, UPGRADE_FRAMED, UPGRADE_RAW};
+use crate::server::admission::Ticket;
+use crate::server::handshake::{Peer, Stream};
+use crate::server::policy::{Action, Permit};
+use crate::server::process::{self, StartFailure};
+use crate::server::refusal::Refusal;
+use crate::server::registry::{Enrolment, Message};
+use crate::server::sessions::{self, Link, Summary, Work};
+use crate::server::{Lingering, Shared, target};
+
+/// The protocol of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Protocol {
+    Framed,
+    Raw,
+}
+
+/// The first protocol of the client's list that this server speaks (RFC 9110 §7.8).
+pub(super) fn chosen_protocol(headers: &HeaderMap) -> Result<Protocol, Refusal> {
+    let list = |name: HeaderName| {
+        let values = headers.get_all(name).into_iter().filter_map(|value| value.to_str().ok());
+        values.flat_map(|value| value.split(',')).map(|item| item.trim().to_ascii_lowercase()).collect::<Vec<_>>()
+    };
+    let asks = list(CONNECTION).iter().any(|item| item == "upgrade");
+    let chosen = list(UPGRADE).iter().find_map(|item| match item.as_str() {
+        UPGRADE_FRAMED => Some(Protocol::Framed),
+        UPGRADE_RAW => Some(Protocol::Raw),
+        _ => None,
+    });
+    chosen.filter(|_| asks).ok_or_else(|| Refusal::bad_request(426, "this path needs an upgrade"))
+}
+
+/// `POST /command`: starts the process and answers.
+pub(super) fn command(
+    shared: &Arc<Shared>,
+    peer: &Arc<Peer>,
+    protocol: Protocol,
+    permit: Permit,
+    ticket: Ticket,
+    request: Request<()>,
+) -> Result<Answer, Refusal> {
+    let started = process::start(&permit);
+    let opened = Opened::new(shared, &permit, protocol)?;
+    let (window_bytes, stop) = (opened.window_bytes, shared.stop.clone());
+    let work = match (started, protocol) {
+        (Ok((process, pipes)), _) => Work::Process(process, pipes),
+        (Err(StartFailure::Missing(text)), Protocol::Framed) => Work::Unstarted(text, 127),
+        (Err(StartFailure::NotExecutable(text)), Protocol::Framed) => Work::Unstarted(text, 126),
+        (Err(StartFailure::Missing(text)), Protocol::Raw) => return Err(Error::new(Code::AgentMissing, text).into()),
+        (Err(StartFailure::NotExecutable(text)), Protocol::Raw) => {
+            return Err(Error::new(Code::AgentNotExecutable, text).into());
+        }
+        (Err(StartFailure::Broken(text)), _) => return Err(Error::new(Code::Internal, text).into()),
+    };
+    let session = Session { peer: peer.clone(), permit, ticket };
+    let answer = opened.answer()?;
+    let link = Link::new(opened.enrolment);
+    carry(request, session, move |upgraded| async move {
+        match (upgraded, work) {
+            (Some((stream, leftover)), work) if protocol == Protocol::Framed => {
+                sessions::command(Box::new(stream), &leftover, work, window_bytes, link, stop).await
+            }
+            (Some((stream, leftover)), Work::Process(process, pipes)) => {
+                sessions::raw_command(Box::new(stream), &leftover, process, pipes, stop).await
+            }
+            // The client was gone before its answer.
+            (_, Work::Process(process, pipes)) => {
+                drop(pipes);
+                process::end(process, process::Ladder::default(), false).await;
+                Summary::default()
+            }
+            (_, Work::Unstarted(..)) => Summary::default(),
+        }
+    });
+    Ok(answer)
+}
+
+/// `POST /stream`: connects to the target and answers.
+pub(super) async fn stream(
+    shared: &Arc<Shared>,
+    peer: &Arc<Peer>,
+    protocol: Protocol,
+    permit: Permit,
+    ticket: Ticket,
+    request: Request<Incoming>,
+) -> Result<Answer, Refusal> {
+    let Action::Stream { target } = permit.action() else {
+        return Err(Error::new(Code::Internal, "this permit is not for a stream").into());
+    };
+    let ends = target::connect(target).await?;
+    let opened = Opened::new(shared, &permit, protocol)?;
+    let (window_bytes, stop) = (opened.window_bytes, shared.stop.clone());
+    let session = Session { peer: peer.clone(), permit, ticket };
+    let answer = opened.answer()?;
+    let link = Link::new(opened.enrolment);
+    carry(request, session, move |upgraded| async move {
+        match upgraded {
+            None => Summary::default(),
+            Some((stream, leftover)) if protocol == Protocol::Framed => {
+                sessions::stream(Box::new(stream), &leftover, ends, window_bytes, link, stop).await
+            }
+            Some((stream, leftover)) => sessions::raw_stream(Box::new(stream), &leftover, ends, stop).await,
+        }
+    });
+    Ok(answer)
+}
+
+/// `POST /resume`: the session's task takes over the connection behind the answer.
+pub(super) async fn resume(
+    shared: &Arc<Shared>,
+    peer: &Arc<Peer>,
+    here: &Permit,
+    mut request: Request<Incoming>,
+) -> Result<Answer, Refusal> {
+    let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let task = shared.registry.find(text(HEADER_SESSION).unwrap_or_default(), here.principal(), here.host())?;
+    let peer_received = text(HEADER_RECEIVED)
+        .and_then(|count| count.parse().ok())
+        .ok_or_else(|| Refusal::bad_request(400, format!("{HEADER_RECEIVED} is not a number")))?;
+    let (reply, granted) = oneshot::channel();
+    let lost = || Error::new(Code::SessionLost, "the session has ended");
+    task.send(Message::Resume { peer_received, reply }).await.map_err(|_| lost())?;
+    let grant = granted
+        .await
+        .map_err(|_| lost())?
+        .map_err(|violation| Refusal::bad_request(400, format!("{HEADER_RECEIVED}: {violation}")))?;
+    let upgrading = hyper::upgrade::on(&mut request);
+    let peer = peer.clone();
+    tokio::spawn(async move {
+        if let Some((stream, leftover)) = stream_of(upgrading).await {
+            tracing::debug!(peer = %peer.address, "session resumed");
+            let (connection, generation) = (Box::new(stream), grant.generation);
+            let _ = task.send(Message::Attach { generation, connection, leftover }).await;
+        }
+    });
+    let mut answer = switching(Protocol::Framed);
+    answer.headers_mut().insert("tstunnel-received", HeaderValue::from(grant.received));
+    Ok(answer)
+}
+
+/// What a session's answer says.
+struct Opened {
+    protocol: Protocol,
+    window_bytes: usize,
+    enrolment: Option<Enrolment>,
+}
+
+impl Opened {
+    fn new(shared: &Shared, permit: &Permit, protocol: Protocol) -> Result<Opened, Refusal> {
+        let enrolment = match protocol {
+            Protocol::Framed => shared.registry.enrol(permit.principal(), permit.host())?,
+            Protocol::Raw => None,
+        };
+        Ok(Opened { protocol, window_bytes: shared.registry.window_bytes(), enrolment })
+    }
+
+    fn answer(&self) -> Result<Answer, Refusal> {
+        let mut answer = switching(self.protocol);
+        if self.protocol == Protocol::Framed {
+            answer.headers_mut().insert("tstunnel-window", HeaderValue::from(self.window_bytes));
+        }
+        if let Some(enrolment) = &self.enrolment {
+            let token = HeaderValue::from_str(&enrolment.token).map_err(internal)?;
+            answer.headers_mut().insert("tstunnel-session", token);
+            answer.headers_mut().insert("tstunnel-grace", HeaderValue::from(enrolment.grace().as_secs()));
+        }
+        Ok(answer)
+    }
+}
+
+/// A 101 to `protocol`.
+fn switching(protocol: Protocol) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::new()));
+    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let token = match protocol {
+        Protocol::Framed => UPGRADE_FRAMED,
+        Protocol::Raw => UPGRADE_RAW,
+    };
+    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    answer.headers_mut().insert(UPGRADE, HeaderValue::from_static(token));
+    answer
+}
+
+/// The stream behind a 101, and what was received with it; nothing where the connection ended before.
+async fn stream_of(upgrading: OnUpgrade) -> Option<(Stream, Bytes)> {
+    let parts = upgrading.await.ok()?.downcast::<TokioIo<Lingering>>().ok()?;
+    Some((parts.io.into_inner().into_inner()?, parts.read_buf))
+}
+
+/// What a session is accounted and logged by.
+struct Session {
+    peer: Arc<Peer>,
+    permit: Permit,
+    ticket: Ticket,
+}
+
+/// Carries a session on behind its answer, in a task of its own. `with` gets the stream, or nothing where the connection
+/// ended before.
+fn carry<B, F, C>(mut request: Request<B>, session: Session, with: C)
+where
+    C: FnOnce(Option<(Stream, Bytes)>) -> F + Send + 'static,
+    F: Future<Output = Summary> + Send,
+{
+    let upgrading = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        let Session { peer, permit, ticket } = session;
+        let principal = &permit.principal().0;
+        tracing::info!(
+            peer = %peer.address, principal, host = %permit.host(), action = ?permit.action(), rule = permit.rule(), "session"
+        );
+        let summary = with(stream_of(upgrading).await).await;
+        tracing::info!(
+            peer = %peer.address, principal, host = %permit.host(), exit = ?summary.exit, sent = summary.sent_bytes,
+            received = summary.received_bytes, resumes = summary.resumes, reason = %printable(&summary.reason), "session ended"
+        );
+        drop(ticket);
+    });
+}

@@ -1,0 +1,25 @@
+//! A TCP connection's options, the same on both sides.
+
+use std::time::Duration;
+
+use rustix::net::sockopt::{
+    set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_user_timeout,
+};
+use tokio::net::TcpStream;
+
+/// How long sent data may stay unacknowledged by the peer's kernel. A session with frames judges sooner by itself; this
+/// ends a plain stream, and whatever else would wait for the kernel's quarter of an hour.
+const USER_TIMEOUT: Duration = Duration::from_secs(60);
+/// Silence after which the kernel asks the peer's, how often, and how many times.
+const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 4);
+
+/// Sets what every connection of this program has. None of it is needed for correctness, so a refusal is passed over.
+pub fn tune(stream: &TcpStream) {
+    // Interactive traffic must not wait for an acknowledgement of what came before it.
+    let _ = stream.set_nodelay(true);
+    let _ = set_tcp_user_timeout(stream, USER_TIMEOUT.as_millis() as u32);
+    let _ = set_socket_keepalive(stream, true);
+    let _ = set_tcp_keepidle(stream, KEEPALIVE.0);
+    let _ = set_tcp_keepintvl(stream, KEEPALIVE.1);
+    let _ = set_tcp_keepcnt(stream, KEEPALIVE.2);
+}
