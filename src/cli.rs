@@ -4,7 +4,6 @@
 //! pass through here untouched.
 
 pub mod help;
-pub mod nearest;
 pub mod openssh;
 pub mod options;
 mod read;
@@ -13,7 +12,7 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use crate::config::Overrides;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, nearest};
 use options::{CommandRow, Commanded, Opt, Words};
 use read::{Given, read, unknown, usage, utf8};
 
@@ -163,7 +162,7 @@ fn dispatch(args: Vec<OsString>) -> Result<Command> {
     let mut name = first.to_string_lossy().into_owned();
     if name.starts_with('-') {
         let known = options::options_of(None).map(|row| row.long);
-        let meant = nearest::nearest(name.trim_start_matches('-'), known).map(|long| format!("--{long}"));
+        let meant = nearest(name.trim_start_matches('-'), known).map(|long| format!("--{long}"));
         return Err(unknown("option", &name, meant.as_deref(), "tstunnel --help"));
     }
     if options::group(&name).is_some() {
@@ -200,7 +199,7 @@ fn dispatch(args: Vec<OsString>) -> Result<Command> {
 fn command_row(name: &str) -> Result<&'static CommandRow> {
     let Some(row) = options::command(name) else {
         let known = options::COMMANDS.iter().filter(|row| WITH_SERVER || !row.server).map(|row| row.name);
-        return Err(unknown("command", name, nearest::nearest(name, known), "tstunnel --help"));
+        return Err(unknown("command", name, nearest(name, known), "tstunnel --help"));
     };
     if row.server && !WITH_SERVER {
         return Err(client_alone(name));

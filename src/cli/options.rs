@@ -1,5 +1,5 @@
 //! One table of commands and options. It drives the parser in [`super`], the pages of [`super::help`], and what
-//! [`super::nearest`] may suggest; nothing about the command line's shape is written down a second time. Data alone.
+//! [`crate::error::nearest()`] may suggest; nothing about the command line's shape is written down a second time. Data alone.
 
 use Commanded::{Connect, Exec, Mutagen, PkiClient, PkiInit, PkiRevoke, PkiServer, Scp, Serve, Ssh};
 

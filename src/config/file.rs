@@ -11,9 +11,8 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::config::value::{self, nearest};
-use crate::config::{Endpoint, MinTls};
-use crate::error::{Code, Error, Result};
+use crate::config::{Endpoint, MinTls, duration, toml_file, value};
+use crate::error::{Code, Error, Result, nearest};
 use crate::protocol::HostId;
 
 /// What one source says about a host; what is `None` is left to a weaker source.
@@ -131,7 +130,7 @@ impl Source<'_> {
     fn document(&self) -> Result<DeTable<'_>> {
         DeTable::parse(self.text).map(Spanned::into_inner).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
-            let (line, column) = self.position(at);
+            let (line, column) = toml_file::position(self.text, at);
             Error::new(Code::Config, format!("{}:{line}:{column}: {}", self.path.display(), error.message()))
                 .with_hint("the file is TOML; texts are written in quotes")
         })
@@ -225,7 +224,7 @@ impl Source<'_> {
     fn resume(&self, key: &Key<'_>, value: &Value<'_>) -> Result<Option<Duration>> {
         match value.get_ref() {
             DeValue::Boolean(false) => Ok(None),
-            DeValue::String(text) => match value::duration(text) {
+            DeValue::String(text) => match duration::parse(text) {
                 Ok(time) => Ok(Some(time).filter(|time| !time.is_zero())),
                 Err(why) => Err(self.bad(key, value, &why)),
             },
@@ -244,16 +243,7 @@ impl Source<'_> {
     }
 
     fn error(&self, at: Range<usize>, text: String) -> Error {
-        let (line, _) = self.position(at.start);
-        Error::new(Code::Config, format!("{}:{line}: {text}", self.path.display()))
-    }
-
-    /// The line and column, from 1, of a byte of the text.
-    fn position(&self, at: usize) -> (usize, usize) {
-        let before = self.text.get(..at).unwrap_or(self.text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        let column = before.get(line_start..).unwrap_or_default().chars().count();
-        (1 + before.matches('\n').count(), 1 + column)
+        toml_file::error_at(self.path, self.text, Some(at), &text)
     }
 }
 
@@ -270,7 +260,7 @@ fn host_id(text: &str) -> Result<HostId, String> {
 }
 
 fn some_time(text: &str) -> Result<Duration, String> {
-    value::duration(text)
+    duration::parse(text)
         .and_then(|time| if time.is_zero() { Err("it must be longer than nothing".into()) } else { Ok(time) })
 }
 

@@ -9,8 +9,7 @@
 //! an error, so that a misspelt `cert` does not silently mean another certificate.
 
 use crate::config::Parameters;
-use crate::config::value::nearest;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, nearest};
 
 /// What every such URL begins with, in lower case.
 pub const PREFIX: &str = "tstunnel://";
