@@ -22,6 +22,7 @@ use x509_parser::prelude::FromDer;
 
 use crate::config::toml_file;
 use crate::error::{Code, Error, Result};
+use crate::protocol::encoding::hex;
 use crate::server::config::check_key_file;
 use store::{Database, Folder, NewFiles, Record};
 
@@ -314,7 +315,7 @@ impl Open {
         if parsed.verify_signature(Some(root.public_key())).is_err() {
             return Err(fails("not issued by this authority"));
         }
-        let serial = hexadecimal(parsed.raw_serial());
+        let serial = hex(parsed.raw_serial());
         if let Some(index) = self.database.certificate.iter().position(|record| record.serial == serial) {
             return Ok(index);
         }
@@ -375,11 +376,7 @@ fn new_serial() -> Result<String> {
     let mut bytes = [0; 16];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| Error::new(Code::Internal, "no random numbers from the system"))?;
     bytes[0] = bytes[0] & 0x3f | 0x40;
-    Ok(hexadecimal(&bytes))
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(hex(&bytes))
 }
 
 fn serial_number(serial: &str) -> Result<SerialNumber> {
