@@ -23,7 +23,7 @@ use x509_parser::prelude::FromDer;
 use crate::config::toml_file;
 use crate::error::{Code, Error, Result};
 use crate::protocol::encoding::hex;
-use crate::server::config::check_key_file;
+use crate::tls;
 use store::{Database, Folder, NewFiles, Record};
 
 pub use store::{Kind, Timestamp};
@@ -216,10 +216,9 @@ impl Open {
         let folder = Folder::open(dir)?;
         let fails = |path: &Path, what: &str| Error::new(Code::Config, format!("{}: {what}", path.display()));
         let (cert_path, key_path) = (folder.ca_cert(), folder.ca_key());
-        check_key_file(&key_path)?;
         let cert = CertificateDer::from_pem_slice(toml_file::read(&cert_path)?.as_bytes())
             .map_err(|_| fails(&cert_path, "not a PEM certificate"))?;
-        let key = KeyPair::from_pem(&toml_file::read(&key_path)?)
+        let key = KeyPair::try_from(&tls::private_key(&key_path)?)
             .map_err(|_| fails(&key_path, "not a private key that this program can use"))?;
         let (_, parsed) = X509Certificate::from_der(&cert).map_err(|_| fails(&cert_path, "not a certificate"))?;
         if parsed.public_key().raw != rcgen::PublicKeyData::subject_public_key_info(&key) {
