@@ -3,7 +3,6 @@
 //! A file is understood whole or not at all: an unknown key or a wrong value anywhere in it is an error with file and line,
 //! also in an entry that matches no host. Paths in a file are relative to the file's folder.
 
-use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -84,36 +83,8 @@ const KEYS: [&str; 14] = [
 
 /// Reads a configuration file; `None` where there is none.
 pub(super) fn read(path: &Path, home: Option<&Path>) -> Result<Option<Vec<Entry>>> {
-    let Some(text) = read_text(path)? else { return Ok(None) };
+    let Some(text) = toml_file::read_if_there(path)? else { return Ok(None) };
     Source { path, text: &text, home }.entries().map(Some)
-}
-
-/// Reads a file that is one host's table and nothing else; `None` where there is none.
-pub(super) fn read_table(path: &Path, home: Option<&Path>) -> Result<Option<Settings>> {
-    let Some(text) = read_text(path)? else { return Ok(None) };
-    let source = Source { path, text: &text, home };
-    source.settings(&source.document()?).map(Some)
-}
-
-fn read_text(path: &Path) -> Result<Option<String>> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(None);
-        }
-        Err(error) => {
-            return Err(Error::new(Code::Config, format!("cannot read {}: {error}", path.display()))
-                .with_hint("make the file readable to this account, or name another with `--config`"));
-        }
-    };
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) => {
-            let before = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
-            let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
-            Err(Error::new(Code::Config, format!("{}:{line}: not UTF-8 text", path.display())))
-        }
-    }
 }
 
 /// A file's text, and what its values depend on.
@@ -397,7 +368,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(read(&folder.path().join("none.toml"), None), Ok(None));
         let error = read(folder.path(), None).unwrap_err();
-        assert!(error.text.starts_with(&format!("cannot read {}", folder.path().display())), "{}", error.text);
+        assert!(error.text.starts_with(&format!("{}: cannot read: ", folder.path().display())), "{}", error.text);
         let binary = folder.path().join("binary.toml");
         std::fs::write(&binary, b"[host.a]\nuser = \"\xff\"").unwrap();
         assert_eq!(read(&binary, None).unwrap_err().text, format!("{}:2: not UTF-8 text", binary.display()));
