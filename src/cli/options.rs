@@ -241,7 +241,7 @@ pub const COMMANDS: &[CommandRow] = &[
         operands: "[NAME]",
         words: Words::Between(0, 1),
         sentence: "revoke a certificate, and renew the list",
-        more: &["NAME is a name, a serial number or a certificate's file; without, the list is only renewed."],
+        more: &["NAME is a name, a serial number or a certificate's file; without, the list is", "only renewed."],
         server: true,
     },
     CommandRow {
