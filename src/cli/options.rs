@@ -151,7 +151,10 @@ pub const COMMANDS: &[CommandRow] = &[
         operands: "HOST",
         words: Words::Between(1, 1),
         sentence: "join stdin and stdout to a stream on a host",
-        more: &["HOST is a host of the configuration, or a tstunnel:// URL."],
+        more: &[
+            "HOST is a host of the configuration, or a tstunnel:// URL, in which",
+            "tstunnel://HOST/tcp:localhost:8080 names the target too.",
+        ],
         server: false,
     },
     CommandRow {
