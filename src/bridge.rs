@@ -68,7 +68,9 @@ pub enum Event {
     Violation(String),
     /// The connection has ended without a word; `None` where TLS was closed properly.
     Lost(Option<io::Error>),
-    /// Nothing has been heard for too long.
+    /// A question has stayed without an answer; the connection is still there.
+    Suspect,
+    /// Nothing has been heard for too long; the connection is given up.
     Silent,
 }
 
@@ -253,10 +255,28 @@ impl Bridge {
     }
 
     fn lose(&mut self, error: Option<io::Error>) {
-        if self.connection.take().is_some() {
-            self.needs_flush = false;
+        if self.connection.is_some() {
+            self.detach();
             self.events.push_back(Event::Lost(error));
         }
+    }
+
+    /// Leaves the connection: nothing that it still brings counts.
+    pub fn detach(&mut self) {
+        self.connection = None;
+        self.needs_flush = false;
+    }
+
+    /// Whether there is a connection.
+    pub fn is_attached(&self) -> bool {
+        self.connection.is_some()
+    }
+
+    /// Goes on over another connection, after [`Session::resume`]. `leftover` is what was received behind the upgrade.
+    pub fn attach(&mut self, connection: Box<dyn Connection>, leftover: &[u8]) {
+        self.detach();
+        self.session.receive_buffer().extend_from_slice(leftover);
+        self.connection = Some(connection);
     }
 
     fn take_events(&mut self) -> bool {
@@ -363,7 +383,7 @@ impl Bridge {
             match Pin::new(connection).poll_write_vectored(cx, &slices[..filled]) {
                 Poll::Pending => break,
                 Poll::Ready(Ok(count)) if count > 0 => {
-                    self.session.transmitted(count);
+                    self.session.transmitted(count, Instant::now());
                     self.needs_flush = true;
                     progress = true;
                 }
@@ -415,9 +435,13 @@ impl Bridge {
         if self.timer.as_mut().poll(cx).is_pending() {
             return false;
         }
-        if self.session.on_time(Instant::now()) == Verdict::Dead {
-            self.connection = None;
-            self.events.push_back(Event::Silent);
+        match self.session.on_time(Instant::now()) {
+            Verdict::Dead => {
+                self.detach();
+                self.events.push_back(Event::Silent);
+            }
+            Verdict::Suspect(_) => self.events.push_back(Event::Suspect),
+            Verdict::Alive | Verdict::Ask(_) => {}
         }
         true
     }

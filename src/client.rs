@@ -1,12 +1,15 @@
 //! A resolved host → a connected session, and a file for each command that a person or Mutagen runs.
 //!
-//! [`dial`] makes the connection and asks for the upgrade; [`session`] carries streams over it; the rest are commands.
+//! [`dial`] makes the connection and asks for the upgrade; [`session`] carries streams over it, and
+//! [`redial`] keeps that going when the network does not, with [`disturbance`] as its early warning; the rest are commands.
 
 pub mod classify;
 pub mod connect;
 pub mod dial;
+pub mod disturbance;
 pub mod exec;
 pub mod mutagen;
+pub mod redial;
 pub mod session;
 pub mod standin;
 pub mod upload;

@@ -10,6 +10,7 @@ pub mod policy;
 pub mod principal;
 pub mod process;
 pub mod refusal;
+pub mod registry;
 pub mod routes;
 pub mod sessions;
 pub mod target;
@@ -37,6 +38,7 @@ use crate::server::admission::Admission;
 use crate::server::config::{Account, ServerConfig};
 use crate::server::handshake::{Peer, Stream};
 use crate::server::policy::Policy;
+use crate::server::registry::Registry;
 use crate::server::upload::Uploads;
 use crate::tls;
 
@@ -52,6 +54,7 @@ pub struct Shared {
     policy: Policy,
     uploads: Uploads,
     admission: Admission,
+    registry: Registry,
     stop: Stop,
 }
 
@@ -96,11 +99,13 @@ pub async fn run(path: &Path) -> Result<()> {
     let limits = &config.limits;
     let (admission, mut ended) = Admission::new(limits.max_sessions.get(), limits.max_sessions_per_principal.get());
     let handshakes = Arc::new(Semaphore::new(limits.max_handshakes.get()));
+    let registry = Registry::new(limits);
     let uploads = Uploads::new(limits.resume_grace);
     for host in config.hosts.values() {
         uploads.sweep(&host.home);
     }
-    let shared = Arc::new(Shared { policy: Policy::new(&config), config, uploads, admission, stop: Stop(stop) });
+    let shared =
+        Arc::new(Shared { policy: Policy::new(&config), config, uploads, admission, registry, stop: Stop(stop) });
     let mut accepting = JoinSet::new();
     for listener in listeners {
         accepting.spawn(accept(listener, shared.clone(), tls.clone(), handshakes.clone()));

@@ -98,7 +98,7 @@ fn open(fd: OwnedFd, direction: Direction) -> io::Result<Stdio> {
 }
 
 #[expect(deprecated, reason = "its successor is an unsafe function; an `OwnedFd` keeps what that one asks for")]
-fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
+pub(crate) fn register(fd: OwnedFd) -> io::Result<AsyncFd<OwnedFd>> {
     AsyncFd::new(fd)
 }
 

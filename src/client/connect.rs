@@ -16,5 +16,5 @@ pub async fn run(dialler: &Dialler, target: Option<&str>, offer: Offer, streams:
         None => "/stream".to_owned(),
     };
     let opened = session::open(dialler, &Opening { path, body: None, offer }).await?;
-    session::run(opened, streams, dialler.host()).await
+    session::run(opened, streams, dialler).await
 }

@@ -18,5 +18,5 @@ pub async fn run(dialler: &Dialler, mut request: CommandRequest, offer: Offer, s
         .map_err(|error| Error::new(Code::Internal, format!("cannot encode the request: {error}")))?;
     let opening = Opening { path: "/command".to_owned(), body: Some(body), offer };
     let opened = session::open(dialler, &opening).await?;
-    session::run(opened, streams, dialler.host()).await
+    session::run(opened, streams, dialler).await
 }

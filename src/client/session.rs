@@ -8,13 +8,15 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::bridge::{self, Bridge, Connection, Event, RawEnd};
 use crate::client::dial::{Dialler, reason};
+use crate::client::disturbance::Disturbances;
+use crate::client::redial::{Path, Resumption, Step};
 use crate::config::Host;
 use crate::error::{Code, Error, Result};
 use crate::protocol::frame::{Kind, Role};
 use crate::protocol::head::{Request, Response};
 use crate::protocol::liveness::Policy;
 use crate::protocol::session::{DEFAULT_WINDOW_BYTES, Session};
-use crate::protocol::{HEADER_WINDOW, UPGRADE_FRAMED, UPGRADE_RAW};
+use crate::protocol::{HEADER_GRACE, HEADER_SESSION, HEADER_WINDOW, UPGRADE_FRAMED, UPGRADE_RAW};
 use crate::stdio::{Stdio, Streams};
 
 /// How long the last words to a server, or its own, may take.
@@ -48,6 +50,8 @@ pub struct Opened {
     leftover: BytesMut,
     /// The window of a framed session; `None` for a plain stream.
     window_bytes: Option<usize>,
+    /// What it takes to go on after an interruption.
+    resumption: Option<Resumption>,
 }
 
 impl std::fmt::Debug for Opened {
@@ -91,13 +95,20 @@ pub async fn open(dialler: &Dialler, opening: &Opening) -> Result<Opened> {
             return Err(Error::new(Code::NotTstunnel, text));
         }
     };
+    let resumption = host.resume.and_then(|_| resumption(&response));
     let (stream, leftover) = connection.into_parts();
-    Ok(Opened { connection: Box::new(stream), leftover, window_bytes })
+    Ok(Opened { connection: Box::new(stream), leftover, window_bytes, resumption })
 }
 
 fn window(response: &Response) -> usize {
     let offered = response.field(&HEADER_WINDOW.to_ascii_lowercase()).and_then(|value| value.parse().ok());
     offered.unwrap_or(DEFAULT_WINDOW_BYTES)
+}
+
+fn resumption(response: &Response) -> Option<Resumption> {
+    let token = response.field(&HEADER_SESSION.to_ascii_lowercase())?.to_owned();
+    let grace = response.field(&HEADER_GRACE.to_ascii_lowercase())?.parse().ok().map(Duration::from_secs)?;
+    Some(Resumption { token, grace })
 }
 
 /// A server that speaks only `tcp` says with a bare status that a program is missing or cannot be executed. A web
@@ -118,9 +129,10 @@ fn program_refused(refusal: Error, response: &Response, opening: &Opening) -> Er
 ///
 /// # Errors
 /// `network-lost`, `protocol`, and whatever the server's last word names.
-pub async fn run(opened: Opened, streams: Streams, host: &Host) -> Result<u8> {
+pub async fn run(opened: Opened, streams: Streams, dialler: &Dialler) -> Result<u8> {
+    let host = dialler.host();
     let Streams { stdin, stdout, stderr } = streams;
-    let Opened { mut connection, leftover, window_bytes } = opened;
+    let Opened { mut connection, leftover, window_bytes, resumption } = opened;
     let Some(window_bytes) = window_bytes else {
         bridge::raw(&mut *connection, &leftover, Box::new(stdin), Box::new(stdout), RawEnd::Incoming)
             .await
@@ -130,37 +142,73 @@ pub async fn run(opened: Opened, streams: Streams, host: &Host) -> Result<u8> {
     let policy = Policy { interval: host.alive_interval, count: host.alive_count };
     let session = Session::new(Role::Client, window_bytes, policy, Instant::now());
     let sources: bridge::Sources = vec![(Kind::Stdin, Box::new(stdin))];
-    let sinks: bridge::Sinks = vec![(Kind::Stdout, Box::new(stdout)), (Kind::Stderr, Box::new(stderr))];
+    // Stderr first: a reader of both looks at it when stdout has ended.
+    let sinks: bridge::Sinks = vec![(Kind::Stderr, Box::new(stderr)), (Kind::Stdout, Box::new(stdout))];
     let mut bridge = Bridge::new(session, connection, &leftover, sources, sinks);
     let mut endings = Endings::new()?;
+    let mut path = resumption.map(|resumption| Path::new(dialler.clone(), resumption));
+    let mut disturbances = Disturbances::new();
     loop {
-        let event = tokio::select! {
-            event = bridge.next() => event,
-            status = endings.recv() => return Ok(close(bridge, status).await),
-        };
-        match event {
-            Event::Exit(exit) => {
-                let _ = tokio::time::timeout(GOODBYE, bridge.shutdown()).await;
-                return Ok(exit.status());
+        tokio::select! {
+            event = bridge.next() => if let Some(status) = attend(event, &mut bridge, path.as_mut(), host).await? {
+                return Ok(status);
+            },
+            step = next_step(&mut path) => if let Some(path) = &mut path {
+                path.follow(step, &mut bridge)?;
+            },
+            () = disturbances.next() => {
+                bridge.session().doubt(Instant::now());
+                if let Some(path) = &path {
+                    path.hurry();
+                }
             }
-            Event::SinkClosed(Kind::Stdout) => return Ok(close(bridge, STATUS_PIPE).await),
-            Event::PeerError(text) => return Err(last_word(&text)),
-            Event::Violation(text) => {
-                let _ = tokio::time::timeout(GOODBYE, bridge.shutdown()).await;
-                return Err(Error::new(Code::Protocol, format!("{} sent {text}", host.endpoint.host)));
-            }
-            Event::Lost(error) => return Err(lost(host, error.as_ref())),
-            Event::Silent => {
-                let text = format!("nothing was heard from {} for too long", host.endpoint.host);
-                return Err(Error::new(Code::NetworkLost, text));
-            }
-            Event::SourcesEnded { .. } | Event::SinkClosed(_) | Event::Signal(_) | Event::Close | Event::Finished => {}
+            status = endings.recv() => return Ok(close(&mut bridge, status).await),
         }
     }
 }
 
+async fn next_step(path: &mut Option<Path>) -> Step {
+    match path {
+        Some(path) => path.next().await,
+        None => std::future::pending().await,
+    }
+}
+
+/// Does what an event asks for; returns the exit status, where it is the last.
+async fn attend(event: Event, bridge: &mut Bridge, path: Option<&mut Path>, host: &Host) -> Result<Option<u8>> {
+    match event {
+        Event::Exit(exit) => {
+            let _ = tokio::time::timeout(GOODBYE, bridge.shutdown()).await;
+            return Ok(Some(exit.status()));
+        }
+        Event::SinkClosed(Kind::Stdout) => return Ok(Some(close(bridge, STATUS_PIPE).await)),
+        Event::PeerError(text) => return Err(last_word(&text)),
+        Event::Violation(text) => {
+            let _ = tokio::time::timeout(GOODBYE, bridge.shutdown()).await;
+            return Err(Error::new(Code::Protocol, format!("{} sent {text}", host.endpoint.host)));
+        }
+        Event::Lost(error) => interrupted(path, lost(host, error.as_ref()))?,
+        Event::Silent => {
+            let text = format!("nothing was heard from {} for too long", host.endpoint.host);
+            interrupted(path, Error::new(Code::NetworkLost, text))?;
+        }
+        Event::Suspect => {
+            if let Some(path) = path {
+                path.look();
+            }
+        }
+        Event::SourcesEnded { .. } | Event::SinkClosed(_) | Event::Signal(_) | Event::Close | Event::Finished => {}
+    }
+    Ok(None)
+}
+
+/// Goes on after the connection's end, where that is possible.
+fn interrupted(path: Option<&mut Path>, error: Error) -> Result<()> {
+    path.map(|path| path.broke(&error)).ok_or(error)
+}
+
 /// Tells the server to end the process, and waits until it has heard.
-async fn close(mut bridge: Bridge, status: u8) -> u8 {
+async fn close(bridge: &mut Bridge, status: u8) -> u8 {
     bridge.close_sinks();
     bridge.session().queue_close();
     let goodbye = async {

@@ -310,7 +310,7 @@ impl Session {
     }
 
     /// Reports that the first `count` bytes of what [`Session::transmit`] gave are on the connection.
-    pub fn transmitted(&mut self, mut count: usize) {
+    pub fn transmitted(&mut self, mut count: usize, now: Instant) {
         while count > 0 {
             let offset = match self.partial {
                 Partial::Frame(sent) => sent,
@@ -330,6 +330,7 @@ impl Session {
             let sent = count.min(wire.len() - offset);
             count -= sent;
             self.unsent_bytes -= sent;
+            self.liveness.sent_data(now);
             self.transmitted = self.transmitted.max(self.acked + self.cursor as u64 + 1);
             if offset + sent == wire.len() {
                 self.cursor += 1;
@@ -359,6 +360,7 @@ impl Session {
     pub fn next_event(&mut self, now: Instant) -> Result<Option<Event>, Violation> {
         while let Some(frame) = self.decoder.next_frame()? {
             if frame.kind.is_sequenced() {
+                self.liveness.received_data(now);
                 return self.accept(frame).map(Some);
             }
             match frame.kind {
@@ -492,13 +494,28 @@ impl Session {
             self.queue_ack();
         }
         let verdict = self.liveness.on_time(now);
-        if let Verdict::Ask(opaque) = verdict {
+        if let Verdict::Ask(opaque) | Verdict::Suspect(opaque) = verdict {
             self.queue_control(Kind::Ping, &opaque);
         }
         verdict
     }
 
+    /// Whether the peer has left a question without an answer.
+    pub fn is_suspect(&self) -> bool {
+        self.liveness.is_suspect()
+    }
+
+    /// Makes the next question due at once: something has happened to the network or to this machine.
+    pub fn doubt(&mut self, now: Instant) {
+        self.liveness.doubt(now);
+    }
+
     // Resuming.
+
+    /// Bytes held in memory: frames that are not acknowledged, and frames that are not consumed.
+    pub fn memory_bytes(&self) -> usize {
+        self.kept_bytes + self.held_bytes
+    }
 
     /// How many sequenced frames have been received whole and in order, consumed or not.
     pub fn received_count(&self) -> u64 {

@@ -24,7 +24,7 @@ fn carry(from: &mut Session, to: &mut Session, limit: usize, now: Instant) -> Re
         let filled = from.transmit(&mut slices);
         let bytes: Vec<u8> = slices[..filled].iter().flat_map(|slice| slice.iter().copied()).take(left).collect();
         left -= bytes.len();
-        from.transmitted(bytes.len());
+        from.transmitted(bytes.len(), now);
         to.receive_buffer().extend_from_slice(&bytes);
         to.received(now);
     }

@@ -13,19 +13,24 @@ use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Incoming};
 use hyper::header::{CONNECTION, CONTENT_TYPE, HOST, HeaderMap, HeaderName, HeaderValue, UPGRADE};
+use hyper::upgrade::OnUpgrade;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
+use tokio::sync::oneshot;
 
 use crate::error::{Code, Error, printable};
 use crate::protocol::encoding::percent_decode;
-use crate::protocol::{CommandRequest, HEADER_WINDOW, MAX_COMMAND_BYTES, UPGRADE_FRAMED, UPGRADE_RAW};
+use crate::protocol::{
+    CommandRequest, HEADER_RECEIVED, HEADER_SESSION, MAX_COMMAND_BYTES, UPGRADE_FRAMED, UPGRADE_RAW,
+};
 use crate::server::Lingering;
 use crate::server::admission::Ticket;
 use crate::server::handshake::{Peer, Stream};
 use crate::server::policy::{Action, Permit, Request as PolicyRequest};
 use crate::server::process::{self, StartFailure};
 use crate::server::refusal::Refusal;
-use crate::server::sessions::{self, Summary, Work};
+use crate::server::registry::{Enrolment, Message};
+use crate::server::sessions::{self, Link, Summary, Work};
 use crate::server::{Shared, target};
 
 type Answer = Response<Full<Bytes>>;
@@ -59,6 +64,7 @@ pub async fn answer(shared: Arc<Shared>, peer: Arc<Peer>, request: Request<Incom
 enum Route<'a> {
     Command,
     Stream,
+    Resume,
     Host,
     /// The name as it stands in the path.
     Copy(&'a str),
@@ -69,6 +75,7 @@ impl<'a> Route<'a> {
         match path.strip_prefix(base)? {
             "/command" => Some(Route::Command),
             "/stream" => Some(Route::Stream),
+            "/resume" => Some(Route::Resume),
             "/host" => Some(Route::Host),
             rest => rest.strip_prefix("/copy/").map(Route::Copy),
         }
@@ -76,7 +83,7 @@ impl<'a> Route<'a> {
 
     fn allow(self) -> &'static str {
         match self {
-            Route::Command | Route::Stream => "POST",
+            Route::Command | Route::Stream | Route::Resume => "POST",
             Route::Host => "GET, HEAD",
             Route::Copy(_) => "POST, HEAD",
         }
@@ -121,6 +128,12 @@ async fn respond(
             let permit = decide(&PolicyRequest::Stream { target, user: None })?;
             let ticket = shared.admission.session(&principal)?;
             stream(&shared, peer, protocol, permit, ticket, request).await
+        }
+        Route::Resume => {
+            if chosen_protocol(request.headers())? != Protocol::Framed {
+                return Err(Refusal::bad_request(426, "only a framed session can be resumed"));
+            }
+            resume(&shared, peer, &here, request).await
         }
         Route::Copy(name) => {
             let filename = decoded(name)?;
@@ -195,7 +208,7 @@ fn host(permit: &Permit) -> Answer {
             "host": permit.host().as_str(),
             "principal": permit.principal().0,
             "user": permit.account(),
-            "features": [UPGRADE_FRAMED, UPGRADE_RAW, "copy-zstd"],
+            "features": [UPGRADE_FRAMED, UPGRADE_RAW, "resume", "copy-zstd"],
         }),
     )
 }
@@ -216,8 +229,8 @@ fn command(
     request: Request<()>,
 ) -> Result<Answer, Refusal> {
     let started = process::start(&permit);
-    let window_bytes = shared.config.limits.resume_window_bytes.get();
-    let stop = shared.stop.clone();
+    let opened = Opened::new(shared, &permit, protocol)?;
+    let (window_bytes, stop) = (opened.window_bytes, shared.stop.clone());
     let work = match (started, protocol) {
         (Ok((process, pipes)), _) => Work::Process(process, pipes),
         (Err(StartFailure::Missing(text)), Protocol::Framed) => Work::Unstarted(text, 127),
@@ -229,10 +242,12 @@ fn command(
         (Err(StartFailure::Broken(text)), _) => return Err(Error::new(Code::Internal, text).into()),
     };
     let session = Session { peer: peer.clone(), permit, ticket };
-    upgrade(request, protocol, window_bytes, session, move |upgraded| async move {
+    let answer = opened.answer()?;
+    let link = Link::new(opened.enrolment);
+    carry(request, session, move |upgraded| async move {
         match (upgraded, work) {
             (Some((stream, leftover)), work) if protocol == Protocol::Framed => {
-                sessions::command(Box::new(stream), &leftover, work, window_bytes, stop).await
+                sessions::command(Box::new(stream), &leftover, work, window_bytes, link, stop).await
             }
             (Some((stream, leftover)), Work::Process(process, pipes)) => {
                 sessions::raw_command(Box::new(stream), &leftover, process, pipes, stop).await
@@ -245,7 +260,8 @@ fn command(
             }
             (_, Work::Unstarted(..)) => Summary::default(),
         }
-    })
+    });
+    Ok(answer)
 }
 
 async fn stream(
@@ -260,19 +276,103 @@ async fn stream(
         return Err(Error::new(Code::Internal, "this permit is not for a stream").into());
     };
     let ends = target::connect(target).await?;
-    let window_bytes = shared.config.limits.resume_window_bytes.get();
-    let stop = shared.stop.clone();
-    let (parts, _) = request.into_parts();
+    let opened = Opened::new(shared, &permit, protocol)?;
+    let (window_bytes, stop) = (opened.window_bytes, shared.stop.clone());
     let session = Session { peer: peer.clone(), permit, ticket };
-    upgrade(Request::from_parts(parts, ()), protocol, window_bytes, session, move |upgraded| async move {
+    let answer = opened.answer()?;
+    let link = Link::new(opened.enrolment);
+    carry(request, session, move |upgraded| async move {
         match upgraded {
             None => Summary::default(),
             Some((stream, leftover)) if protocol == Protocol::Framed => {
-                sessions::stream(Box::new(stream), &leftover, ends, window_bytes, stop).await
+                sessions::stream(Box::new(stream), &leftover, ends, window_bytes, link, stop).await
             }
             Some((stream, leftover)) => sessions::raw_stream(Box::new(stream), &leftover, ends, stop).await,
         }
-    })
+    });
+    Ok(answer)
+}
+
+/// `POST /resume`: the session's task takes over the connection behind the answer.
+async fn resume(
+    shared: &Arc<Shared>,
+    peer: &Arc<Peer>,
+    here: &Permit,
+    mut request: Request<Incoming>,
+) -> Result<Answer, Refusal> {
+    let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
+    let task = shared.registry.find(text(HEADER_SESSION).unwrap_or_default(), here.principal(), here.host())?;
+    let peer_received = text(HEADER_RECEIVED)
+        .and_then(|count| count.parse().ok())
+        .ok_or_else(|| Refusal::bad_request(400, format!("{HEADER_RECEIVED} is not a number")))?;
+    let (reply, granted) = oneshot::channel();
+    let lost = || Error::new(Code::SessionLost, "the session has ended");
+    task.send(Message::Resume { peer_received, reply }).await.map_err(|_| lost())?;
+    let grant = granted
+        .await
+        .map_err(|_| lost())?
+        .map_err(|violation| Refusal::bad_request(400, format!("{HEADER_RECEIVED}: {violation}")))?;
+    let upgrading = hyper::upgrade::on(&mut request);
+    let peer = peer.clone();
+    tokio::spawn(async move {
+        if let Some((stream, leftover)) = stream_of(upgrading).await {
+            tracing::debug!(peer = %peer.address, "session resumed");
+            let (connection, generation) = (Box::new(stream), grant.generation);
+            let _ = task.send(Message::Attach { generation, connection, leftover }).await;
+        }
+    });
+    let mut answer = switching(Protocol::Framed);
+    answer.headers_mut().insert("tstunnel-received", HeaderValue::from(grant.received));
+    Ok(answer)
+}
+
+/// What a session's answer says.
+struct Opened {
+    protocol: Protocol,
+    window_bytes: usize,
+    enrolment: Option<Enrolment>,
+}
+
+impl Opened {
+    fn new(shared: &Shared, permit: &Permit, protocol: Protocol) -> Result<Opened, Refusal> {
+        let enrolment = match protocol {
+            Protocol::Framed => shared.registry.enrol(permit.principal(), permit.host())?,
+            Protocol::Raw => None,
+        };
+        Ok(Opened { protocol, window_bytes: shared.registry.window_bytes(), enrolment })
+    }
+
+    fn answer(&self) -> Result<Answer, Refusal> {
+        let mut answer = switching(self.protocol);
+        if self.protocol == Protocol::Framed {
+            answer.headers_mut().insert("tstunnel-window", HeaderValue::from(self.window_bytes));
+        }
+        if let Some(enrolment) = &self.enrolment {
+            let token = HeaderValue::from_str(&enrolment.token).map_err(internal)?;
+            answer.headers_mut().insert("tstunnel-session", token);
+            answer.headers_mut().insert("tstunnel-grace", HeaderValue::from(enrolment.grace().as_secs()));
+        }
+        Ok(answer)
+    }
+}
+
+/// A 101 to `protocol`.
+fn switching(protocol: Protocol) -> Answer {
+    let mut answer = Response::new(Full::new(Bytes::new()));
+    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+    let token = match protocol {
+        Protocol::Framed => UPGRADE_FRAMED,
+        Protocol::Raw => UPGRADE_RAW,
+    };
+    answer.headers_mut().insert(CONNECTION, HeaderValue::from_static("Upgrade"));
+    answer.headers_mut().insert(UPGRADE, HeaderValue::from_static(token));
+    answer
+}
+
+/// The stream behind a 101, and what was received with it; nothing where the connection ended before.
+async fn stream_of(upgrading: OnUpgrade) -> Option<(Stream, Bytes)> {
+    let parts = upgrading.await.ok()?.downcast::<TokioIo<Lingering>>().ok()?;
+    Some((parts.io.into_inner().into_inner()?, parts.read_buf))
 }
 
 /// What a session is accounted and logged by.
@@ -282,15 +382,9 @@ struct Session {
     ticket: Ticket,
 }
 
-/// Answers 101 and carries the session on behind it, in a task of its own. `carry` gets the stream, or nothing where the
-/// connection ended before.
-fn upgrade<F, C>(
-    mut request: Request<()>,
-    protocol: Protocol,
-    window_bytes: usize,
-    session: Session,
-    carry: C,
-) -> Result<Answer, Refusal>
+/// Carries a session on behind its answer, in a task of its own. `with` gets the stream, or nothing where the connection
+/// ended before.
+fn carry<B, F, C>(mut request: Request<B>, session: Session, with: C)
 where
     C: FnOnce(Option<(Stream, Bytes)>) -> F + Send + 'static,
     F: Future<Output = Summary> + Send,
@@ -302,33 +396,13 @@ where
         tracing::info!(
             peer = %peer.address, principal, host = %permit.host(), action = ?permit.action(), rule = permit.rule(), "session"
         );
-        let upgraded = upgrading.await.ok().and_then(|upgraded| {
-            let parts = upgraded.downcast::<TokioIo<Lingering>>().ok()?;
-            Some((parts.io.into_inner().into_inner()?, parts.read_buf))
-        });
-        let summary = carry(upgraded).await;
+        let summary = with(stream_of(upgrading).await).await;
         tracing::info!(
             peer = %peer.address, principal, host = %permit.host(), exit = ?summary.exit, sent = summary.sent_bytes,
-            received = summary.received_bytes, reason = %printable(&summary.reason), "session ended"
+            received = summary.received_bytes, resumes = summary.resumes, reason = %printable(&summary.reason), "session ended"
         );
         drop(ticket);
     });
-    let mut answer = Response::new(Full::new(Bytes::new()));
-    *answer.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
-    let token = match protocol {
-        Protocol::Framed => UPGRADE_FRAMED,
-        Protocol::Raw => UPGRADE_RAW,
-    };
-    let headers = answer.headers_mut();
-    headers.insert(CONNECTION, HeaderValue::from_static("Upgrade"));
-    headers.insert(UPGRADE, HeaderValue::from_static(token));
-    if protocol == Protocol::Framed {
-        headers.insert(
-            HeaderName::from_bytes(HEADER_WINDOW.as_bytes()).map_err(internal)?,
-            HeaderValue::from(window_bytes),
-        );
-    }
-    Ok(answer)
 }
 
 fn internal(error: impl std::fmt::Display) -> Refusal {

@@ -11,6 +11,7 @@ use crate::protocol::liveness::Policy;
 use crate::protocol::session::{Exit, Session};
 use crate::server::Stop;
 use crate::server::process::{self, Group, Ladder, Pipes, Process};
+use crate::server::registry::{Enrolment, Grant, Message};
 
 /// How long a process's output may stay silent after its end, while something that it started keeps it open.
 const DRAIN_QUIET: Duration = Duration::from_secs(1);
@@ -41,6 +42,8 @@ pub struct Summary {
     pub sent_bytes: u64,
     /// Bytes from the client.
     pub received_bytes: u64,
+    /// How often it was interrupted and went on.
+    pub resumes: u32,
     /// What ended it.
     pub reason: String,
 }
@@ -66,6 +69,7 @@ pub async fn command(
     leftover: &[u8],
     work: Work,
     window_bytes: usize,
+    mut link: Link,
     mut stop: Stop,
 ) -> Summary {
     let session = Session::new(Role::Server, window_bytes, LIVENESS, Instant::now());
@@ -73,13 +77,14 @@ pub async fn command(
     let (process, sources, sinks): (_, Sources, Sinks) = match work {
         Work::Process(process, pipes) => (
             Some(process),
-            vec![(Kind::Stdout, Box::new(pipes.stdout)), (Kind::Stderr, Box::new(pipes.stderr))],
+            // Stderr first: what a process has said before it ended must not come after its stdout's end.
+            vec![(Kind::Stderr, Box::new(pipes.stderr)), (Kind::Stdout, Box::new(pipes.stdout))],
             vec![(Kind::Stdin, Box::new(pipes.stdin))],
         ),
         Work::Unstarted(text, status) => {
             exit = Some(Exit::Status(status));
             let stderr = std::io::Cursor::new(format!("tstunnel: {}\n", crate::error::printable(&text)));
-            (None, vec![(Kind::Stdout, Box::new(tokio::io::empty())), (Kind::Stderr, Box::new(stderr))], vec![])
+            (None, vec![(Kind::Stderr, Box::new(stderr)), (Kind::Stdout, Box::new(tokio::io::empty()))], vec![])
         }
     };
     let mut bridge = Bridge::new(session, connection, leftover, sources, sinks);
@@ -94,9 +99,10 @@ pub async fn command(
             event = bridge.next() => match event {
                 Event::SourcesEnded { .. } => drain.is_over = true,
                 Event::Signal(name) => if let Some(group) = group { group.signal(&name) },
-                Event::SinkClosed(_) | Event::Exit(_) => {}
-                end => break peer_end(end, &mut bridge).await,
+                Event::SinkClosed(_) | Event::Exit(_) | Event::Suspect => {}
+                event => if let Some(reason) = link.ended(event, &mut bridge).await { break reason },
             },
+            happening = link.next() => if let Some(reason) = link.follow(happening, &mut bridge) { break reason },
             end = ended(running) => exit = Some(end),
             () = tokio::time::sleep(DRAIN_QUIET), if exit.is_some() && !drain.is_over => drain.look(&bridge),
             () = stop.wait(), if !ladder.is_started() => {
@@ -113,13 +119,17 @@ pub async fn command(
             bridge.session().queue_exit(exit);
             told = true;
         }
+        // A client that is away cannot be waited for when the server stops.
+        if ladder.is_started() && !bridge.is_attached() {
+            break "the server stops".to_owned();
+        }
     };
     let (sent_bytes, received_bytes) = bridge.byte_counts();
     drop(bridge);
     if let Some(process) = process {
         process::end(process, ladder, exit.is_some()).await;
     }
-    Summary { exit, sent_bytes, received_bytes, reason }
+    Summary { exit, sent_bytes, received_bytes, resumes: link.resumes, reason }
 }
 
 async fn ended(process: Option<&mut Process>) -> Exit {
@@ -162,6 +172,7 @@ pub async fn stream(
     leftover: &[u8],
     (reader, writer): (Reader, Writer),
     window_bytes: usize,
+    mut link: Link,
     mut stop: Stop,
 ) -> Summary {
     let session = Session::new(Role::Server, window_bytes, LIVENESS, Instant::now());
@@ -179,9 +190,10 @@ pub async fn stream(
                     linger.as_mut().reset(tokio::time::Instant::now() + LINGER);
                     lingering_at = bridge.byte_counts().1;
                 }
-                Event::SinkClosed(_) | Event::Signal(_) | Event::Exit(_) => {}
-                event => break peer_end(event, &mut bridge).await,
+                Event::SinkClosed(_) | Event::Signal(_) | Event::Exit(_) | Event::Suspect => {}
+                event => if let Some(reason) = link.ended(event, &mut bridge).await { break reason },
             },
+            happening = link.next() => if let Some(reason) = link.follow(happening, &mut bridge) { break reason },
             () = &mut linger, if end.is_some() && exit.is_none() => {
                 let count = bridge.byte_counts().1;
                 if count == lingering_at {
@@ -206,29 +218,104 @@ pub async fn stream(
         }
     };
     let (sent_bytes, received_bytes) = bridge.byte_counts();
-    Summary { exit, sent_bytes, received_bytes, reason }
+    Summary { exit, sent_bytes, received_bytes, resumes: link.resumes, reason }
 }
 
-/// What is due when the peer, or the connection to it, has ended the session; says why.
-async fn peer_end(event: Event, bridge: &mut Bridge) -> String {
-    let (is_heard, reason) = match event {
-        Event::Finished => (true, "finished".to_owned()),
-        Event::Close => (true, "closed by the client".to_owned()),
-        Event::Violation(text) => (true, format!("protocol error: {text}")),
-        Event::PeerError(text) => (true, format!("the client gave up: {}", crate::error::printable(&text))),
-        Event::Lost(None) => (false, "connection closed".to_owned()),
-        Event::Lost(Some(error)) => (false, format!("connection lost: {error}")),
-        other => (false, format!("{other:?}")),
-    };
-    if is_heard {
+/// A framed session's way to its client: what happens when it breaks, and how it goes on.
+#[derive(Debug)]
+pub struct Link {
+    enrolment: Option<Enrolment>,
+    generation: u64,
+    /// Until when an interrupted session waits for its client.
+    waits_until: Option<tokio::time::Instant>,
+    resumes: u32,
+}
+
+/// What has happened to a [`Link`].
+enum Happening {
+    Message(Message),
+    GraceOver,
+}
+
+impl Link {
+    /// The way to the client of a session that can be resumed by `enrolment`.
+    pub fn new(enrolment: Option<Enrolment>) -> Link {
+        Link { enrolment, generation: 0, waits_until: None, resumes: 0 }
+    }
+
+    /// Waits for a message or the end of the grace. Cancel-safe.
+    async fn next(&mut self) -> Happening {
+        let Some(enrolment) = &mut self.enrolment else { return std::future::pending().await };
+        match self.waits_until {
+            None => Happening::Message(enrolment.message().await),
+            Some(end) => tokio::select! {
+                message = enrolment.message() => Happening::Message(message),
+                () = tokio::time::sleep_until(end) => Happening::GraceOver,
+            },
+        }
+    }
+
+    /// Does what a message asks; says why the session is over, where it is.
+    fn follow(&mut self, happening: Happening, bridge: &mut Bridge) -> Option<String> {
+        match happening {
+            Happening::GraceOver => return Some("interrupted, and not resumed within the grace".to_owned()),
+            Happening::Message(Message::GiveWay) => return Some("interrupted, and gave way".to_owned()),
+            Happening::Message(Message::Resume { peer_received, reply }) => {
+                let resumed = bridge.session().resume(peer_received, Instant::now());
+                let _ = reply.send(resumed.map(|()| {
+                    // The old connection may still seem alive: nothing that it brings counts any more.
+                    bridge.detach();
+                    self.generation += 1;
+                    self.park(bridge);
+                    Grant { generation: self.generation, received: bridge.session().received_count() }
+                }));
+            }
+            Happening::Message(Message::Attach { generation, connection, leftover }) => {
+                if generation == self.generation {
+                    bridge.attach(connection, &leftover);
+                    self.waits_until = None;
+                    self.resumes += 1;
+                    if let Some(enrolment) = &self.enrolment {
+                        enrolment.unpark();
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    fn park(&mut self, bridge: &mut Bridge) {
+        if let Some(enrolment) = &self.enrolment {
+            self.waits_until.get_or_insert(tokio::time::Instant::now() + enrolment.grace());
+            enrolment.park(bridge.session().memory_bytes());
+        }
+    }
+
+    /// What is due when the peer, or the connection to it, has ended; says why, where the session is over.
+    async fn ended(&mut self, event: Event, bridge: &mut Bridge) -> Option<String> {
+        let reason = match event {
+            Event::Lost(_) | Event::Silent if self.enrolment.is_some() => {
+                tracing::debug!(?event, "session interrupted");
+                self.park(bridge);
+                return None;
+            }
+            Event::Lost(None) => return Some("connection closed".to_owned()),
+            Event::Lost(Some(error)) => return Some(format!("connection lost: {error}")),
+            Event::Silent => return Some("nothing was heard from the client".to_owned()),
+            Event::Finished => "finished".to_owned(),
+            Event::Close => "closed by the client".to_owned(),
+            Event::Violation(text) => format!("protocol error: {text}"),
+            Event::PeerError(text) => format!("the client gave up: {}", crate::error::printable(&text)),
+            other => format!("{other:?}"),
+        };
         let goodbye = async {
             if bridge.shutdown().await.is_ok() {
                 bridge.drain().await;
             }
         };
         let _ = tokio::time::timeout(GOODBYE, goodbye).await;
+        Some(reason)
     }
-    reason
 }
 
 /// Carries a process's stdin and stdout without frames. Its stderr goes nowhere, but is read.

@@ -1,0 +1,293 @@
+//! The sessions that can be resumed: by whom, and where the task that carries each is reached.
+//!
+//! Memory is bounded: what interrupted sessions hold counts against one limit in all and a share of it for each
+//! principal, and where that is not enough the one that was interrupted first gives way.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use aws_lc_rs::constant_time::verify_slices_are_equal;
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD as BASE64URL;
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::bridge::Connection;
+use crate::error::{Code, Error, Result};
+use crate::protocol::session::Violation;
+use crate::protocol::{HostId, Principal};
+use crate::server::config::{Limits, MIN_WINDOW_BYTES};
+
+/// A session's name: not secret.
+type SessionId = [u8; 16];
+/// What proves that a resume is the session's own client's.
+type Secret = [u8; 32];
+
+/// The part of the memory limit that one principal's interrupted sessions may hold.
+const PRINCIPAL_SHARE: usize = 4;
+/// The part of the free memory that a new session's window may be: sessions seldom fill theirs, and seldom at once.
+const WINDOW_SHARE: usize = 16;
+/// Messages that wait for a session's task; a client sends one at a time.
+const MESSAGES: usize = 4;
+
+/// Sessions by id; one for a server.
+#[derive(Clone, Debug)]
+pub struct Registry {
+    entries: Arc<Mutex<HashMap<SessionId, Entry>>>,
+    grace: Duration,
+    max_window_bytes: usize,
+    memory_bytes: usize,
+}
+
+#[derive(Debug)]
+struct Entry {
+    secret: Secret,
+    principal: Principal,
+    host: HostId,
+    messages: mpsc::Sender<Message>,
+    parked: Option<Parked>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Parked {
+    since: Instant,
+    bytes: usize,
+}
+
+/// What a session's task is told.
+pub enum Message {
+    /// A client wants to go on; it has received so many frames.
+    Resume {
+        /// The client's count.
+        peer_received: u64,
+        /// Where the grant goes, or why the count cannot be.
+        reply: oneshot::Sender<std::result::Result<Grant, Violation>>,
+    },
+    /// The connection for a grant.
+    Attach {
+        /// The grant's.
+        generation: u64,
+        /// The connection after its upgrade.
+        connection: Box<dyn Connection>,
+        /// What was received behind the upgrade.
+        leftover: Bytes,
+    },
+    /// Give way: the memory is needed.
+    GiveWay,
+}
+
+/// The right to go on over a new connection; a later one makes it void.
+#[derive(Clone, Copy, Debug)]
+pub struct Grant {
+    /// Tells this grant from earlier ones.
+    pub generation: u64,
+    /// How many frames the session has received.
+    pub received: u64,
+}
+
+/// A session's place in the registry, until it is dropped.
+#[derive(Debug)]
+pub struct Enrolment {
+    registry: Registry,
+    id: SessionId,
+    /// `<id>.<secret>`, for the client.
+    pub token: String,
+    messages: mpsc::Receiver<Message>,
+}
+
+impl Registry {
+    /// A registry within `limits`.
+    pub fn new(limits: &Limits) -> Registry {
+        Registry {
+            entries: Arc::default(),
+            grace: limits.resume_grace,
+            max_window_bytes: limits.resume_window_bytes.get(),
+            memory_bytes: limits.resume_memory_bytes,
+        }
+    }
+
+    /// How long an interrupted session is kept.
+    pub fn grace(&self) -> Duration {
+        self.grace
+    }
+
+    /// The window of a new session: smaller where memory is short.
+    pub fn window_bytes(&self) -> usize {
+        let parked: usize = self.lock().values().filter_map(|entry| entry.parked).map(|parked| parked.bytes).sum();
+        let free = self.memory_bytes.saturating_sub(parked);
+        // Without resuming there is nothing to keep for longer than it is in flight.
+        let share = if self.can_resume() { free / WINDOW_SHARE } else { self.max_window_bytes };
+        share.clamp(MIN_WINDOW_BYTES.min(self.max_window_bytes), self.max_window_bytes)
+    }
+
+    fn can_resume(&self) -> bool {
+        self.memory_bytes > 0 && !self.grace.is_zero()
+    }
+
+    /// Enrols a new session; `None` where sessions cannot be resumed.
+    ///
+    /// # Errors
+    /// `internal` where the system has no random numbers.
+    pub fn enrol(&self, principal: &Principal, host: &HostId) -> Result<Option<Enrolment>> {
+        if !self.can_resume() {
+            return Ok(None);
+        }
+        let (mut id, mut secret) = ([0; 16], [0; 32]);
+        let filled = aws_lc_rs::rand::fill(&mut id).and_then(|()| aws_lc_rs::rand::fill(&mut secret));
+        filled.map_err(|_| Error::new(Code::Internal, "the system has no random numbers"))?;
+        let (sender, messages) = mpsc::channel(MESSAGES);
+        let token = format!("{}.{}", BASE64URL.encode(id), BASE64URL.encode(secret));
+        let (principal, host) = (principal.clone(), host.clone());
+        self.lock().insert(id, Entry { secret, principal, host, messages: sender, parked: None });
+        Ok(Some(Enrolment { registry: self.clone(), id, token, messages }))
+    }
+
+    /// Finds the task of the session that `token` names, for its own principal on its own host.
+    ///
+    /// # Errors
+    /// `session-lost`, whatever does not fit.
+    pub fn find(&self, token: &str, principal: &Principal, host: &HostId) -> Result<mpsc::Sender<Message>> {
+        let lost = || Error::new(Code::SessionLost, "there is no such session");
+        let (id, secret) = token.split_once('.').ok_or_else(lost)?;
+        let decode = |text: &str| BASE64URL.decode(text).map_err(|_| lost());
+        let id = SessionId::try_from(decode(id)?).map_err(|_| lost())?;
+        let secret = decode(secret)?;
+        let entries = self.lock();
+        let entry = entries.get(&id).ok_or_else(lost)?;
+        let is_its_own = verify_slices_are_equal(&entry.secret, &secret).is_ok();
+        if is_its_own && entry.principal == *principal && entry.host == *host {
+            Ok(entry.messages.clone())
+        } else {
+            Err(lost())
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Entry>> {
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Enrolment {
+    /// The next message. Cancel-safe.
+    pub async fn message(&mut self) -> Message {
+        // The registry's sender lives as long as this enrolment.
+        self.messages.recv().await.unwrap_or(Message::GiveWay)
+    }
+
+    /// How long the session is kept while it is interrupted.
+    pub fn grace(&self) -> Duration {
+        self.registry.grace
+    }
+
+    /// The session is interrupted, and holds `bytes`.
+    pub fn park(&self, bytes: usize) {
+        let mut entries = self.registry.lock();
+        let Some(entry) = entries.get_mut(&self.id) else { return };
+        entry.parked = Some(Parked { since: Instant::now(), bytes });
+        let principal = entry.principal.clone();
+        let limit = self.registry.memory_bytes;
+        make_room(&mut entries, limit / PRINCIPAL_SHARE, |entry| entry.principal == principal);
+        make_room(&mut entries, limit, |_| true);
+    }
+
+    /// The session has a connection again.
+    pub fn unpark(&self) {
+        if let Some(entry) = self.registry.lock().get_mut(&self.id) {
+            entry.parked = None;
+        }
+    }
+}
+
+/// Lets the sessions that were interrupted first give way, until the others of `scope` fit into `limit`.
+fn make_room(entries: &mut HashMap<SessionId, Entry>, limit: usize, scope: impl Fn(&Entry) -> bool) {
+    loop {
+        let parked =
+            || entries.iter().filter(|(_, entry)| scope(entry)).filter_map(|(id, entry)| Some((*id, entry.parked?)));
+        let bytes: usize = parked().map(|(_, parked)| parked.bytes).sum();
+        let oldest = parked().min_by_key(|(_, parked)| parked.since).map(|(id, _)| id);
+        let Some(entry) = oldest.filter(|_| bytes > limit).and_then(|id| entries.get_mut(&id)) else { return };
+        tracing::warn!(principal = %entry.principal, host = %entry.host, "interrupted session gives way: memory is short");
+        entry.parked = None;
+        let _ = entry.messages.try_send(Message::GiveWay);
+    }
+}
+
+impl Drop for Enrolment {
+    fn drop(&mut self) {
+        self.registry.lock().remove(&self.id);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::num::NonZeroUsize;
+
+    fn registry(memory_bytes: usize) -> Registry {
+        let resume_window_bytes = NonZeroUsize::new(1 << 20).unwrap();
+        Registry::new(&Limits { resume_memory_bytes: memory_bytes, resume_window_bytes, ..Limits::default() })
+    }
+
+    fn principal(name: &str) -> Principal {
+        Principal(name.to_owned())
+    }
+
+    fn host() -> HostId {
+        HostId::parse("host1").unwrap()
+    }
+
+    #[test]
+    fn only_its_own_client_finds_a_session() {
+        let registry = registry(64 << 20);
+        let ann = principal("ann");
+        let enrolment = registry.enrol(&ann, &host()).unwrap().unwrap();
+        let token = enrolment.token.clone();
+        assert!(registry.find(&token, &ann, &host()).is_ok());
+        let mut wrong = token.clone();
+        let last = if token.ends_with('A') { "E" } else { "A" };
+        wrong.replace_range(token.len() - 1.., last);
+        for bad in [
+            "",
+            ".",
+            "a.b",
+            &token[..token.len() - 4],
+            &wrong,
+            &format!("{token}AAAA"),
+            token.split('.').next().unwrap(),
+        ] {
+            assert_eq!(registry.find(bad, &ann, &host()).unwrap_err().code, Code::SessionLost, "{bad}");
+        }
+        assert!(registry.find(&token, &principal("bob"), &host()).is_err());
+        assert!(registry.find(&token, &ann, &HostId::parse("host2").unwrap()).is_err());
+        drop(enrolment);
+        assert!(registry.find(&token, &ann, &host()).is_err());
+    }
+
+    #[test]
+    fn the_session_that_was_interrupted_first_gives_way() {
+        let registry = registry(4000);
+        let ann = principal("ann");
+        let mut sessions: Vec<Enrolment> = (0..3).map(|_| registry.enrol(&ann, &host()).unwrap().unwrap()).collect();
+        sessions[0].park(500);
+        sessions[1].park(400);
+        assert!(sessions[0].messages.try_recv().is_err());
+        sessions[2].park(300);
+        assert!(matches!(sessions[0].messages.try_recv(), Ok(Message::GiveWay)));
+        assert!(sessions[1].messages.try_recv().is_err() && sessions[2].messages.try_recv().is_err());
+    }
+
+    #[test]
+    fn windows_shrink_where_memory_is_short_and_nothing_is_resumed_without_any() {
+        let full = registry(64 << 20);
+        assert_eq!(full.window_bytes(), 1 << 20);
+        let enrolment = full.enrol(&principal("ann"), &host()).unwrap().unwrap();
+        enrolment.park(15 << 20);
+        let other = full.enrol(&principal("bob"), &host()).unwrap().unwrap();
+        other.park(15 << 20);
+        assert!(full.window_bytes() >= MIN_WINDOW_BYTES);
+        enrolment.unpark();
+        let none = registry(0);
+        assert!(none.enrol(&principal("ann"), &host()).unwrap().is_none());
+    }
+}
