@@ -4,7 +4,6 @@
 //! pass through here untouched.
 
 pub mod help;
-pub mod nearest;
 pub mod openssh;
 pub mod options;
 mod read;
@@ -13,7 +12,8 @@ use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 use crate::config::Overrides;
-use crate::error::{Code, Error, Result};
+use crate::config::url::{self, Target, TunnelUrl};
+use crate::error::{Code, Error, Result, nearest};
 use options::{CommandRow, Commanded, Opt, Words};
 use read::{Given, read, unknown, usage, utf8};
 
@@ -51,7 +51,7 @@ pub struct Connect {
     pub host: String,
     /// What the options say about it.
     pub overrides: Overrides,
-    /// `tcp:HOST:PORT` or `unix:PATH`; the host's own if `None`.
+    /// `tcp:HOST:PORT` or `unix:PATH`, by option or URL; the host's own if `None`.
     pub target: Option<String>,
     /// Plain bytes instead of frames.
     pub raw: bool,
@@ -163,7 +163,7 @@ fn dispatch(args: Vec<OsString>) -> Result<Command> {
     let mut name = first.to_string_lossy().into_owned();
     if name.starts_with('-') {
         let known = options::options_of(None).map(|row| row.long);
-        let meant = nearest::nearest(name.trim_start_matches('-'), known).map(|long| format!("--{long}"));
+        let meant = nearest(name.trim_start_matches('-'), known).map(|long| format!("--{long}"));
         return Err(unknown("option", &name, meant.as_deref(), "tstunnel --help"));
     }
     if options::group(&name).is_some() {
@@ -200,7 +200,7 @@ fn dispatch(args: Vec<OsString>) -> Result<Command> {
 fn command_row(name: &str) -> Result<&'static CommandRow> {
     let Some(row) = options::command(name) else {
         let known = options::COMMANDS.iter().filter(|row| WITH_SERVER || !row.server).map(|row| row.name);
-        return Err(unknown("command", name, nearest::nearest(name, known), "tstunnel --help"));
+        return Err(unknown("command", name, nearest(name, known), "tstunnel --help"));
     };
     if row.server && !WITH_SERVER {
         return Err(client_alone(name));
@@ -225,12 +225,14 @@ impl Given {
         let mut operands = std::mem::take(&mut self.operands).into_iter();
         let mut next = || operands.next().unwrap_or_default();
         match row.id {
-            Commanded::Connect => Ok(Command::Connect(Connect {
-                host: utf8(next())?,
-                overrides: self.overrides()?,
-                target: self.text(Opt::Target)?,
-                raw: self.has(Opt::Raw),
-            })),
+            Commanded::Connect => {
+                let host = utf8(next())?;
+                let target = match self.text(Opt::Target)? {
+                    None => forwarding(&host)?,
+                    given => given,
+                };
+                Ok(Command::Connect(Connect { host, overrides: self.overrides()?, target, raw: self.has(Opt::Raw) }))
+            }
             Commanded::Exec => {
                 let (host, command) = (utf8(next())?, utf8(next())?);
                 let args: Vec<String> = operands.map(utf8).collect::<Result<_>>()?;
@@ -245,7 +247,7 @@ impl Given {
             }
             Commanded::Upload => {
                 let file = PathBuf::from(next());
-                let (host, name) = host_and_name(utf8(next())?);
+                let (host, name) = host_and_name(utf8(next())?)?;
                 Ok(Command::Upload(Upload {
                     file,
                     host,
@@ -300,16 +302,30 @@ impl Given {
     }
 }
 
-/// `HOST[:NAME]`, where a `tstunnel://` URL is all host.
-fn host_and_name(text: String) -> (String, Option<String>) {
-    if text.get(..11).is_some_and(|scheme| scheme.eq_ignore_ascii_case("tstunnel://")) {
-        return (text, None);
+/// Where a URL such as `tstunnel://HOST/tcp:localhost:8080` leads.
+fn forwarding(host: &str) -> Result<Option<String>> {
+    if !url::is_tunnel_url(host) {
+        return Ok(None);
     }
-    match text.split_once(':') {
-        Some((host, "")) => (host.to_owned(), None),
-        Some((host, name)) => (host.to_owned(), Some(name.to_owned())),
+    Ok(match TunnelUrl::parse(host)?.target {
+        Some(Target::Forwarding(target)) => Some(target),
+        Some(Target::Path(_)) | None => None,
+    })
+}
+
+/// `HOST[:NAME]`, or a `tstunnel://` URL, whose path is the name.
+fn host_and_name(text: String) -> Result<(String, Option<String>)> {
+    if url::is_tunnel_url(&text) {
+        let target = TunnelUrl::parse(&text)?.target;
+        let name = target.as_ref().map_or("", Target::as_str);
+        // Both forms of a path lead into the home, as nothing else can be written.
+        let name = name.strip_prefix("~/").or_else(|| name.strip_prefix('/')).unwrap_or(name);
+        return Ok((text, Some(name.to_owned()).filter(|name| !name.is_empty())));
+    }
+    Ok(match text.split_once(':') {
+        Some((host, name)) => (host.to_owned(), Some(name.to_owned()).filter(|name| !name.is_empty())),
         None => (text, None),
-    }
+    })
 }
 
 fn permission_bits(text: &str) -> Option<u32> {
@@ -443,7 +459,19 @@ mod tests {
     }
 
     #[test]
-    fn upload_splits_host_and_name_and_leaves_a_url_whole() {
+    fn a_urls_forwarding_is_the_target_of_connect_unless_an_option_says_otherwise() {
+        let target = |line: &[&str]| match parsed(&[&["connect"], line].concat()) {
+            Command::Connect(connect) => connect.target,
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(target(&["tstunnel://h/tcp:localhost:80?endpoint=e"]).as_deref(), Some("tcp:localhost:80"));
+        assert_eq!(target(&["tstunnel://h/tcp:a:1", "--target=unix:/s"]).as_deref(), Some("unix:/s"));
+        assert_eq!(target(&["tstunnel://h/home/dev"]), None);
+        assert_eq!(target(&["h"]), None);
+    }
+
+    #[test]
+    fn upload_splits_host_and_name_and_a_urls_path_is_the_name() {
         let upload = |target: &str| match parsed(&["upload", "f", target]) {
             Command::Upload(Upload { file, host, name, mode: None, compress: true, .. }) if file == Path::new("f") => {
                 (host, name)
@@ -453,7 +481,16 @@ mod tests {
         assert_eq!(upload("h"), ("h".to_owned(), None));
         assert_eq!(upload("h:"), ("h".to_owned(), None));
         assert_eq!(upload("h:a:b"), ("h".to_owned(), Some("a:b".to_owned())));
-        assert_eq!(upload("Tstunnel://h/n?endpoint=e:1"), ("Tstunnel://h/n?endpoint=e:1".to_owned(), None));
+        for (url, name) in [
+            ("Tstunnel://h/n?endpoint=e:1", Some("n")),
+            ("tstunnel://h/~/a%20b", Some("a b")),
+            ("tstunnel://h/a/b", Some("a/b")),
+            ("tstunnel://h/", None),
+            ("tstunnel://h", None),
+        ] {
+            assert_eq!(upload(url), (url.to_owned(), name.map(str::to_owned)));
+        }
+        assert!(refused(&["upload", "f", "tstunnel://h/n?x=1"]).text.contains("unknown parameter"));
         let Command::Upload(found) = parsed(&["upload", "--mode=0755", "--no-compress", "f", "h"]) else { panic!() };
         assert_eq!((found.mode, found.compress), (Some(0o755), false));
         for mode in ["", "9", "+7", "1777", "rwx", "00000000000000000"] {

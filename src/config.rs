@@ -1,9 +1,9 @@
 //! Files, environment, URL and options → one resolved [`Host`].
 //!
-//! [`resolve`] asks the sources in this order, key by key: options, the URL, what `tstunnel mutagen` remembered for the
-//! alias, the environment, the user's file, the system's file, [`WeakDefaults`], and what is built in. A source that is there
-//! but cannot be read or understood is an error, also where none of it would have counted: a host is never reached with other
-//! settings than somebody wrote down.
+//! [`resolve`] asks the sources in this order, key by key: options, the URL, the environment, the user's file, the system's
+//! file, [`WeakDefaults`], and what is built in. An alias that `tstunnel mutagen` made stands for its URL and for the
+//! environment that the URL was given in. A source that is there but cannot be read or understood is an error, also where none
+//! of it would have counted: a host is never reached with other settings than somebody wrote down.
 //!
 //! [`url`] parses `tstunnel://`, [`pattern`] matches names, [`value`] reads single values.
 
@@ -21,13 +21,14 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use environment::Environment;
-pub use remembered::remember;
+pub use remembered::{Remembered, recall, remember};
 pub use resolve::{is_ours, resolve};
 
 use crate::protocol::HostId;
 
 /// What a URL says about a host, as text: paths are relative to the current folder, `~/` is the home.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Parameters {
     /// `HOST[:PORT]`.
     pub endpoint: Option<String>,

@@ -3,7 +3,11 @@
 //! The list of codes is the protocol's: it serves the server's refusals (HTTP status), the client's own failures and
 //! `tstunnel classify`. `main` prints an error once, as one line and one hint, and turns it into an exit status.
 
+mod nearest;
+
 use std::fmt;
+
+pub use nearest::nearest;
 
 /// The result of anything in this crate that can fail in a way that a person is told of.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

@@ -9,7 +9,7 @@ use tstunnel::cli::{self, Command};
 use tstunnel::client::dial::Dialler;
 use tstunnel::client::session::Offer;
 use tstunnel::client::standin::{self, Ours};
-use tstunnel::client::{classify, connect, exec, upload};
+use tstunnel::client::{classify, connect, exec, mutagen, upload};
 use tstunnel::config::{self, Environment, Overrides, WeakDefaults};
 use tstunnel::error::{Code, Error, Result};
 use tstunnel::protocol::CommandRequest;
@@ -104,7 +104,7 @@ fn dispatch(command: Command) -> Result<u8> {
             let status = classify::run(&mut std::io::stdin().lock(), &mut stdout, command.exit_status, command.json)?;
             Ok(status as u8)
         }
-        Command::Mutagen(_) => Err(Error::new(Code::Internal, "being wired")),
+        Command::Mutagen(args) => mutagen::run(&args, &env, &mut std::io::stderr()).map(|never| match never {}),
         #[cfg(feature = "server")]
         Command::Serve(command) => {
             let path = command.config.unwrap_or_else(|| "/etc/tstunnel/server.toml".into());

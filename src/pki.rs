@@ -22,7 +22,8 @@ use x509_parser::prelude::FromDer;
 
 use crate::config::toml_file;
 use crate::error::{Code, Error, Result};
-use crate::server::config::check_key_file;
+use crate::protocol::encoding::hex;
+use crate::tls;
 use store::{Database, Folder, NewFiles, Record};
 
 pub use store::{Kind, Timestamp};
@@ -215,10 +216,9 @@ impl Open {
         let folder = Folder::open(dir)?;
         let fails = |path: &Path, what: &str| Error::new(Code::Config, format!("{}: {what}", path.display()));
         let (cert_path, key_path) = (folder.ca_cert(), folder.ca_key());
-        check_key_file(&key_path)?;
         let cert = CertificateDer::from_pem_slice(toml_file::read(&cert_path)?.as_bytes())
             .map_err(|_| fails(&cert_path, "not a PEM certificate"))?;
-        let key = KeyPair::from_pem(&toml_file::read(&key_path)?)
+        let key = KeyPair::try_from(&tls::private_key(&key_path)?)
             .map_err(|_| fails(&key_path, "not a private key that this program can use"))?;
         let (_, parsed) = X509Certificate::from_der(&cert).map_err(|_| fails(&cert_path, "not a certificate"))?;
         if parsed.public_key().raw != rcgen::PublicKeyData::subject_public_key_info(&key) {
@@ -314,7 +314,7 @@ impl Open {
         if parsed.verify_signature(Some(root.public_key())).is_err() {
             return Err(fails("not issued by this authority"));
         }
-        let serial = hexadecimal(parsed.raw_serial());
+        let serial = hex(parsed.raw_serial());
         if let Some(index) = self.database.certificate.iter().position(|record| record.serial == serial) {
             return Ok(index);
         }
@@ -375,11 +375,7 @@ fn new_serial() -> Result<String> {
     let mut bytes = [0; 16];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| Error::new(Code::Internal, "no random numbers from the system"))?;
     bytes[0] = bytes[0] & 0x3f | 0x40;
-    Ok(hexadecimal(&bytes))
-}
-
-fn hexadecimal(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    Ok(hex(&bytes))
 }
 
 fn serial_number(serial: &str) -> Result<SerialNumber> {

@@ -1,9 +1,10 @@
 //! The wire's names and limits, shared by both halves. No I/O below this module: bytes in, events out, time passed in.
 //!
 //! [`head`] reads and writes HTTP/1.1 heads, [`frame`] is the codec of `tstunnel/1`, and [`session`] numbers,
-//! acknowledges and keeps frames, with [`liveness`] to judge a silent peer and [`flight`] to
-//! measure the path.
+//! acknowledges and keeps frames, with [`liveness`] to judge a silent peer and [`flight`] to measure the path.
+//! [`encoding`] writes bytes as text.
 
+pub mod encoding;
 pub mod flight;
 pub mod frame;
 pub mod head;

@@ -29,6 +29,8 @@ pub use failure::{classify_client_error, classify_tls_error};
 #[cfg(feature = "server")]
 pub use server::{UNRECOGNIZED_NAME, accept, linger, server_config};
 
+pub(crate) use pem::private_key;
+
 use crate::config::{Host, MinTls};
 use crate::error::{Code, Error, Result};
 
@@ -45,7 +47,7 @@ pub fn client_config(host: &Host) -> Result<ClientConfig> {
     if let Some(leaf) = chain.first() {
         check_validity(&host.cert, leaf, SystemTime::now())?;
     }
-    let key = pem::private_key(&host.key, pem::Guard::OwnerOnly)?;
+    let key = private_key(&host.key)?;
     let versions: &[&rustls::SupportedProtocolVersion] = match host.min_tls {
         MinTls::V1_3 => &[&rustls::version::TLS13],
         MinTls::V1_2 => &[&rustls::version::TLS13, &rustls::version::TLS12],

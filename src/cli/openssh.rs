@@ -19,6 +19,8 @@ pub use ssh::{Action, ParsedSsh, Ssh, parse_ssh};
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::OsStrExt;
 
+use crate::protocol::encoding::percent_decode;
+
 /// Who is to answer an argv.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Invocation<T> {
@@ -179,20 +181,8 @@ fn port_number(text: &str) -> Option<u16> {
 
 /// OpenSSH's `urldecode`: `%XX`, and `+` for a space; `None` where that gives no text.
 fn url_decoded(text: &str) -> Option<String> {
-    let mut bytes = text.bytes();
-    let mut decoded = Vec::with_capacity(text.len());
-    let digit = |bytes: &mut std::str::Bytes<'_>| char::from(bytes.next()?).to_digit(16);
-    while let Some(byte) = bytes.next() {
-        decoded.push(match byte {
-            b'+' => b' ',
-            b'%' => match u8::try_from(digit(&mut bytes)? * 16 + digit(&mut bytes)?) {
-                Ok(byte) if byte != 0 => byte,
-                _ => return None,
-            },
-            byte => byte,
-        });
-    }
-    String::from_utf8(decoded).ok()
+    let decoded = percent_decode(&text.replace('+', " "))?;
+    String::from_utf8(decoded).ok().filter(|text| !text.contains('\0'))
 }
 
 #[cfg(test)]

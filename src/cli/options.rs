@@ -1,5 +1,5 @@
 //! One table of commands and options. It drives the parser in [`super`], the pages of [`super::help`], and what
-//! [`super::nearest`] may suggest; nothing about the command line's shape is written down a second time. Data alone.
+//! [`crate::error::nearest()`] may suggest; nothing about the command line's shape is written down a second time. Data alone.
 
 use Commanded::{Connect, Exec, Mutagen, PkiClient, PkiInit, PkiRevoke, PkiServer, Scp, Serve, Ssh};
 
@@ -151,7 +151,10 @@ pub const COMMANDS: &[CommandRow] = &[
         operands: "HOST",
         words: Words::Between(1, 1),
         sentence: "join stdin and stdout to a stream on a host",
-        more: &["HOST is a host of the configuration, or a tstunnel:// URL."],
+        more: &[
+            "HOST is a host of the configuration, or a tstunnel:// URL, in which",
+            "tstunnel://HOST/tcp:localhost:8080 names the target too.",
+        ],
         server: false,
     },
     CommandRow {
@@ -241,7 +244,7 @@ pub const COMMANDS: &[CommandRow] = &[
         operands: "[NAME]",
         words: Words::Between(0, 1),
         sentence: "revoke a certificate, and renew the list",
-        more: &["NAME is a name, a serial number or a certificate's file; without, the list is only renewed."],
+        more: &["NAME is a name, a serial number or a certificate's file; without, the list is", "only renewed."],
         server: true,
     },
     CommandRow {

@@ -3,10 +3,9 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
-use super::nearest::nearest;
 use super::options::{self, CommandRow, Opt, OptionRow, Words};
 use crate::config::Overrides;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, nearest};
 
 /// What stood behind a command: the table's options and the operands.
 pub(super) struct Given {

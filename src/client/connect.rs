@@ -3,6 +3,7 @@
 use crate::client::dial::Dialler;
 use crate::client::session::{self, Offer, Opening};
 use crate::error::Result;
+use crate::protocol::encoding::percent_encode;
 use crate::stdio::Streams;
 
 /// Connects to `target` (`tcp:HOST:PORT` or `unix:PATH`; the host's default if `None`); returns the exit status.
@@ -16,18 +17,4 @@ pub async fn run(dialler: &Dialler, target: Option<&str>, offer: Offer, streams:
     };
     let opened = session::open(dialler, &Opening { path, body: None, offer }).await?;
     session::run(opened, streams, dialler).await
-}
-
-/// Percent-encodes everything but unreserved characters (RFC 3986 §2.3), so that the result is one path segment or one
-/// query value.
-pub fn percent_encode(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'.' | b'_' | b'~') {
-            encoded.push(char::from(byte));
-        } else {
-            encoded.push_str(&format!("%{byte:02X}"));
-        }
-    }
-    encoded
 }

@@ -15,69 +15,38 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use crate::config::{self, Environment};
 use crate::error::{Code, Error, Result, printable};
 use daemon::{Daemon, Need, Standins};
-use rewrite::{Parameters, Rewriter, TunnelUrl};
 
-/// How URLs are read, and their parameters kept for the stand-ins.
-pub struct Memory<'a> {
-    /// Parses a `tstunnel://` URL.
-    pub parse: &'a dyn Fn(&str) -> Result<TunnelUrl>,
-    /// What an alias already stands for.
-    pub remembered: &'a dyn Fn(&str) -> Result<Option<Parameters>>,
-    /// Keeps what an alias stands for.
-    pub remember: &'a dyn Fn(&str, &Parameters) -> Result<()>,
-    /// What the `TSTUNNEL_…` variables say.
-    pub environment: Parameters,
-}
-
-/// What this process stands in.
+/// What this process stands in, beside the [`Environment`].
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Surroundings {
+struct Surroundings<'a> {
+    env: &'a Environment,
     /// This program's file.
-    pub program: PathBuf,
-    /// The working folder.
-    pub folder: PathBuf,
-    /// `HOME`.
-    pub home: Option<PathBuf>,
-    /// `XDG_DATA_HOME`.
-    pub data_home: Option<PathBuf>,
+    program: PathBuf,
     /// `MUTAGEN_DATA_DIRECTORY`.
-    pub mutagen_data_directory: Option<PathBuf>,
+    mutagen_data_directory: Option<PathBuf>,
     /// `TSTUNNEL_MUTAGEN`.
-    pub mutagen: Option<PathBuf>,
-}
-
-impl Surroundings {
-    /// Reads this process's.
-    ///
-    /// # Errors
-    /// `internal` where the system does not tell this program's file or the working folder.
-    pub fn of_this_process() -> Result<Surroundings> {
-        let unknown = |what: &str| {
-            let what = what.to_owned();
-            move |error: io::Error| Error::new(Code::Internal, format!("{what} is unknown: {error}"))
-        };
-        let path = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-        Ok(Surroundings {
-            program: std::env::current_exe().map_err(unknown("this program's file"))?,
-            folder: std::env::current_dir().map_err(unknown("the working folder"))?,
-            home: path("HOME"),
-            data_home: path("XDG_DATA_HOME").filter(|path| path.is_absolute()),
-            mutagen_data_directory: path("MUTAGEN_DATA_DIRECTORY"),
-            mutagen: path("TSTUNNEL_MUTAGEN"),
-        })
-    }
+    mutagen: Option<PathBuf>,
 }
 
 /// Runs Mutagen in this process's place. Warnings go to `stderr`.
 ///
 /// # Errors
-/// `config` where Mutagen is not there or its daemon cannot serve the command, `usage` for a URL that makes no sense;
-/// it returns in no other case.
-pub fn run(args: &[OsString], memory: &Memory<'_>, stderr: &mut dyn Write) -> Result<Infallible> {
-    let surroundings = Surroundings::of_this_process()?;
-    let mut command = prepare(args, memory, &surroundings, stderr)?;
+/// `config` where Mutagen is not there, its daemon cannot serve the command, or a URL lacks something; `usage` for a URL that
+/// makes no sense; it returns in no other case.
+pub fn run(args: &[OsString], env: &Environment, stderr: &mut dyn Write) -> Result<Infallible> {
+    let path = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let program = std::env::current_exe()
+        .map_err(|error| Error::new(Code::Internal, format!("this program's file is unknown: {error}")))?;
+    let surroundings = Surroundings {
+        env,
+        program,
+        mutagen_data_directory: path("MUTAGEN_DATA_DIRECTORY"),
+        mutagen: path("TSTUNNEL_MUTAGEN"),
+    };
+    let mut command = prepare(args, &surroundings, stderr)?;
     let error = command.exec();
     let program = command.get_program().display();
     Err(match error.kind() {
@@ -89,24 +58,12 @@ pub fn run(args: &[OsString], memory: &Memory<'_>, stderr: &mut dyn Write) -> Re
 }
 
 /// Everything up to the exec(2).
-fn prepare(
-    args: &[OsString],
-    memory: &Memory<'_>,
-    surroundings: &Surroundings,
-    stderr: &mut dyn Write,
-) -> Result<Command> {
-    let rewriter = Rewriter {
-        parse: memory.parse,
-        remembered: memory.remembered,
-        environment: &memory.environment,
-        folder: &surroundings.folder,
-        home: surroundings.home.as_deref(),
-    };
-    let rewritten = rewriter.rewrite(args)?;
+fn prepare(args: &[OsString], surroundings: &Surroundings<'_>, stderr: &mut dyn Write) -> Result<Command> {
+    let rewritten = rewrite::rewrite(args, surroundings.env)?;
     let folder = standins(surroundings)?;
     check_daemon(args, &folder, surroundings, stderr)?;
-    for (alias, parameters) in &rewritten.remember {
-        (memory.remember)(alias, parameters)?;
+    for (alias, remembered) in &rewritten.remember {
+        config::remember(alias, remembered, surroundings.env)?;
     }
     let program = surroundings.mutagen.as_deref().map_or(OsStr::new("mutagen"), Path::as_os_str);
     let mut command = Command::new(program);
@@ -115,22 +72,18 @@ fn prepare(
 }
 
 /// The folder in which `ssh` and `scp` are this program. Its path stays the same, since a daemon keeps it.
-fn standins(surroundings: &Surroundings) -> Result<PathBuf> {
+fn standins(surroundings: &Surroundings<'_>) -> Result<PathBuf> {
     if let Some(prefix) = surroundings.program.parent().and_then(Path::parent) {
         let packaged = prefix.join("lib/tstunnel/mutagen");
         if packaged.join("ssh").exists() && packaged.join("scp").exists() {
             return Ok(packaged);
         }
     }
-    let data_home = match (&surroundings.data_home, &surroundings.home) {
-        (Some(data_home), _) => data_home.clone(),
-        (None, Some(home)) => home.join(".local/share"),
-        (None, None) => {
-            return Err(Error::new(Code::Config, "there is no home directory for the links that Mutagen needs")
-                .with_hint("set HOME or XDG_DATA_HOME"));
-        }
-    };
-    let folder = data_home.join("tstunnel/mutagen");
+    let data_folder = surroundings.env.data_folder().ok_or_else(|| {
+        Error::new(Code::Config, "there is no home directory for the links that Mutagen needs")
+            .with_hint("set HOME or XDG_DATA_HOME")
+    })?;
+    let folder = data_folder.join("mutagen");
     link_all(&folder, &surroundings.program).map_err(|error| {
         Error::new(Code::Config, format!("{} cannot be made: {error}", folder.display()))
             .with_hint("make that folder writable, or set XDG_DATA_HOME to another")
@@ -166,12 +119,17 @@ fn link_all(folder: &Path, program: &Path) -> io::Result<()> {
     Ok(())
 }
 
-fn check_daemon(args: &[OsString], folder: &Path, surroundings: &Surroundings, stderr: &mut dyn Write) -> Result<()> {
+fn check_daemon(
+    args: &[OsString],
+    folder: &Path,
+    surroundings: &Surroundings<'_>,
+    stderr: &mut dyn Write,
+) -> Result<()> {
     let need = daemon::need(args);
     if need == Need::Never {
         return Ok(());
     }
-    let data_directory = match (&surroundings.mutagen_data_directory, &surroundings.home) {
+    let data_directory = match (&surroundings.mutagen_data_directory, &surroundings.env.home) {
         (Some(data_directory), _) => data_directory.clone(),
         (None, Some(home)) => home.join(".mutagen"),
         // Mutagen itself fails then, in its own words.
@@ -202,10 +160,10 @@ fn check_daemon(args: &[OsString], folder: &Path, surroundings: &Surroundings, s
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::cell::RefCell;
 
     struct Machine {
         folder: tempfile::TempDir,
+        env: Environment,
     }
 
     impl Machine {
@@ -213,22 +171,21 @@ mod tests {
             let folder = tempfile::tempdir().unwrap();
             fs::create_dir_all(folder.path().join("usr/bin")).unwrap();
             fs::write(folder.path().join("usr/bin/tstunnel"), "").unwrap();
-            Machine { folder }
+            let env = Environment {
+                home: Some(folder.path().join("home")),
+                current_dir: folder.path().join("work"),
+                ..Environment::default()
+            };
+            Machine { folder, env }
         }
 
         fn path(&self, name: &str) -> PathBuf {
             self.folder.path().join(name)
         }
 
-        fn surroundings(&self) -> Surroundings {
-            Surroundings {
-                program: self.path("usr/bin/tstunnel"),
-                folder: self.path("work"),
-                home: Some(self.path("home")),
-                data_home: None,
-                mutagen_data_directory: None,
-                mutagen: None,
-            }
+        fn surroundings(&self) -> Surroundings<'_> {
+            let program = self.path("usr/bin/tstunnel");
+            Surroundings { env: &self.env, program, mutagen_data_directory: None, mutagen: None }
         }
     }
 
@@ -242,8 +199,11 @@ mod tests {
             assert_eq!(fs::read_link(folder.join(name)).unwrap(), machine.path("usr/bin/tstunnel"));
         }
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 2);
-        let elsewhere = Surroundings { data_home: Some(machine.path("data")), ..machine.surroundings() };
-        assert_eq!(standins(&elsewhere).unwrap(), machine.path("data/tstunnel/mutagen"));
+        let elsewhere = Environment { xdg_data_home: Some(machine.path("data")), ..machine.env.clone() };
+        assert_eq!(
+            standins(&Surroundings { env: &elsewhere, ..machine.surroundings() }).unwrap(),
+            machine.path("data/tstunnel/mutagen")
+        );
     }
 
     #[test]
@@ -279,26 +239,19 @@ mod tests {
         let machine = Machine::new();
         let gone = Surroundings { program: machine.path("usr/bin/tstunnel (deleted)"), ..machine.surroundings() };
         assert!(standins(&gone).unwrap_err().text.contains("has been replaced"));
-        let homeless = Surroundings { home: None, ..machine.surroundings() };
-        assert_eq!(standins(&homeless).unwrap_err().code, Code::Config);
+        let homeless = Environment::default();
+        assert_eq!(
+            standins(&Surroundings { env: &homeless, ..machine.surroundings() }).unwrap_err().code,
+            Code::Config
+        );
     }
 
     #[test]
     fn mutagen_gets_its_arguments_the_folder_and_remembered_hosts() {
         let machine = Machine::new();
-        let kept = RefCell::new(Vec::new());
-        let memory = Memory {
-            parse: &|_| Ok(TunnelUrl { host: "h".into(), path: "/p".into(), ..TunnelUrl::default() }),
-            remembered: &|_| Ok(None),
-            remember: &|alias, parameters| {
-                kept.borrow_mut().push((alias.to_owned(), parameters.clone()));
-                Ok(())
-            },
-            environment: Parameters { endpoint: Some("e".into()), cert: Some("c".into()), ..Parameters::default() },
-        };
-        let args = ["sync", "create", "a", "tstunnel://h/p"].map(OsString::from);
+        let args = ["sync", "create", "a", "tstunnel://h/p?endpoint=e&cert=c&key=k"].map(OsString::from);
         let mut stderr = Vec::new();
-        let command = prepare(&args, &memory, &machine.surroundings(), &mut stderr).unwrap();
+        let command = prepare(&args, &machine.surroundings(), &mut stderr).unwrap();
         assert_eq!(command.get_program(), "mutagen");
         assert_eq!(command.get_args().collect::<Vec<_>>(), ["sync", "create", "a", "h.e:/p"]);
         let folder = machine.path("home/.local/share/tstunnel/mutagen");
@@ -306,11 +259,10 @@ mod tests {
             command.get_envs().any(|(name, value)| name == "MUTAGEN_SSH_PATH" && value == Some(folder.as_os_str()))
         );
         assert!(stderr.is_empty());
-        let kept = kept.borrow();
-        assert_eq!(kept.len(), 1);
-        assert_eq!((kept[0].0.as_str(), kept[0].1.cert.clone()), ("h.e", Some(machine.path("work/c"))));
+        let kept = config::recall("h.e", &machine.env).unwrap().unwrap();
+        assert_eq!(kept.parameters.cert.as_deref(), machine.path("work/c").to_str());
         let named = Surroundings { mutagen: Some("/opt/mutagen".into()), ..machine.surroundings() };
-        let command = prepare(&args[..1], &memory, &named, &mut Vec::new()).unwrap();
+        let command = prepare(&args[..1], &named, &mut Vec::new()).unwrap();
         assert_eq!(command.get_program(), "/opt/mutagen");
     }
 }

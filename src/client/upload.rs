@@ -14,9 +14,9 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use tokio::time::Instant;
 
-use crate::client::connect::percent_encode;
 use crate::client::dial::{Connection, Dialler};
 use crate::error::{Code, Error, Result};
+use crate::protocol::encoding::percent_encode;
 use crate::protocol::head::{Request, Response};
 use crate::protocol::{HEADER_MODE, HEADER_UNENCODED_DIGEST, HEADER_UPLOAD_OFFSET};
 

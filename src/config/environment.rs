@@ -32,6 +32,8 @@ pub struct Environment {
     pub xdg_config_home: Option<PathBuf>,
     /// `XDG_STATE_HOME`, likewise.
     pub xdg_state_home: Option<PathBuf>,
+    /// `XDG_DATA_HOME`, likewise.
+    pub xdg_data_home: Option<PathBuf>,
     /// The folder that relative paths in options, URLs and variables are below.
     pub current_dir: PathBuf,
     /// The system's file; `None` reads none.
@@ -56,6 +58,7 @@ impl Environment {
             home: path("HOME"),
             xdg_config_home: path("XDG_CONFIG_HOME"),
             xdg_state_home: path("XDG_STATE_HOME"),
+            xdg_data_home: path("XDG_DATA_HOME"),
             // Without a current folder relative paths are left as they are: only their use will fail.
             current_dir: env::current_dir().unwrap_or_default(),
             system_file: Some(PathBuf::from(SYSTEM_FILE)),
@@ -70,6 +73,11 @@ impl Environment {
     /// Where this program keeps what it remembers, where there is a place for it.
     pub fn state_folder(&self) -> Option<PathBuf> {
         Some(self.base_folder(self.xdg_state_home.as_deref(), ".local/state")?.join("tstunnel"))
+    }
+
+    /// Where this program keeps files that last, where there is a place for them.
+    pub fn data_folder(&self) -> Option<PathBuf> {
+        Some(self.base_folder(self.xdg_data_home.as_deref(), ".local/share")?.join("tstunnel"))
     }
 
     fn base_folder(&self, xdg: Option<&Path>, below_home: &str) -> Option<PathBuf> {

@@ -3,7 +3,6 @@
 //! A file is understood whole or not at all: an unknown key or a wrong value anywhere in it is an error with file and line,
 //! also in an entry that matches no host. Paths in a file are relative to the file's folder.
 
-use std::io;
 use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,9 +10,8 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::config::value::{self, nearest};
-use crate::config::{Endpoint, MinTls};
-use crate::error::{Code, Error, Result};
+use crate::config::{Endpoint, MinTls, duration, toml_file, value};
+use crate::error::{Code, Error, Result, nearest};
 use crate::protocol::HostId;
 
 /// What one source says about a host; what is `None` is left to a weaker source.
@@ -85,36 +83,8 @@ const KEYS: [&str; 14] = [
 
 /// Reads a configuration file; `None` where there is none.
 pub(super) fn read(path: &Path, home: Option<&Path>) -> Result<Option<Vec<Entry>>> {
-    let Some(text) = read_text(path)? else { return Ok(None) };
+    let Some(text) = toml_file::read_if_there(path)? else { return Ok(None) };
     Source { path, text: &text, home }.entries().map(Some)
-}
-
-/// Reads a file that is one host's table and nothing else; `None` where there is none.
-pub(super) fn read_table(path: &Path, home: Option<&Path>) -> Result<Option<Settings>> {
-    let Some(text) = read_text(path)? else { return Ok(None) };
-    let source = Source { path, text: &text, home };
-    source.settings(&source.document()?).map(Some)
-}
-
-fn read_text(path: &Path) -> Result<Option<String>> {
-    let bytes = match std::fs::read(path) {
-        Ok(bytes) => bytes,
-        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
-            return Ok(None);
-        }
-        Err(error) => {
-            return Err(Error::new(Code::Config, format!("cannot read {}: {error}", path.display()))
-                .with_hint("make the file readable to this account, or name another with `--config`"));
-        }
-    };
-    match String::from_utf8(bytes) {
-        Ok(text) => Ok(Some(text)),
-        Err(error) => {
-            let before = error.as_bytes().get(..error.utf8_error().valid_up_to()).unwrap_or_default();
-            let line = 1 + before.iter().filter(|byte| **byte == b'\n').count();
-            Err(Error::new(Code::Config, format!("{}:{line}: not UTF-8 text", path.display())))
-        }
-    }
 }
 
 /// A file's text, and what its values depend on.
@@ -131,7 +101,7 @@ impl Source<'_> {
     fn document(&self) -> Result<DeTable<'_>> {
         DeTable::parse(self.text).map(Spanned::into_inner).map_err(|error| {
             let at = error.span().map_or(0, |span| span.start);
-            let (line, column) = self.position(at);
+            let (line, column) = toml_file::position(self.text, at);
             Error::new(Code::Config, format!("{}:{line}:{column}: {}", self.path.display(), error.message()))
                 .with_hint("the file is TOML; texts are written in quotes")
         })
@@ -225,7 +195,7 @@ impl Source<'_> {
     fn resume(&self, key: &Key<'_>, value: &Value<'_>) -> Result<Option<Duration>> {
         match value.get_ref() {
             DeValue::Boolean(false) => Ok(None),
-            DeValue::String(text) => match value::duration(text) {
+            DeValue::String(text) => match duration::parse(text) {
                 Ok(time) => Ok(Some(time).filter(|time| !time.is_zero())),
                 Err(why) => Err(self.bad(key, value, &why)),
             },
@@ -244,16 +214,7 @@ impl Source<'_> {
     }
 
     fn error(&self, at: Range<usize>, text: String) -> Error {
-        let (line, _) = self.position(at.start);
-        Error::new(Code::Config, format!("{}:{line}: {text}", self.path.display()))
-    }
-
-    /// The line and column, from 1, of a byte of the text.
-    fn position(&self, at: usize) -> (usize, usize) {
-        let before = self.text.get(..at).unwrap_or(self.text);
-        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-        let column = before.get(line_start..).unwrap_or_default().chars().count();
-        (1 + before.matches('\n').count(), 1 + column)
+        toml_file::error_at(self.path, self.text, Some(at), &text)
     }
 }
 
@@ -270,7 +231,7 @@ fn host_id(text: &str) -> Result<HostId, String> {
 }
 
 fn some_time(text: &str) -> Result<Duration, String> {
-    value::duration(text)
+    duration::parse(text)
         .and_then(|time| if time.is_zero() { Err("it must be longer than nothing".into()) } else { Ok(time) })
 }
 
@@ -407,7 +368,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(read(&folder.path().join("none.toml"), None), Ok(None));
         let error = read(folder.path(), None).unwrap_err();
-        assert!(error.text.starts_with(&format!("cannot read {}", folder.path().display())), "{}", error.text);
+        assert!(error.text.starts_with(&format!("{}: cannot read: ", folder.path().display())), "{}", error.text);
         let binary = folder.path().join("binary.toml");
         std::fs::write(&binary, b"[host.a]\nuser = \"\xff\"").unwrap();
         assert_eq!(read(&binary, None).unwrap_err().text, format!("{}:2: not UTF-8 text", binary.display()));

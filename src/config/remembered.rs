@@ -1,8 +1,8 @@
 //! What `tstunnel mutagen` read from a URL, kept for the alias that it gave to Mutagen.
 //!
-//! Mutagen's daemon starts the `ssh` stand-in later, with the alias alone: the parameters wait in a file of the user's
-//! (`$XDG_STATE_HOME/tstunnel/hosts/ALIAS.toml`, mode 0600) with the keys of a `[host]` table. A file is replaced whole or
-//! stays as it was.
+//! Mutagen's daemon starts the `ssh` stand-in later, with the alias alone, in another folder and with other variables. So
+//! everything that the URL meant waits in a file of the user's (`$XDG_STATE_HOME/tstunnel/hosts/ALIAS.toml`, mode 0600),
+//! and an alias resolves to what its URL resolved to. A file is replaced whole or stays as it was.
 
 use std::fs::{self, DirBuilder, OpenOptions};
 use std::io::{self, Write as _};
@@ -11,35 +11,84 @@ use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use crate::config::file::{self, Settings};
-use crate::config::{Environment, Parameters};
+use serde::Deserialize;
+
+use crate::config::url::TunnelUrl;
+use crate::config::{Environment, Parameters, toml_file};
 use crate::error::{Code, Error, Result};
+use crate::protocol::encoding::{hex, percent_encode};
 
 /// The longest file name that is made of an alias; a longer alias is cut and told apart by its digest.
 const MAX_NAME_LEN: usize = 180;
 
-/// Keeps `parameters` for `alias`, instead of what was kept for it before. Relative paths become absolute ones.
+/// What an alias stands for. Its paths are absolute.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Remembered {
+    /// The URL's host, by which the files know it and of which its host id is made.
+    pub host: String,
+    /// The file that `TSTUNNEL_CONFIG` named.
+    pub config: Option<String>,
+    /// What the URL said, and the variables where it said nothing.
+    #[serde(default)]
+    pub parameters: Parameters,
+}
+
+impl Remembered {
+    /// Everything that `url` means here and now.
+    ///
+    /// # Errors
+    /// `config` for a path that no other process would find.
+    pub fn of(url: &TunnelUrl, env: &Environment) -> Result<Remembered> {
+        let path = |name: &str, text: &Path| -> Result<String> {
+            env.path(text, &format!("`{name}`"))?.into_os_string().into_string().map_err(|path| {
+                Error::new(Code::Config, format!("`{name}`: {} is not UTF-8", path.display()))
+                    .with_hint("give an absolute path, or change to a folder whose name is UTF-8")
+            })
+        };
+        let chosen = |name: &str, said: &Option<String>, variable: &Option<PathBuf>| {
+            let said = said.as_deref().map(Path::new);
+            said.or(variable.as_deref()).map(|text| path(name, text)).transpose()
+        };
+        let said = url.parameters.clone();
+        Ok(Remembered {
+            host: url.host.to_ascii_lowercase(),
+            config: chosen("TSTUNNEL_CONFIG", &None, &env.config)?,
+            parameters: Parameters {
+                cert: chosen("cert", &said.cert, &env.cert)?,
+                key: chosen("key", &said.key, &env.key)?,
+                ca: chosen("ca", &said.ca, &env.ca)?,
+                endpoint: said.endpoint.or_else(|| env.endpoint.clone()),
+                upgrade_base: said.upgrade_base.or_else(|| env.upgrade_base.clone()),
+                sni: said.sni,
+                user: said.user,
+            },
+        })
+    }
+}
+
+/// Keeps what `alias` stands for, instead of what was kept for it before.
 ///
 /// # Errors
 /// `config` where there is no place for the file, or it cannot be written.
-pub fn remember(alias: &str, parameters: &Parameters, env: &Environment) -> Result<()> {
+pub fn remember(alias: &str, remembered: &Remembered, env: &Environment) -> Result<()> {
     let path = file_of(alias, env).ok_or_else(|| {
         Error::new(Code::Config, "there is no folder to remember a host's parameters in")
             .with_hint("set HOME or XDG_STATE_HOME")
     })?;
-    let text = write_table(parameters, env)?;
-    replace(&path, text.as_bytes()).map_err(|error| {
+    replace(&path, remembered.to_toml().as_bytes()).map_err(|error| {
         Error::new(Code::Config, format!("cannot write {}: {error}", path.display()))
             .with_hint("make the folder writable, or set XDG_STATE_HOME to another")
     })
 }
 
-/// What is kept for `alias`, if anything is.
-pub(super) fn recall(alias: &str, env: &Environment) -> Result<Option<Settings>> {
-    match file_of(alias, env) {
-        Some(path) => file::read_table(&path, env.home.as_deref()),
-        None => Ok(None),
-    }
+/// What `alias` stands for, if it was ever given to a URL.
+///
+/// # Errors
+/// `config` where its file cannot be read or understood.
+pub fn recall(alias: &str, env: &Environment) -> Result<Option<Remembered>> {
+    let Some(path) = file_of(alias, env) else { return Ok(None) };
+    toml_file::read_if_there(&path)?.map(|text| toml_file::parse(&path, &text)).transpose()
 }
 
 fn file_of(alias: &str, env: &Environment) -> Option<PathBuf> {
@@ -50,49 +99,40 @@ fn file_of(alias: &str, env: &Environment) -> Option<PathBuf> {
 /// or differs from another only in case.
 fn file_name(alias: &str) -> String {
     let alias = alias.to_ascii_lowercase();
-    let mut name = String::new();
-    for (index, byte) in alias.bytes().enumerate() {
-        match byte {
-            b'a'..=b'z' | b'0'..=b'9' | b'-' | b'_' => name.push(char::from(byte)),
-            b'.' if index > 0 => name.push('.'),
-            _ => name.push_str(&format!("%{byte:02x}")),
-        }
+    let mut name = percent_encode(&alias);
+    if name.starts_with('.') {
+        name.replace_range(..1, "%2E");
     }
-    if name.len() <= MAX_NAME_LEN {
-        return name;
+    if name.len() > MAX_NAME_LEN {
+        let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, alias.as_bytes());
+        name.truncate(MAX_NAME_LEN - 80);
+        // In an encoded alias two digits follow each `%`.
+        name.push_str("%-");
+        name.push_str(&hex(digest.as_ref()));
     }
-    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, alias.as_bytes());
-    name.truncate(MAX_NAME_LEN - 80);
-    // No encoded alias has a `~` in it.
-    name.push('~');
-    name.extend(digest.as_ref().iter().map(|byte| format!("{byte:02x}")));
     name
 }
 
-fn write_table(parameters: &Parameters, env: &Environment) -> Result<String> {
-    let path = |name: &str, text: &Option<String>| -> Result<Option<String>> {
-        let Some(text) = text else { return Ok(None) };
-        let path = env.path(Path::new(text), &format!("`{name}`"))?;
-        path.into_os_string().into_string().map(Some).map_err(|path| {
-            Error::new(Code::Config, format!("`{name}`: {} is not UTF-8", Path::new(&path).display()))
-                .with_hint("give an absolute path, or change to a folder whose name is UTF-8")
-        })
-    };
-    let mut table = String::from("# Written by `tstunnel mutagen`, read by the ssh and scp stand-ins.\n");
-    for (key, value) in [
-        ("endpoint", parameters.endpoint.clone()),
-        ("cert", path("cert", &parameters.cert)?),
-        ("key", path("key", &parameters.key)?),
-        ("ca", path("ca", &parameters.ca)?),
-        ("upgrade_base", parameters.upgrade_base.clone()),
-        ("sni", parameters.sni.clone()),
-        ("user", parameters.user.clone()),
-    ] {
-        if let Some(value) = value {
-            table.push_str(&format!("{key} = {}\n", basic_string(&value)));
-        }
+impl Remembered {
+    fn to_toml(&self) -> String {
+        let mut text = String::from("# Written by `tstunnel mutagen`, read by the ssh and scp stand-ins.\n");
+        let mut line = |key: &str, value: Option<&String>| {
+            if let Some(value) = value {
+                text.push_str(&format!("{key} = {}\n", basic_string(value)));
+            }
+        };
+        line("host", Some(&self.host));
+        line("config", self.config.as_ref());
+        let Parameters { endpoint, cert, key, ca, upgrade_base, sni, user } = &self.parameters;
+        line("parameters.endpoint", endpoint.as_ref());
+        line("parameters.cert", cert.as_ref());
+        line("parameters.key", key.as_ref());
+        line("parameters.ca", ca.as_ref());
+        line("parameters.upgrade_base", upgrade_base.as_ref());
+        line("parameters.sni", sni.as_ref());
+        line("parameters.user", user.as_ref());
+        text
     }
-    Ok(table)
 }
 
 /// `text` as a TOML basic string.
@@ -140,56 +180,74 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::config::Endpoint;
 
     fn environment(folder: &Path) -> Environment {
         Environment { home: Some(folder.to_owned()), current_dir: "/work/here".into(), ..Environment::default() }
     }
 
-    fn endpoint(text: &str) -> Parameters {
-        Parameters { endpoint: Some(text.into()), ..Parameters::default() }
+    fn named(host: &str) -> Remembered {
+        Remembered { host: host.into(), ..Remembered::default() }
     }
 
     #[test]
-    fn what_is_remembered_is_recalled_with_absolute_paths() {
+    fn what_a_url_and_the_variables_say_is_kept_with_absolute_paths() {
         let home = tempfile::tempdir().unwrap();
-        let env = environment(home.path());
+        let env = Environment {
+            config: Some("config.toml".into()),
+            key: Some("~/client.key".into()),
+            cert: Some("of-the-variable.crt".into()),
+            upgrade_base: Some("/x".into()),
+            ..environment(home.path())
+        };
+        let url =
+            "tstunnel://Host123/p?endpoint=a.example.net:8443&cert=./my%20%22client%22.crt&ca=/ca.crt&user=d%5Cev";
+        let remembered = Remembered::of(&TunnelUrl::parse(url).unwrap(), &env).unwrap();
         let parameters = Parameters {
             endpoint: Some("a.example.net:8443".into()),
-            cert: Some("./my \"client\".crt".into()),
-            key: Some("~/client.key".into()),
-            ca: Some("/ca.crt".into()),
-            upgrade_base: Some("/x".into()),
-            sni: Some("b.example.net".into()),
-            user: Some("d\\ev".into()),
-        };
-        remember("host123", &parameters, &env).unwrap();
-        let settings = recall("HOST123", &env).unwrap().unwrap();
-        let expected = Settings {
-            endpoint: Some(Endpoint { host: "a.example.net".into(), port: 8443 }),
             cert: Some("/work/here/my \"client\".crt".into()),
-            key: Some(home.path().join("client.key")),
+            key: Some(format!("{}/client.key", home.path().display())),
             ca: Some("/ca.crt".into()),
             upgrade_base: Some("/x".into()),
-            sni: Some("b.example.net".into()),
+            sni: None,
             user: Some("d\\ev".into()),
-            ..Settings::default()
         };
-        assert_eq!(settings, expected);
+        let config = Some("/work/here/config.toml".into());
+        assert_eq!(remembered, Remembered { host: "host123".into(), config, parameters });
+        remember("alias", &remembered, &env).unwrap();
+        assert_eq!(recall("ALIAS", &env), Ok(Some(remembered)));
+    }
+
+    #[test]
+    fn every_key_survives_its_file() {
+        let home = tempfile::tempdir().unwrap();
+        let env = environment(home.path());
+        let some = |text: &str| Some(text.to_owned());
+        let parameters = Parameters {
+            endpoint: some("a"),
+            cert: some("b"),
+            key: some("c"),
+            ca: some("d"),
+            upgrade_base: some("e"),
+            sni: some("f"),
+            user: some("g"),
+        };
+        let remembered = Remembered { host: "h".into(), config: some("i"), parameters };
+        remember("h", &remembered, &env).unwrap();
+        assert_eq!(recall("h", &env), Ok(Some(remembered)));
     }
 
     #[test]
     fn the_file_is_the_owners_alone_and_replaced_whole() {
         let home = tempfile::tempdir().unwrap();
         let env = environment(home.path());
-        remember("h", &endpoint("a"), &env).unwrap();
-        remember("h", &endpoint("b"), &env).unwrap();
+        remember("h", &named("a"), &env).unwrap();
+        remember("h", &named("b"), &env).unwrap();
         let folder = home.path().join(".local/state/tstunnel/hosts");
         let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode() & 0o777;
         assert_eq!(mode(&folder.join("h.toml")), 0o600);
         assert_eq!(mode(&folder), 0o700);
         assert_eq!(fs::read_dir(&folder).unwrap().count(), 1);
-        assert_eq!(recall("h", &env).unwrap().unwrap().endpoint.unwrap().host, "b");
+        assert_eq!(recall("h", &env), Ok(Some(named("b"))));
     }
 
     #[test]
@@ -201,14 +259,14 @@ mod tests {
 
     #[test]
     fn without_a_folder_nothing_is_remembered() {
-        assert_eq!(remember("h", &endpoint("a"), &Environment::default()).unwrap_err().code, Code::Config);
+        assert_eq!(remember("h", &named("a"), &Environment::default()).unwrap_err().code, Code::Config);
     }
 
     #[test]
     fn a_folder_that_cannot_be_made_is_named() {
         let home = tempfile::tempdir().unwrap();
         fs::write(home.path().join(".local"), "a file").unwrap();
-        let error = remember("h", &endpoint("a"), &environment(home.path())).unwrap_err();
+        let error = remember("h", &named("a"), &environment(home.path())).unwrap_err();
         assert!(error.text.contains("h.toml"), "{}", error.text);
     }
 
@@ -216,19 +274,17 @@ mod tests {
     fn any_alias_makes_a_file_of_its_own() {
         let long = "x".repeat(5_000);
         let longer = "x".repeat(5_001);
-        let aliases =
-            ["h", ".", "..", "../../x", "a/b", "a b", "a%20b", "ä", "", "a\nb", ".h", "~", "h.toml", &long, &longer];
+        let aliases = [
+            "h", ".", "..", "../../x", "a/b", "a b", "a%20b", "ä", "", "a\nb", ".h", "~", "h.toml", "%-", &long,
+            &longer,
+        ];
         let home = tempfile::tempdir().unwrap();
         let env = environment(home.path());
         for (index, alias) in aliases.iter().enumerate() {
-            remember(alias, &endpoint(&format!("e{index}")), &env).unwrap();
+            remember(alias, &named(&format!("e{index}")), &env).unwrap();
         }
         for (index, alias) in aliases.iter().enumerate() {
-            assert_eq!(
-                recall(alias, &env).unwrap().unwrap().endpoint.unwrap().host,
-                format!("e{index}"),
-                "{alias:.20}"
-            );
+            assert_eq!(recall(alias, &env).unwrap().unwrap().host, format!("e{index}"), "{alias:.20}");
         }
         let folder = home.path().join(".local/state/tstunnel/hosts");
         assert_eq!(fs::read_dir(folder).unwrap().count(), aliases.len());

@@ -1,9 +1,10 @@
 //! All sources together → one [`Host`], and whether a host is ours at all.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::config::file::{self, Entry, Settings};
-use crate::config::remembered::{self, basic_string};
+use crate::config::remembered::{basic_string, recall};
 use crate::config::url::{self, TunnelUrl};
 use crate::config::{Endpoint, Environment, Host, Overrides, Parameters, WeakDefaults, pattern, value};
 use crate::error::{Code, Error, Result};
@@ -21,25 +22,23 @@ const RESUME: Duration = Duration::from_secs(120);
 /// # Errors
 /// `usage` where a URL is malformed; `config` where a file, variable or value is wrong, or something required is missing.
 pub fn resolve(host_or_url: &str, overrides: &Overrides, weak: &WeakDefaults, env: &Environment) -> Result<Host> {
-    let (alias, from_url) = if url::is_tunnel_url(host_or_url) {
-        let url = TunnelUrl::parse(host_or_url)?;
-        (url.host, Parameters { user: url.user.or(url.parameters.user), ..url.parameters })
-    } else {
-        let (user, alias) = split_user(host_or_url);
-        (alias.to_owned(), Parameters { user: user.map(str::to_owned), ..Parameters::default() })
-    };
-
     let mut settings = from_overrides(overrides, |key| format!("--{}", key.replace('_', "-")), env)?;
-    settings = settings.or(&from_parameters(from_url, env)?);
-    if let Some(remembered) = remembered::recall(&alias, env)? {
-        settings = settings.or(&remembered);
+    if url::is_tunnel_url(host_or_url) {
+        let url = TunnelUrl::parse(host_or_url)?;
+        let parameters = Parameters { user: url.user.or(url.parameters.user), ..url.parameters };
+        settings = settings.or(&from_parameters(parameters, |key| format!("the URL's `{key}`"), env)?);
+        return complete(url.host, settings.or(&from_variables(env)?), weak, overrides, env);
     }
-    settings =
-        settings.or(&from_overrides(&env.as_overrides(), |key| format!("TSTUNNEL_{}", key.to_ascii_uppercase()), env)?);
-    for entry in load(overrides, env)?.iter().filter(|entry| entry.matches(&alias)) {
-        settings = settings.or(&entry.settings);
-    }
-    complete(alias, settings, weak, overrides, env)
+    let (user, alias) = split_user(host_or_url);
+    let from_alias = Parameters { user: user.map(str::to_owned), ..Parameters::default() };
+    settings = settings.or(&from_parameters(from_alias, |key| format!("the `{key}` before the host"), env)?);
+    let Some(remembered) = recall(alias, env)? else {
+        return complete(alias.to_owned(), settings.or(&from_variables(env)?), weak, overrides, env);
+    };
+    // The variables that counted for the URL are in its memory; those of Mutagen's daemon are none of its business.
+    settings = settings.or(&from_parameters(remembered.parameters, |key| format!("`{alias}`'s `{key}`"), env)?);
+    let config = overrides.config.clone().or_else(|| remembered.config.map(PathBuf::from));
+    complete(remembered.host, settings, weak, &Overrides { config, ..overrides.clone() }, env)
 }
 
 /// Whether the `ssh` and `scp` stand-ins serve `host` themselves: an entry of a file matches it, it ends in `.` and the
@@ -52,6 +51,9 @@ pub fn is_ours(host: &str, env: &Environment, overrides: &Overrides) -> Result<b
         return Ok(true);
     }
     let (_, alias) = split_user(host);
+    if recall(alias, env)?.is_some() {
+        return Ok(true);
+    }
     let entries = load(overrides, env)?;
     let mut endpoints: Vec<Endpoint> = entries.iter().filter_map(|entry| entry.settings.endpoint.clone()).collect();
     for (text, label) in [(&overrides.endpoint, "--endpoint"), (&env.endpoint, "TSTUNNEL_ENDPOINT")] {
@@ -60,8 +62,7 @@ pub fn is_ours(host: &str, env: &Environment, overrides: &Overrides) -> Result<b
     let named = env.hosts.iter().flat_map(|patterns| patterns.split_whitespace());
     Ok(entries.iter().any(|entry| entry.matches(alias))
         || named.into_iter().any(|pattern| pattern::matches_folded(pattern, alias))
-        || endpoints.iter().any(|endpoint| without_suffix(alias, &endpoint.host).is_some())
-        || remembered::recall(alias, env)?.is_some())
+        || endpoints.iter().any(|endpoint| without_suffix(alias, &endpoint.host).is_some()))
 }
 
 impl Entry {
@@ -99,7 +100,7 @@ fn load(overrides: &Overrides, env: &Environment) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-fn from_parameters(parameters: Parameters, env: &Environment) -> Result<Settings> {
+fn from_parameters(parameters: Parameters, label: impl Fn(&str) -> String, env: &Environment) -> Result<Settings> {
     let overrides = Overrides {
         config: None,
         endpoint: parameters.endpoint,
@@ -110,14 +111,16 @@ fn from_parameters(parameters: Parameters, env: &Environment) -> Result<Settings
         sni: parameters.sni,
         user: parameters.user,
     };
-    from_overrides(&overrides, |key| format!("the URL's `{key}`"), env)
+    from_overrides(&overrides, label, env)
+}
+
+fn from_variables(env: &Environment) -> Result<Settings> {
+    from_overrides(&env.as_overrides(), |key| format!("TSTUNNEL_{}", key.to_ascii_uppercase()), env)
 }
 
 /// Reads the values of a source whose keys are called what `label` makes of them.
 fn from_overrides(overrides: &Overrides, label: impl Fn(&str) -> String, env: &Environment) -> Result<Settings> {
-    let path = |text: &Option<std::path::PathBuf>, key: &str| {
-        text.as_deref().map(|text| env.path(text, &label(key))).transpose()
-    };
+    let path = |text: &Option<PathBuf>, key: &str| text.as_deref().map(|text| env.path(text, &label(key))).transpose();
     fn parsed<T>(
         text: &Option<String>,
         parse: impl Fn(&str) -> Result<T, String>,
@@ -142,14 +145,17 @@ fn located<T>(value: Result<T, String>, label: &str) -> Result<T> {
     value.map_err(|why| Error::new(Code::Config, format!("{label}: {why}")))
 }
 
-/// Adds the weak and the built-in defaults to what the sources said, and refuses what lacks something.
+/// Adds the files, the weak and the built-in defaults to what the stronger sources said, and refuses what lacks something.
 fn complete(
     alias: String,
-    settings: Settings,
+    mut settings: Settings,
     weak: &WeakDefaults,
     overrides: &Overrides,
     env: &Environment,
 ) -> Result<Host> {
+    for entry in load(overrides, env)?.iter().filter(|entry| entry.matches(&alias)) {
+        settings = settings.or(&entry.settings);
+    }
     let missing = missing(&alias, &settings, overrides, env);
     let (Some(endpoint), Some(cert), Some(key)) = (settings.endpoint, settings.cert, settings.key) else {
         return Err(missing);

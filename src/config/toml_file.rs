@@ -2,7 +2,7 @@
 //! structure that is read with [`parse`] denies them.
 
 use std::fs::File;
-use std::io::Read;
+use std::io::{self, Read as _};
 use std::ops::Range;
 use std::path::Path;
 
@@ -18,13 +18,35 @@ pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
 /// # Errors
 /// `config` with the file's name where it cannot be read, is larger than [`MAX_FILE_BYTES`] or is not UTF-8.
 pub fn read(path: &Path) -> Result<String> {
-    let fails = |what: String| Error::new(Code::Config, format!("{}: {what}", path.display()));
+    decode(path, read_bytes(path).map_err(|cause| unreadable(path, &cause))?)
+}
+
+/// The same for a file that need not be there.
+///
+/// # Errors
+/// Those of [`read`], but for a file that does not exist.
+pub fn read_if_there(path: &Path) -> Result<Option<String>> {
+    match read_bytes(path) {
+        Ok(bytes) => decode(path, bytes).map(Some),
+        Err(cause) if matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
+        Err(cause) => Err(unreadable(path, &cause)),
+    }
+}
+
+fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes))
-        .map_err(|cause| fails(format!("cannot read: {cause}")))?;
+    File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+fn unreadable(path: &Path, cause: &io::Error) -> Error {
+    Error::new(Code::Config, format!("{}: cannot read: {cause}", path.display()))
+        .with_hint("check the path, and that this account may read the file")
+}
+
+fn decode(path: &Path, bytes: Vec<u8>) -> Result<String> {
     if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(fails(format!("larger than {MAX_FILE_BYTES} bytes")));
+        return Err(Error::new(Code::Config, format!("{}: larger than {MAX_FILE_BYTES} bytes", path.display())));
     }
     String::from_utf8(bytes).map_err(|cause| {
         let line = 1 + cause.as_bytes()[..cause.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count();
@@ -44,12 +66,18 @@ pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
 pub fn error_at(path: &Path, text: &str, span: Option<Range<usize>>, what: &str) -> Error {
     let mut shown = path.display().to_string();
     if let Some(span) = span {
-        let before = text.as_bytes().get(..span.start).unwrap_or(text.as_bytes());
-        let line = 1 + before.iter().filter(|&&byte| byte == b'\n').count();
-        shown.push_str(&format!(":{line}"));
+        shown.push_str(&format!(":{}", position(text, span.start).0));
     }
     let what = what.trim().replace('\n', ", ");
     Error::new(Code::Config, format!("{shown}: {what}"))
+}
+
+/// The line and column, from 1, of a byte of `text`.
+pub fn position(text: &str, at: usize) -> (usize, usize) {
+    let before = text.get(..at).unwrap_or(text);
+    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+    let column = before.get(line_start..).unwrap_or_default().chars().count();
+    (1 + before.matches('\n').count(), 1 + column)
 }
 
 #[cfg(test)]
@@ -119,6 +147,7 @@ mod tests {
             assert!(error.text.contains(what) && error.text.contains("file"), "{error}");
         };
         refused("cannot read");
+        assert_eq!(read_if_there(&file), Ok(None));
         std::fs::write(&file, b"a = 1\nb = \"\xff\"").unwrap();
         refused("file:2: not UTF-8 text");
         std::fs::write(&file, vec![b'#'; MAX_FILE_BYTES as usize + 1]).unwrap();

@@ -9,8 +9,8 @@
 //! an error, so that a misspelt `cert` does not silently mean another certificate.
 
 use crate::config::Parameters;
-use crate::config::value::nearest;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, nearest};
+use crate::protocol::encoding::percent_decode;
 
 /// What every such URL begins with, in lower case.
 pub const PREFIX: &str = "tstunnel://";
@@ -152,22 +152,12 @@ fn parse_query(query: &str) -> Result<Parameters> {
     Ok(parameters)
 }
 
-/// Undoes percent-encoding (RFC 3986 §2.1). What comes out is UTF-8 without control characters.
+/// Undoes percent-encoding. What comes out is UTF-8 without control characters.
 fn decode(part: &str, text: &str) -> Result<String> {
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        if byte != b'%' {
-            decoded.push(byte);
-            continue;
-        }
-        let digits = (bytes.next().and_then(hex_digit), bytes.next().and_then(hex_digit));
-        let (Some(high), Some(low)) = digits else {
-            return Err(wrong(format!("the URL's {part} has a `%` that is not followed by two hexadecimal digits"))
-                .with_hint("write a percent sign as %25"));
-        };
-        decoded.push(high << 4 | low);
-    }
+    let decoded = percent_decode(text).ok_or_else(|| {
+        wrong(format!("the URL's {part} has a `%` that is not followed by two hexadecimal digits"))
+            .with_hint("write a percent sign as %25")
+    })?;
     match String::from_utf8(decoded) {
         Ok(text) if text.chars().any(char::is_control) => {
             Err(wrong(format!("the URL's {part} has a control character in it")))
@@ -175,10 +165,6 @@ fn decode(part: &str, text: &str) -> Result<String> {
         Ok(text) => Ok(text),
         Err(_) => Err(wrong(format!("the URL's {part} is not UTF-8 once it is decoded"))),
     }
-}
-
-fn hex_digit(byte: u8) -> Option<u8> {
-    char::from(byte).to_digit(16).and_then(|digit| u8::try_from(digit).ok())
 }
 
 fn wrong(text: impl Into<String>) -> Error {

@@ -5,41 +5,11 @@
 use std::fmt;
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use rustls_pki_types::DnsName;
 
 use crate::config::Endpoint;
 use crate::protocol::{DEFAULT_PORT, is_dns_name};
-
-/// The longest duration that can be configured: far from any overflow, longer than anyone means.
-const MAX_DURATION: Duration = Duration::from_secs(365 * 24 * 3600);
-
-/// Reads a duration: a whole number and `ms`, `s`, `m` or `h`.
-///
-/// # Errors
-/// The sentence that says what is wrong.
-pub fn duration(text: &str) -> Result<Duration, String> {
-    let unit = text.trim_start_matches(|character: char| character.is_ascii_digit());
-    let number = text.strip_suffix(unit).unwrap_or_default();
-    let unit_millis = match unit {
-        "ms" => 1,
-        "s" => 1_000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => 0,
-    };
-    if number.is_empty() || unit_millis == 0 {
-        return Err(format!("`{text}` is not a duration: write \"500ms\", \"5s\", \"2m\" or \"1h\""));
-    }
-    number
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(unit_millis))
-        .map(Duration::from_millis)
-        .filter(|duration| *duration <= MAX_DURATION)
-        .ok_or_else(|| format!("`{text}` is longer than a year"))
-}
 
 /// Reads an upgrade base: an absolute path without a trailing slash, as it stands in a request's target.
 ///
@@ -157,52 +127,11 @@ impl fmt::Display for Endpoint {
     }
 }
 
-/// Finds what `word` was probably meant to be: the first of `known` with the fewest edits, if they are few.
-pub fn nearest<'a>(word: &str, known: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
-    // A word that is longer than any key is no misspelling, and would only cost time.
-    if word.len() > 64 {
-        return None;
-    }
-    let word: Vec<char> =
-        word.to_ascii_lowercase().chars().map(|letter| if letter == '-' { '_' } else { letter }).collect();
-    known
-        .into_iter()
-        .map(|candidate| (edits(&word, &candidate.chars().collect::<Vec<_>>()), candidate))
-        .filter(|(edits, candidate)| *edits <= 1 + candidate.len() / 4)
-        .min_by_key(|(edits, _)| *edits)
-        .map(|(_, candidate)| candidate)
-}
-
-/// The Levenshtein distance, a row at a time.
-fn edits(from: &[char], to: &[char]) -> usize {
-    let mut row: Vec<usize> = (0..=to.len()).collect();
-    for (index, letter) in from.iter().enumerate() {
-        let mut next = vec![index + 1];
-        for ((other, above), above_left) in to.iter().zip(row.iter().skip(1)).zip(&row) {
-            let left = next.last().copied().unwrap_or(0);
-            next.push((above_left + usize::from(letter != other)).min(left + 1).min(above + 1));
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or(0)
-}
-
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
 
     use super::*;
-
-    #[test]
-    fn a_duration_is_a_number_and_a_unit() {
-        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
-        assert_eq!(duration("5s"), Ok(Duration::from_secs(5)));
-        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
-        assert_eq!(duration("1h"), Ok(Duration::from_secs(3600)));
-        for bad in ["", "5", "s", "-5s", "+5s", "1.5s", "5 s", "5S", "5d", "99999999999999999999s", "9999999h", "٣s"] {
-            assert!(duration(bad).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn an_endpoint_has_port_443_if_it_names_none() {
@@ -277,20 +206,10 @@ mod tests {
         assert!(path(Path::new("~/x"), folder, None).unwrap_err().contains("HOME"));
     }
 
-    #[test]
-    fn a_misspelling_finds_its_word_and_nonsense_finds_none() {
-        let known = ["endpoint", "cert", "connect_timeout"];
-        assert_eq!(nearest("endpont", known), Some("endpoint"));
-        assert_eq!(nearest("connect-timeout", known), Some("connect_timeout"));
-        assert_eq!(nearest("Cert", known), Some("cert"));
-        assert_eq!(nearest("proxy", known), None);
-        assert_eq!(nearest(&"x".repeat(100_000), known), None);
-    }
-
     proptest! {
         #[test]
         fn no_text_panics(text in "\\PC*") {
-            let _ = (duration(&text), upgrade_base(&text), server_name(&text), Endpoint::parse(&text), nearest(&text, ["cert"]));
+            let _ = (upgrade_base(&text), server_name(&text), Endpoint::parse(&text));
         }
 
         #[test]

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use rcgen::SanType;
 
 use crate::error::{Code, Error, Result};
+use crate::protocol::encoding::hex;
 use crate::protocol::is_dns_name;
 use crate::server::principal::{check_email, check_spiffe_id};
 
@@ -71,7 +72,8 @@ pub(super) fn file_stem(name: &str) -> String {
     }
     if stem.len() > MAX_STEM_BYTES {
         let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, name.as_bytes());
-        let tail: String = digest.as_ref().iter().take(8).map(|byte| format!("{byte:02x}")).collect();
+        let mut tail = hex(digest.as_ref());
+        tail.truncate(16);
         stem.truncate(MAX_STEM_BYTES - 1 - tail.len());
         stem = format!("{stem}-{tail}");
     }

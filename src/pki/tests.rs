@@ -263,7 +263,7 @@ fn a_missing_or_damaged_authority_is_refused() {
 
     for (file, content, what) in [
         ("ca.crt", "nonsense", "not a PEM certificate"),
-        ("ca.key", "nonsense", "not a private key"),
+        ("ca.key", "nonsense", "no private key"),
         ("issued.toml", "crl_number = \"x\"", "issued.toml:1: "),
     ] {
         let pki = Pki::new();

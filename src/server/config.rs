@@ -1,12 +1,11 @@
 //! The server's file, `server.toml` → [`ServerConfig`]. Whatever is unknown, of the wrong type or of no sense is an error
-//! that names file and line; nothing is guessed. Only [`ServerConfig::load`] reads files, and it only reads.
+//! that names file and line; nothing is guessed. Only [`ServerConfig::load`] reads, and that file alone.
 
 mod file;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::num::{NonZeroU64, NonZeroUsize};
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -23,7 +22,7 @@ pub struct ServerConfig {
     pub listen: Vec<SocketAddr>,
     /// The server's certificate chain, PEM.
     pub cert: PathBuf,
-    /// The server's private key, PEM; nobody else can read it.
+    /// The server's private key, PEM.
     pub key: PathBuf,
     /// The authorities whose client certificates are accepted, PEM; never empty.
     pub client_ca: Vec<PathBuf>,
@@ -188,9 +187,7 @@ impl ServerConfig {
     /// `config`, with file and line.
     pub fn load(path: &Path, account: &Account) -> Result<(ServerConfig, Vec<String>)> {
         let text = toml_file::read(path)?;
-        let loaded = ServerConfig::parse(path, &text, account)?;
-        check_key_file(&loaded.0.key)?;
-        Ok(loaded)
+        ServerConfig::parse(path, &text, account)
     }
 
     /// The same from `text`, without touching a file; relative paths start at `path`'s folder.
@@ -220,27 +217,6 @@ impl ServerConfig {
         }
         warnings
     }
-}
-
-/// Checks that a private key is a file that only its owner can read and write.
-///
-/// # Errors
-/// `config`, naming the file.
-pub fn check_key_file(path: &Path) -> Result<()> {
-    let metadata = std::fs::metadata(path)
-        .map_err(|cause| Error::new(Code::Config, format!("{}: cannot read: {cause}", path.display())))?;
-    if !metadata.is_file() {
-        return Err(Error::new(Code::Config, format!("{}: not a file", path.display())));
-    }
-    let mode = metadata.permissions().mode() & 0o777;
-    if mode & 0o066 != 0 {
-        return Err(Error::new(
-            Code::Config,
-            format!("{}: others can read this key (mode {mode:04o})", path.display()),
-        )
-        .with_hint(format!("chmod 600 {}", path.display())));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -16,6 +16,7 @@ use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 
 use crate::error::{Code, Error, printable};
+use crate::protocol::encoding::percent_decode;
 use crate::protocol::{CommandRequest, MAX_COMMAND_BYTES, UPGRADE_FRAMED, UPGRADE_RAW};
 use crate::server::Shared;
 use crate::server::handshake::Peer;
@@ -119,7 +120,7 @@ async fn respond(
             upgrade::resume(&shared, peer, &here, request).await
         }
         Route::Copy(name) => {
-            let filename = percent_decode(name)?;
+            let filename = decoded(name)?;
             let permit = decide(&PolicyRequest::Copy { filename, user: None })?;
             let ticket = shared.admission.session(&principal)?;
             copy::copy(&shared, peer, permit, ticket, request).await
@@ -141,25 +142,14 @@ fn check_host(peer: &Peer, headers: &HeaderMap) -> Result<(), Refusal> {
 fn target_of(query: Option<&str>) -> Result<Option<String>, Refusal> {
     let Some(query) = query.filter(|query| !query.is_empty()) else { return Ok(None) };
     match query.strip_prefix("target=") {
-        Some(target) if !target.contains('&') => percent_decode(target).map(Some),
+        Some(target) if !target.contains('&') => decoded(target).map(Some),
         _ => Err(Refusal::bad_request(400, "the query is not `target=…`")),
     }
 }
 
-fn percent_decode(text: &str) -> Result<String, Refusal> {
-    let malformed = || Refusal::bad_request(400, "the percent-encoding is malformed");
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        if byte != b'%' {
-            decoded.push(byte);
-            continue;
-        }
-        let mut digit = || bytes.next().and_then(|byte| char::from(byte).to_digit(16)).ok_or_else(malformed);
-        let value = digit()? * 16 + digit()?;
-        decoded.push(value as u8);
-    }
-    String::from_utf8(decoded).map_err(|_| malformed())
+fn decoded(text: &str) -> Result<String, Refusal> {
+    let decoded = percent_decode(text).and_then(|bytes| String::from_utf8(bytes).ok());
+    decoded.ok_or_else(|| Refusal::bad_request(400, "the percent-encoding is malformed"))
 }
 
 /// Reads a body whole, and gives the request back for its upgrade.

@@ -19,6 +19,7 @@ use rustix::fs::OFlags;
 use tokio::sync::{OwnedMutexGuard, mpsc, watch};
 
 use crate::error::{Code, Error};
+use crate::protocol::encoding::hex;
 use crate::server::process;
 use crate::server::refusal::Refusal;
 
@@ -441,11 +442,6 @@ fn part_path(home: &Path, name: &str, sha256: Option<&Sha256>) -> PathBuf {
         }
     }
     home.join(format!("{PART_PREFIX}{}", &hex(digest(&SHA256, &key).as_ref())[..32]))
-}
-
-/// Lower-case hexadecimal.
-pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 #[cfg(test)]

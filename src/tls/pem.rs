@@ -12,16 +12,6 @@ use crate::error::{Code, Error, Result};
 
 const BEGIN: &[u8] = b"-----BEGIN ";
 
-/// Who may read a private key's file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Guard {
-    /// Its owner alone, as OpenSSH wants it.
-    OwnerOnly,
-    /// Whoever the administrator chose; a key for everybody is warned of. Servers' keys are often a group's.
-    #[cfg_attr(not(any(feature = "server", test)), expect(dead_code, reason = "a client has no server's key"))]
-    Administrator,
-}
-
 /// Reads a file's certificates, at least one, in its order.
 pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let (contents, _) = read(path)?;
@@ -34,9 +24,12 @@ pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> 
 }
 
 /// Reads a file's first private key.
-pub(super) fn private_key(path: &Path, guard: Guard) -> Result<PrivateKeyDer<'static>> {
+///
+/// # Errors
+/// `config` where the file is this account's and others can read it, where it cannot be read, or holds no usable key.
+pub(crate) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
     let (contents, metadata) = read(path)?;
-    check_mode(path, &metadata, guard)?;
+    check_mode(path, &metadata)?;
     if let Some((line, _)) = sections(&contents).find(|(_, section)| is_encrypted(section)) {
         return Err(wrong_at(path, line, "the private key has a passphrase, which is not supported yet")
             .with_hint("take the passphrase off a copy that only you can read: `openssl pkey -in KEY -out NEWKEY`"));
@@ -84,21 +77,17 @@ fn read(path: &Path) -> Result<(Vec<u8>, Metadata)> {
     })
 }
 
-/// OpenSSH's rule (`sshkey_perm_ok`): a key of ours that others can read is not private.
-fn check_mode(path: &Path, metadata: &Metadata, guard: Guard) -> Result<()> {
+/// OpenSSH's rule (`sshkey_perm_ok`): a key of ours that others can read is not private. Who may read somebody else's was
+/// an administrator's choice, often a group; every account is hardly meant.
+fn check_mode(path: &Path, metadata: &Metadata) -> Result<()> {
     let mode = metadata.mode() & 0o777;
-    match guard {
-        Guard::OwnerOnly => {
-            let ours = metadata.is_file() && metadata.uid() == rustix::process::getuid().as_raw();
-            if ours && mode & 0o077 != 0 {
-                return Err(wrong(path, &format!("the private key can be read by others (mode {mode:04o})"))
-                    .with_hint(format!("chmod 600 {}", path.display())));
-            }
-        }
-        Guard::Administrator if mode & 0o004 != 0 => {
-            tracing::warn!("{}: every account on this machine can read the private key", path.display());
-        }
-        Guard::Administrator => {}
+    let ours = metadata.is_file() && metadata.uid() == rustix::process::getuid().as_raw();
+    if ours && mode & 0o077 != 0 {
+        return Err(wrong(path, &format!("the private key can be read by others (mode {mode:04o})"))
+            .with_hint(format!("chmod 600 {}", path.display())));
+    }
+    if mode & 0o004 != 0 {
+        tracing::warn!("{}: every account on this machine can read the private key", path.display());
     }
     Ok(())
 }
@@ -184,7 +173,7 @@ mod tests {
         let (_folder, path) = file(KEY, 0o600);
         assert_eq!(certificates(&path).unwrap_err().text, format!("{}: no certificate in it", path.display()));
         let (_folder, path) = file(CERTIFICATE, 0o600);
-        let error = private_key(&path, Guard::OwnerOnly).unwrap_err();
+        let error = private_key(&path).unwrap_err();
         assert_eq!(error.text, format!("{}: no private key in it", path.display()));
         let error = revocation_lists(&path).unwrap_err();
         assert_eq!(error.text, format!("{}: no certificate revocation list in it", path.display()));
@@ -194,7 +183,7 @@ mod tests {
     fn certificate_and_key_can_share_a_file_with_other_text() {
         let (_folder, path) = file(&format!("subject: me\n{CERTIFICATE}\r\n{KEY}{CERTIFICATE}"), 0o600);
         assert_eq!(certificates(&path).unwrap().len(), 2);
-        assert!(private_key(&path, Guard::OwnerOnly).is_ok());
+        assert!(private_key(&path).is_ok());
     }
 
     #[test]
@@ -218,7 +207,7 @@ mod tests {
             "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n",
         ] {
             let (_folder, path) = file(&format!("\n{contents}"), 0o600);
-            let error = private_key(&path, Guard::OwnerOnly).unwrap_err();
+            let error = private_key(&path).unwrap_err();
             assert!(
                 error.text.starts_with(&format!("{}:2: the private key has a passphrase", path.display())),
                 "{}",
@@ -231,21 +220,20 @@ mod tests {
     fn an_openssh_key_is_told_apart() {
         let (_folder, path) =
             file("-----BEGIN OPENSSH PRIVATE KEY-----\nAAAA\n-----END OPENSSH PRIVATE KEY-----\n", 0o600);
-        assert!(private_key(&path, Guard::OwnerOnly).unwrap_err().text.contains("OpenSSH's own format"));
+        assert!(private_key(&path).unwrap_err().text.contains("OpenSSH's own format"));
     }
 
     #[test]
     fn a_key_that_others_can_read_is_refused_as_openssh_does() {
         for mode in [0o640, 0o604, 0o666, 0o610] {
             let (_folder, path) = file(KEY, mode);
-            let error = private_key(&path, Guard::OwnerOnly).unwrap_err();
+            let error = private_key(&path).unwrap_err();
             assert!(error.text.contains(&format!("can be read by others (mode {mode:04o})")), "{}", error.text);
             assert_eq!(error.hint(), format!("chmod 600 {}", path.display()));
-            assert!(private_key(&path, Guard::Administrator).is_ok());
         }
         for mode in [0o600, 0o400, 0o700] {
             let (_folder, path) = file(KEY, mode);
-            assert!(private_key(&path, Guard::OwnerOnly).is_ok(), "{mode:o}");
+            assert!(private_key(&path).is_ok(), "{mode:o}");
         }
     }
 

@@ -31,7 +31,8 @@ const LINGER: (Duration, u64) = (Duration::from_secs(1), 256 << 10);
 /// covered by one that has not expired; without any, revocation is not checked.
 ///
 /// # Errors
-/// `config`, with the file's name, where a file cannot be read, or holds nothing that can be used.
+/// `config`, with the file's name, where a file cannot be read, holds nothing that can be used, or is readable by others
+/// though it is this account's private key.
 pub fn server_config(cert: &Path, key: &Path, client_ca: &[PathBuf], crl: &[PathBuf]) -> Result<ServerConfig> {
     let provider = provider();
     let chain = pem::certificates(cert)?;
@@ -39,7 +40,7 @@ pub fn server_config(cert: &Path, key: &Path, client_ca: &[PathBuf], crl: &[Path
         // Clients will say so, and a clock that is set only after the start must not keep the server down.
         tracing::warn!("{}", error.text);
     }
-    let private_key = pem::private_key(key, pem::Guard::Administrator)?;
+    let private_key = pem::private_key(key)?;
     let certified_key =
         CertifiedKey::from_der(chain, private_key, &provider).map_err(|error| unusable_pair(cert, key, &error))?;
 

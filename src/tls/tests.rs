@@ -412,6 +412,14 @@ fn every_file_of_the_client_must_be_there() {
 }
 
 #[test]
+fn a_servers_key_that_others_can_read_is_refused() {
+    let scene = Scene::new();
+    let key = scene.files.path("server.key");
+    fs::set_permissions(&key, Permissions::from_mode(0o640)).unwrap();
+    assert_eq!(scene.server_config().unwrap_err().hint(), format!("chmod 600 {}", key.display()));
+}
+
+#[test]
 fn a_client_key_that_others_can_read_is_refused() {
     let scene = Scene::new();
     fs::set_permissions(&scene.host.key, Permissions::from_mode(0o644)).unwrap();

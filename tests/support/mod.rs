@@ -18,4 +18,5 @@ pub(crate) mod remote;
 pub(crate) mod script;
 pub(crate) mod serve;
 pub(crate) mod tree;
+pub(crate) mod user;
 pub(crate) mod wait;

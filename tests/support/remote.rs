@@ -36,6 +36,7 @@ pub(crate) struct Setup {
     transport: Transport,
     name: String,
     any_command: bool,
+    targets: bool,
     wrapper: Option<String>,
     uploads: bool,
     grace: Option<Duration>,
@@ -49,6 +50,7 @@ impl Setup {
             transport,
             name: "host123".to_owned(),
             any_command: false,
+            targets: false,
             wrapper: None,
             uploads: true,
             grace: None,
@@ -65,6 +67,11 @@ impl Setup {
     /// Allows every command, as sshd does, and gives it to a shell.
     pub(crate) fn with_any_command(self) -> Setup {
         Setup { any_command: true, ..self }
+    }
+
+    /// Allows streams to the host's own ports.
+    pub(crate) fn with_targets(self) -> Setup {
+        Setup { targets: true, ..self }
     }
 
     /// Puts a shell script before every command, whose words are the script's arguments. Allows every command.
@@ -164,6 +171,25 @@ impl Remote {
     /// A folder in the account's home, as Mutagen is told it. The agent finds the home by its environment.
     pub(crate) fn url(&self, folder: &str) -> String {
         format!("{}:~/{folder}", self.setup.name)
+    }
+
+    /// A `tstunnel://` URL that says all that is needed to get there; `target` begins with a slash.
+    pub(crate) fn tunnel_url(&self, target: &str) -> String {
+        self.tunnel_url_with("client.crt", target)
+    }
+
+    /// The same with another file for the client's certificate, which is made if it isn't there.
+    pub(crate) fn tunnel_url_with(&self, certificate: &str, target: &str) -> String {
+        let (host, folder) = (&self.setup.name, self.folder.path().canonicalize().unwrap());
+        if !folder.join(certificate).exists() {
+            fs::copy(folder.join("client.crt"), folder.join(certificate)).unwrap();
+        }
+        let address = self.relay.as_ref().map_or(self.server.address(), Relay::address);
+        let folder = folder.display();
+        format!(
+            "tstunnel://{host}{target}?endpoint={address}&sni={host}.{DOMAIN}&cert={folder}/{certificate}\
+             &key={folder}/client.key&ca={folder}/servers-ca.crt"
+        )
     }
 
     /// What a Mutagen daemon needs in its environment to get there.
@@ -300,6 +326,9 @@ fn write_server_configuration(folder: &Path, setup: &Setup, home: &Path, wrapper
     );
     if setup.any_command {
         text += "commands = \"any\"\n";
+    }
+    if setup.targets {
+        text += "targets = [\"tcp:127.0.0.1:*\"]\n";
     }
     if let Some(wrapper) = wrapper {
         text += &format!("shell = false\nwrapper = [\"{}\"]\n", wrapper.display());

@@ -8,9 +8,10 @@ use std::ffi::{OsStr, OsString};
 use std::time::Duration;
 
 use super::keywords::{self, HARMLESS, Meaning, Setting};
-use super::values::{BLANK, flag, matches, split_words, time};
+use super::values::{BLANK, flag, split_words, time};
 use super::{Destination, port_number};
 use crate::config::WeakDefaults;
+use crate::config::pattern::matches;
 use crate::error::{Code, Error, Result};
 
 /// Which addresses may be dialled.

@@ -1,4 +1,4 @@
-//! How `ssh_config(5)` writes words, times, flags and patterns. Pure.
+//! How `ssh_config(5)` writes words, times and flags. Pure.
 
 use std::time::Duration;
 
@@ -65,36 +65,6 @@ pub(super) fn split_words(text: &str) -> Option<Vec<String>> {
     quote.is_none().then_some(words)
 }
 
-/// OpenSSH's patterns: `*` is any text, `?` any character.
-pub(super) fn matches(pattern: &str, text: &str) -> bool {
-    let pattern: Vec<char> = pattern.chars().collect();
-    let text: Vec<char> = text.chars().collect();
-    let (mut at, mut seen) = (0, 0);
-    // Where to go on, one character later, when what follows the last star does not fit.
-    let mut retry = None;
-    while seen < text.len() {
-        match pattern.get(at) {
-            Some('*') => {
-                retry = Some((at + 1, seen));
-                at += 1;
-            }
-            Some(wanted) if *wanted == '?' || text.get(seen) == Some(wanted) => {
-                at += 1;
-                seen += 1;
-            }
-            _ => match retry {
-                Some((after_star, from)) => {
-                    at = after_star;
-                    seen = from + 1;
-                    retry = Some((after_star, seen));
-                }
-                None => return false,
-            },
-        }
-    }
-    pattern.iter().skip(at).all(|left| *left == '*')
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -105,22 +75,6 @@ mod tests {
         assert_eq!(time("1W2d3H"), Some(Duration::from_secs(604_800 + 172_800 + 10_800)));
         for bad in ["", "x", "1x", "-1", "1.5", "m", "99999999999999999999", "4294967296", "1é"] {
             assert_eq!(time(bad), None, "{bad}");
-        }
-    }
-
-    #[test]
-    fn patterns_with_stars_go_back_as_far_as_needed() {
-        for (pattern, text, fits) in [
-            ("*", "", true),
-            ("a*b*c", "aXbXbc", true),
-            ("a*b", "aXbX", false),
-            ("*ab", "aab", true),
-            ("", "", true),
-            ("", "x", false),
-            ("?", "ä", true),
-            ("a**", "a", true),
-        ] {
-            assert_eq!(matches(pattern, text), fits, "{pattern} {text}");
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::MinTls;
+use crate::config::{MinTls, Remembered, remember};
 
 /// A home and a system's file in a folder of their own.
 struct Machine {
@@ -89,9 +89,6 @@ fn each_source_beats_the_weaker_ones() {
     assert_eq!(upgrade_base(&machine, "h", None), "/user");
     machine.env.upgrade_base = Some("/environment".into());
     assert_eq!(upgrade_base(&machine, "h", None), "/environment");
-    let remembered = Parameters { upgrade_base: Some("/remembered".into()), ..Parameters::default() };
-    crate::config::remember("h", &remembered, &machine.env).unwrap();
-    assert_eq!(upgrade_base(&machine, "h", None), "/remembered");
     assert_eq!(upgrade_base(&machine, "tstunnel://h?upgrade_base=/url", None), "/url");
     assert_eq!(upgrade_base(&machine, "tstunnel://h?upgrade_base=/url", Some("/option")), "/option");
 }
@@ -144,6 +141,28 @@ fn a_url_alone_is_enough_and_its_paths_are_below_the_current_folder() {
     assert_eq!(host.cert, Path::new("/work/here/c.crt"));
     assert!(host.key.ends_with("home/c.key"));
     assert_eq!((host.alias.as_str(), host.user.as_deref()), ("host123", Some("dev")));
+}
+
+#[test]
+fn an_alias_stands_for_its_url_whatever_the_variables_are_now() {
+    let mut machine = Machine::new().user_file("nonsense");
+    let file = machine.folder.path().join("other.toml");
+    machine.write(&file, "[host.dev-7]\nendpoint = \"a.example.net\"\nhost_id = \"seven\"\nuser = \"file\"");
+    machine.env.config = Some(file);
+    machine.env.key = Some("k".into());
+    let url = "tstunnel://Dev-7/p?cert=c";
+    let expected = Host { alias: "dev-7".into(), ..machine.resolve(url).unwrap() };
+    let remembered = Remembered::of(&TunnelUrl::parse(url).unwrap(), &machine.env).unwrap();
+    remember("dev-7+abc123", &remembered, &machine.env).unwrap();
+
+    machine.env.config = Some("/does/not/exist".into());
+    machine.env.endpoint = Some("elsewhere.example.net".into());
+    machine.env.key = Some("other".into());
+    machine.env.current_dir = "/".into();
+    assert_eq!(machine.resolve("dev-7+abc123"), Ok(expected.clone()));
+    assert!(machine.is_ours("dev-7+abc123"));
+    let user = machine.resolve("ann@dev-7+abc123").unwrap().user;
+    assert_eq!((expected.user.as_deref(), user.as_deref()), (Some("file"), Some("ann")));
 }
 
 #[test]
@@ -233,7 +252,7 @@ fn a_host_is_ours_when_an_entry_an_endpoint_a_pattern_or_a_memory_says_so() {
         .user_file("[host.\"dev-*\"]\nendpoint = \"user.example.net\"")
         .system_file("[host.prod]\nendpoint = \"system.example.net\"");
     machine.env.hosts = Some("lab-?  *.lab".into());
-    crate::config::remember("odd host", &Parameters::default(), &machine.env).unwrap();
+    remember("odd host", &Remembered::default(), &machine.env).unwrap();
     machine.env.endpoint = Some("env.example.net:1".into());
     for ours in [
         "dev-7",

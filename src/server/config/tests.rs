@@ -216,28 +216,6 @@ fn what_is_hardly_meant_is_warned_of() {
 }
 
 #[test]
-fn a_key_that_others_can_read_is_refused() {
-    let folder = tempfile::tempdir().unwrap();
-    let (config, key) = (folder.path().join("server.toml"), folder.path().join("server.key"));
-    std::fs::write(&config, MINIMAL).unwrap();
-    let error = ServerConfig::load(&config, &dev()).unwrap_err();
-    assert!(error.code == Code::Config && error.text.contains("server.key"), "{error}");
-    std::fs::write(&key, "").unwrap();
-    for mode in [0o644, 0o640, 0o604, 0o660, 0o602] {
-        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
-        let error = ServerConfig::load(&config, &dev()).unwrap_err();
-        assert!(error.code == Code::Config && error.text.contains("server.key"), "{error}");
-    }
-    for mode in [0o600, 0o400] {
-        std::fs::set_permissions(&key, std::fs::Permissions::from_mode(mode)).unwrap();
-        assert_eq!(ServerConfig::load(&config, &dev()).unwrap().0.key, key);
-    }
-    std::fs::remove_file(&key).unwrap();
-    std::fs::create_dir(&key).unwrap();
-    assert!(ServerConfig::load(&config, &dev()).unwrap_err().text.contains("not a file"));
-}
-
-#[test]
 fn a_missing_file_is_refused() {
     let error = ServerConfig::load(Path::new("/nowhere/server.toml"), &dev()).unwrap_err();
     assert!(error.code == Code::Config && error.text.contains("/nowhere/server.toml"), "{error}");

@@ -14,13 +14,14 @@ use tokio::sync::mpsc;
 
 use super::{Answer, internal, json};
 use crate::error::{Code, Error, Result, printable};
+use crate::protocol::encoding::hex;
 use crate::protocol::{HEADER_MODE, HEADER_UNENCODED_DIGEST, HEADER_UPLOAD_OFFSET};
 use crate::server::Shared;
 use crate::server::admission::Ticket;
 use crate::server::handshake::Peer;
 use crate::server::policy::{Action, Permit};
 use crate::server::refusal::Refusal;
-use crate::server::upload::{Chunk, Encoding, Order, Sha256, Stored, Turn, hex};
+use crate::server::upload::{Chunk, Encoding, Order, Sha256, Stored, Turn};
 
 /// Pieces of a body on their way to the disk: enough to keep both sides busy.
 const CHUNKS_IN_FLIGHT: usize = 8;

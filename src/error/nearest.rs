@@ -1,6 +1,7 @@
 //! A misspelt name → the one that was meant. Pure.
 
-/// The candidate that `word` was most likely meant to be: the nearest, within a third of its length.
+/// The candidate that `word` was most likely meant to be: the nearest, within a third of its length. Case does not count,
+/// nor does a hyphen for an underscore.
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     candidates
         .into_iter()
@@ -13,8 +14,8 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
 /// The optimal string alignment distance: insertions, deletions, substitutions and swaps of neighbours.
 fn distance(from: &str, to: &str) -> usize {
     // A word this long is no misspelling of a name, and the table below would grow with it.
-    let from: Vec<char> = from.chars().take(64).collect();
-    let to: Vec<char> = to.chars().collect();
+    let from: Vec<char> = from.chars().take(64).map(folded).collect();
+    let to: Vec<char> = to.chars().map(folded).collect();
     let mut before: Vec<usize> = Vec::new();
     let mut above: Vec<usize> = (0..=to.len()).collect();
     for (i, left) in from.iter().enumerate() {
@@ -34,6 +35,10 @@ fn distance(from: &str, to: &str) -> usize {
     above.last().copied().unwrap_or(0)
 }
 
+fn folded(letter: char) -> char {
+    if letter == '-' { '_' } else { letter.to_ascii_lowercase() }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,6 +55,15 @@ mod tests {
         for far in ["", "frobnicate", "x", &"connect".repeat(1000)] {
             assert_eq!(nearest(far, names()), None, "{far}");
         }
+    }
+
+    #[test]
+    fn case_and_the_kind_of_hyphen_do_not_count() {
+        let known = ["endpoint", "cert", "connect_timeout"];
+        assert_eq!(nearest("endpont", known), Some("endpoint"));
+        assert_eq!(nearest("Connect-Timeout", known), Some("connect_timeout"));
+        assert_eq!(nearest("Cert", known), Some("cert"));
+        assert_eq!(nearest("proxy", known), None);
     }
 
     #[test]
