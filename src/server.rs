@@ -249,7 +249,8 @@ impl AsyncWrite for Lingering {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(stream) = self.stream.take() {
-            self.linger = Some(Box::pin(tls::linger(stream)));
+            // All of an upload that was refused in its middle: only time bounds what an authenticated peer still sends.
+            self.linger = Some(Box::pin(tls::linger(stream, u64::MAX)));
         }
         match &mut self.linger {
             Some(linger) => linger.as_mut().poll(cx).map(Ok),

@@ -746,6 +746,24 @@ fn a_refusal_is_read_by_a_client_that_goes_on_sending() {
     assert!(rest.ends_with(b"\r\n\r\n"), "{}", String::from_utf8_lossy(&rest));
 }
 
+#[test]
+fn an_upload_that_is_refused_in_its_middle_can_be_sent_whole() {
+    const COUNT: usize = 8 << 20;
+    let site = Site::start(&Plan::any());
+    let mut tls = fake::connect(&site, &site.clients.client(PRINCIPAL));
+    let head = format!(
+        "POST /tinyscale/v1/copy/x HTTP/1.1\r\nHost: {SERVER_NAME}\r\nContent-Encoding: br\r\nContent-Length: {COUNT}\r\n\r\n"
+    );
+    // A client that looks for the answer only when it has sent everything, as simple ones do.
+    let started = Instant::now();
+    let written = tls.write_all(head.as_bytes()).and_then(|()| tls.write_all(&vec![b'y'; COUNT]));
+    let written = written.and_then(|()| tls.flush());
+    assert!(written.is_ok() || started.elapsed() > Duration::from_millis(900), "{written:?}");
+    let mut answer = [0; 12];
+    tls.read_exact(&mut answer).unwrap();
+    assert_eq!(&answer, b"HTTP/1.1 415");
+}
+
 // --- targets ------------------------------------------------------------------------------------------------------------
 
 #[test]
