@@ -137,12 +137,26 @@ pub enum PkiAction {
 /// # Errors
 /// `usage`, with the nearest name where one was misspelt.
 pub fn parse(argv0: &OsStr, args: Vec<OsString>) -> Result<Command> {
-    let name = Path::new(argv0).file_name().and_then(OsStr::to_str).unwrap_or_default();
-    match name.strip_suffix(".exe").unwrap_or(name) {
+    match program_name(argv0) {
         "ssh" => Ok(Command::Ssh(args)),
         "scp" => Ok(Command::Scp(args)),
         _ => dispatch(args),
     }
+}
+
+/// Whether a command line is one of those that stand in for a process, right or wrong: whoever started it takes its exit
+/// status for the process's own.
+pub fn stands_in(argv0: &OsStr, args: &[OsString]) -> bool {
+    let is_standin = |name: &str| matches!(name, "ssh" | "scp" | "exec" | "connect");
+    match program_name(argv0) {
+        "ssh" | "scp" => true,
+        _ => args.first().and_then(|name| name.to_str()).is_some_and(is_standin),
+    }
+}
+
+fn program_name(argv0: &OsStr) -> &str {
+    let name = Path::new(argv0).file_name().and_then(OsStr::to_str).unwrap_or_default();
+    name.strip_suffix(".exe").unwrap_or(name)
 }
 
 /// Whether this build has the server half.

@@ -24,12 +24,13 @@ const STATUS_FAILED: u8 = 1;
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
     let argv0 = args.next().unwrap_or_else(|| "tstunnel".into());
-    let command = match cli::parse(&argv0, args.collect()) {
-        Ok(command) => command,
-        Err(error) => return fail(&error, false),
-    };
-    let is_standin = matches!(command, Command::Ssh(_) | Command::Scp(_) | Command::Exec(_) | Command::Connect(_));
-    match log(&command).and_then(|()| dispatch(command)) {
+    let args: Vec<_> = args.collect();
+    let is_standin = cli::stands_in(&argv0, &args);
+    let result = cli::parse(&argv0, args).and_then(|command| {
+        log(&command)?;
+        dispatch(command)
+    });
+    match result {
         Ok(status) => ExitCode::from(status),
         Err(error) => fail(&error, is_standin),
     }

@@ -229,8 +229,12 @@ impl Lingering {
 }
 
 impl AsyncRead for Lingering {
+    /// Ends while it lingers: what still comes is nobody's any more.
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        self.stream()?.poll_read(cx, buf)
+        match &mut self.stream {
+            Some(stream) => Pin::new(stream).poll_read(cx, buf),
+            None => Poll::Ready(Ok(())),
+        }
     }
 }
 
@@ -239,13 +243,19 @@ impl AsyncWrite for Lingering {
         self.stream()?.poll_write(cx, bytes)
     }
 
+    /// There is nothing to flush while it lingers. An error would end that: hyper flushes before each further look at the
+    /// shutdown.
     fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.stream()?.poll_flush(cx)
+        match &mut self.stream {
+            Some(stream) => Pin::new(stream).poll_flush(cx),
+            None => Poll::Ready(Ok(())),
+        }
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(stream) = self.stream.take() {
-            self.linger = Some(Box::pin(tls::linger(stream)));
+            // All of an upload that was refused in its middle: only time bounds what an authenticated peer still sends.
+            self.linger = Some(Box::pin(tls::linger(stream, u64::MAX)));
         }
         match &mut self.linger {
             Some(linger) => linger.as_mut().poll(cx).map(Ok),

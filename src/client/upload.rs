@@ -49,8 +49,7 @@ struct Source {
     file: File,
     size: u64,
     path: PathBuf,
-    /// `sha-256=:BASE64:`.
-    digest: String,
+    sha256: digest::Digest,
     request_path: String,
     mode: u32,
     compress: bool,
@@ -126,10 +125,10 @@ impl Source {
             Some(name) => name.clone(),
             None => own_name(&path)?,
         };
-        let digest = BASE64.encode(sha256(&mut file).map_err(failed)?);
+        let sha256 = sha256(&mut file).map_err(failed)?;
         Ok(Source {
             size: metadata.len(),
-            digest: format!("sha-256=:{digest}:"),
+            sha256,
             request_path: format!("/copy/{}", percent_encode(&name)),
             mode: upload.mode.unwrap_or(metadata.permissions().mode()) & 0o777,
             compress: upload.compress,
@@ -141,7 +140,9 @@ impl Source {
     fn request(&self, method: &str, dialler: &Dialler) -> Request {
         let host = dialler.host();
         let target = format!("{}{}", host.upgrade_base, self.request_path);
-        Request::new(method, &target, &host.server_name).field(HEADER_UNENCODED_DIGEST, &self.digest)
+        let digest = BASE64.encode(self.sha256);
+        Request::new(method, &target, &host.server_name)
+            .field(HEADER_UNENCODED_DIGEST, format_args!("sha-256=:{digest}:"))
     }
 
     /// Asks on a connection of its own how much of the file the server holds, and dials for the rest.
@@ -158,11 +159,37 @@ impl Source {
 
     async fn send(&self, mut connection: Connection, dialler: &Dialler, offset: u64) -> Attempt {
         match self.try_send(&mut connection, dialler, offset).await {
-            Ok(response) if matches!(response.status, 200 | 201) => Attempt::Stored,
+            Ok(response) if matches!(response.status, 200 | 201) => {
+                let endpoint = &dialler.host().endpoint.host;
+                match self.check_stored(&response, &connection.body(&response).await, endpoint) {
+                    Ok(()) => Attempt::Stored,
+                    Err(error) => Attempt::Refused(error),
+                }
+            }
             Ok(response) => Attempt::Refused(connection.refusal(&response).await),
             Err(error) if is_passing(&error) => Attempt::Broken(error),
             Err(error) => Attempt::Refused(error),
         }
+    }
+
+    /// Refuses the good news of another kind of server, and of one that stored another content.
+    fn check_stored(&self, response: &Response, body: &[u8], endpoint: &str) -> Result<()> {
+        #[derive(serde::Deserialize)]
+        struct Stored {
+            sha256: String,
+        }
+        if response.field("content-type").is_some_and(|kind| kind.starts_with("text/html")) {
+            let text = format!("{endpoint} answered the upload with a web page ({})", response.status);
+            return Err(Error::new(Code::NotTstunnel, text));
+        }
+        // A server that names no digest is older than this client, and taken at its word.
+        let Ok(stored) = serde_json::from_slice::<Stored>(body) else { return Ok(()) };
+        let ours: String = self.sha256.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+        if stored.sha256.eq_ignore_ascii_case(&ours) {
+            return Ok(());
+        }
+        let text = format!("{endpoint} says that it stored another content than {}", self.path.display());
+        Err(Error::new(Code::Protocol, text))
     }
 
     async fn try_send(&self, connection: &mut Connection, dialler: &Dialler, offset: u64) -> Result<Response> {

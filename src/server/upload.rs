@@ -307,11 +307,7 @@ impl Part {
     fn receive(&mut self, order: &Order, chunks: &mut mpsc::Receiver<Chunk>) -> Result<(), Refusal> {
         let mut body_hash = Context::new(&SHA256);
         let mut is_whole = false;
-        let mut decoder: Box<dyn Write + '_> = match order.encoding {
-            Encoding::Identity => Box::new(&mut *self),
-            Encoding::Gzip => Box::new(flate2::write::GzDecoder::new(&mut *self)),
-            Encoding::Zstd => Box::new(zstd::stream::write::Decoder::new(&mut *self).map_err(|error| storage(&error))?),
-        };
+        let mut decoder = Decoder::new(&mut *self, order.encoding).map_err(|error| storage(&error))?;
         let mut written = Ok(());
         while written.is_ok()
             && let Some(chunk) = chunks.blocking_recv()
@@ -327,9 +323,8 @@ impl Part {
                 }
             }
         }
-        // What is decoded so far counts, whether or not the rest has come.
-        let written = written.and_then(|()| decoder.flush());
-        drop(decoder);
+        // Of a body that breaks off, what is decoded so far counts; one that has come whole must end where its encoding does.
+        let written = written.and_then(|()| if is_whole { decoder.finish() } else { decoder.flush() });
         if let Err(error) = written {
             return Err(self.explain(&error));
         }
@@ -385,6 +380,50 @@ impl Write for Part {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+/// What decodes a body into a part.
+enum Decoder<'a> {
+    Identity(&'a mut Part),
+    Zstd(zstd::stream::write::Decoder<'static, &'a mut Part>),
+    Gzip(Box<flate2::write::GzDecoder<&'a mut Part>>),
+}
+
+impl<'a> Decoder<'a> {
+    fn new(part: &'a mut Part, encoding: Encoding) -> io::Result<Decoder<'a>> {
+        Ok(match encoding {
+            Encoding::Identity => Decoder::Identity(part),
+            Encoding::Zstd => Decoder::Zstd(zstd::stream::write::Decoder::new(part)?),
+            Encoding::Gzip => Decoder::Gzip(Box::new(flate2::write::GzDecoder::new(part))),
+        })
+    }
+
+    /// Writes what is left, and fails where the encoding says that there is more to come.
+    fn finish(self) -> io::Result<()> {
+        match self {
+            Decoder::Identity(part) => part.flush(),
+            Decoder::Zstd(decoder) => decoder.finish().map(drop),
+            Decoder::Gzip(decoder) => decoder.finish().map(drop),
+        }
+    }
+
+    fn writer(&mut self) -> &mut dyn Write {
+        match self {
+            Decoder::Identity(part) => part,
+            Decoder::Zstd(decoder) => decoder,
+            Decoder::Gzip(decoder) => decoder,
+        }
+    }
+}
+
+impl Write for Decoder<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.writer().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer().flush()
     }
 }
 

@@ -24,8 +24,10 @@ use crate::tls::{ALPN, add_roots, check_validity, pem, provider, unusable_pair};
 /// alert, the legacy version, two bytes of payload (RFC 8446 §5.1 and §6).
 pub const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
-/// How long, and how many bytes, a peer that was refused may still send before its connection is closed.
-const LINGER: (Duration, u64) = (Duration::from_secs(1), 256 << 10);
+/// How long a peer that was refused may still send before its connection is closed.
+const LINGER: Duration = Duration::from_secs(1);
+/// How many bytes it may, while nobody knows who it is.
+const LINGER_BYTES: u64 = 256 << 10;
 
 /// Makes the server's configuration. With revocation lists every certificate of a client's chain below the anchor must be
 /// covered by one that has not expired; without any, revocation is not checked.
@@ -117,31 +119,31 @@ where
         Ok(start) => start,
         Err(error) => {
             if let Some(io) = acceptor.take_io() {
-                linger(io).await;
+                linger(io, LINGER_BYTES).await;
             }
             return Err(error);
         }
     };
     if start.client_hello().server_name().is_none() {
         start.io.write_all(&UNRECOGNIZED_NAME).await?;
-        linger(start.io).await;
+        linger(start.io, LINGER_BYTES).await;
         return Err(io::Error::new(io::ErrorKind::InvalidData, "the client sent no server name"));
     }
     match start.into_stream(config).into_fallible().await {
         Ok(stream) => Ok(stream),
         Err((error, io)) => {
-            linger(io).await;
+            linger(io, LINGER_BYTES).await;
             Err(error)
         }
     }
 }
 
-/// Ends this side's direction and reads for a moment what the peer still sends: closing over unread bytes sends a reset, and
-/// a reset overtakes the alert or the answer before it.
-pub async fn linger(mut io: impl AsyncRead + AsyncWrite + Unpin) {
+/// Ends this side's direction and reads for a moment what the peer still sends, at most `max_bytes`: closing over unread bytes
+/// sends a reset, and a reset overtakes the alert or the answer before it.
+pub async fn linger(mut io: impl AsyncRead + AsyncWrite + Unpin, max_bytes: u64) {
     let ending = async {
         io.shutdown().await?;
-        tokio::io::copy(&mut io.take(LINGER.1), &mut tokio::io::sink()).await
+        tokio::io::copy(&mut io.take(max_bytes), &mut tokio::io::sink()).await
     };
-    let _ = tokio::time::timeout(LINGER.0, ending).await;
+    let _ = tokio::time::timeout(LINGER, ending).await;
 }

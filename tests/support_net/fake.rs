@@ -1,0 +1,153 @@
+//! Peers that are not tstunnel: servers that say what a test wants, and a client that speaks bytes.
+
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::{
+    ClientConfig, ClientConnection, RootCertStore, ServerConfig, ServerConnection, StreamOwned,
+    SupportedProtocolVersion,
+};
+
+use super::site::{SERVER_NAME, Site};
+use crate::support::pki::Identity;
+
+/// A server's end of a TLS connection.
+pub(crate) type Tls = StreamOwned<ServerConnection, TcpStream>;
+
+/// A client's end of one.
+pub(crate) type ClientTls = StreamOwned<ClientConnection, TcpStream>;
+
+/// A peer that is waited for no longer than this.
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// A listener whose every connection is given to `serve`, in a thread of its own.
+pub(crate) fn tcp_server(serve: impl Fn(TcpStream) + Send + Sync + 'static) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let serve = Arc::new(serve);
+    // The thread ends with the process: there is no way to interrupt accept, and nothing that it would hold up.
+    thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            connection.set_read_timeout(Some(PATIENCE)).unwrap();
+            let serve = Arc::clone(&serve);
+            thread::spawn(move || serve(connection));
+        }
+    });
+    address
+}
+
+/// A TLS 1.3 server that reads a request, head and body, and gives it to `answer`.
+pub(crate) fn https_server(
+    identity: &Identity,
+    answer: impl Fn(&mut Tls, &Request) -> io::Result<()> + Send + Sync + 'static,
+) -> SocketAddr {
+    https_server_of(identity, &rustls::version::TLS13, answer)
+}
+
+/// The same in another version of TLS.
+pub(crate) fn https_server_of(
+    identity: &Identity,
+    version: &'static SupportedProtocolVersion,
+    answer: impl Fn(&mut Tls, &Request) -> io::Result<()> + Send + Sync + 'static,
+) -> SocketAddr {
+    let config = Arc::new(server_config(identity, version));
+    tcp_server(move |connection| {
+        let mut tls = StreamOwned::new(ServerConnection::new(config.clone()).unwrap(), connection);
+        // What the peer makes of it is what the test looks at.
+        let _ = Request::read(&mut tls).and_then(|request| answer(&mut tls, &request));
+    })
+}
+
+/// A request as a fake server got it.
+#[derive(Debug)]
+pub(crate) struct Request {
+    pub(crate) head: String,
+    pub(crate) body: Vec<u8>,
+}
+
+impl Request {
+    pub(crate) fn read(from: &mut impl Read) -> io::Result<Request> {
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") {
+            from.read_exact(&mut byte)?;
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8_lossy(&head).into_owned();
+        let length = head
+            .lines()
+            .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse().ok());
+        let mut body = vec![0; length.unwrap_or(0)];
+        from.read_exact(&mut body)?;
+        Ok(Request { head, body })
+    }
+}
+
+/// Ends a server's direction properly, and reads until the peer has ended its own, so that no reset overtakes anything.
+pub(crate) fn finish(tls: &mut Tls) -> io::Result<()> {
+    tls.conn.send_close_notify();
+    tls.flush()?;
+    let _ = tls.sock.shutdown(Shutdown::Write);
+    io::copy(&mut tls.sock, &mut io::sink()).map(|_| ())
+}
+
+/// Ends the TCP connection without a word of TLS.
+pub(crate) fn hang_up(tls: &mut Tls) -> io::Result<()> {
+    tls.flush()?;
+    tls.sock.shutdown(Shutdown::Write)?;
+    io::copy(&mut tls.sock, &mut io::sink()).map(|_| ())
+}
+
+fn server_config(identity: &Identity, version: &'static SupportedProtocolVersion) -> ServerConfig {
+    let (chain, key) = parse(identity);
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[version])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .unwrap()
+}
+
+fn parse(identity: &Identity) -> (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>) {
+    let chain = CertificateDer::pem_slice_iter(identity.certificate.as_bytes()).map(Result::unwrap).collect();
+    (chain, PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).unwrap())
+}
+
+/// Connects to the site's server with TLS as `identity`.
+pub(crate) fn connect(site: &Site, identity: &Identity) -> ClientTls {
+    let mut roots = RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_slice(site.servers.certificate().as_bytes()).unwrap()).unwrap();
+    let (chain, key) = parse(identity);
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_client_auth_cert(chain, key)
+        .unwrap();
+    let name = ServerName::try_from(SERVER_NAME).unwrap();
+    let connection = TcpStream::connect(site.address()).unwrap();
+    connection.set_read_timeout(Some(PATIENCE)).unwrap();
+    StreamOwned::new(ClientConnection::new(Arc::new(config), name).unwrap(), connection)
+}
+
+/// Sends a POST and reads the answer's head, and nothing behind it.
+pub(crate) fn post(tls: &mut ClientTls, path: &str, fields: &str, body: &str) -> String {
+    let head =
+        format!("POST {path} HTTP/1.1\r\nHost: {SERVER_NAME}\r\n{fields}Content-Length: {}\r\n\r\n{body}", body.len());
+    tls.write_all(head.as_bytes()).unwrap();
+    tls.flush().unwrap();
+    let mut answer = Vec::new();
+    let mut byte = [0];
+    while !answer.ends_with(b"\r\n\r\n") {
+        tls.read_exact(&mut byte).unwrap();
+        answer.push(byte[0]);
+    }
+    String::from_utf8(answer).unwrap()
+}
