@@ -80,6 +80,13 @@ fn commands(table: &mut Table, bytes: u64) {
         let [tunnel, ssh, gcm] = host.clients("true").map(|(mut client, _)| until_exit(&mut client) * 1e3);
         table.add("`true`, a fresh connection, ms", [Some(tunnel), Some(ssh), Some(gcm)]);
     }
+    let master = host.master();
+    for _ in 0..4 {
+        let tunnel = until_exit(&mut host.clients("true")[0].0) * 1e3;
+        let ssh = until_exit(&mut host.ssh_over(&master, "true")) * 1e3;
+        table.add("  beside ssh over a ControlMaster, ms", [Some(tunnel), Some(ssh), None]);
+    }
+    drop(master);
     for direction in [Direction::Up, Direction::Down] {
         let line = match direction {
             Direction::Up => "cat >/dev/null".to_owned(),

@@ -110,11 +110,38 @@ impl Plain {
         self.ssh(&["-p", &port.to_string()], line)
     }
 
+    /// A connection that is kept up for others to share.
+    pub(crate) fn master(&self) -> Master {
+        let socket = self.folder.path().join("control");
+        let mut command = self.ssh_by(&socket, &["-N", "-o", "ControlMaster=yes"], None);
+        let process = Group::spawn(command.stdin(Stdio::null()));
+        wait_until("the shared connection stands", SOON, || socket.exists());
+        Master { socket, _process: process }
+    }
+
+    /// ssh over a connection that is up.
+    pub(crate) fn ssh_over(&self, master: &Master, line: &str) -> Command {
+        self.ssh_by(&master.socket, &[], Some(line))
+    }
+
+    fn ssh_by(&self, socket: &Path, options: &[&str], line: Option<&str>) -> Command {
+        let mut command = Command::new(program("ssh"));
+        command.arg("-F").arg(self.folder.path().join("openssh/ssh_config")).arg("-S").arg(socket);
+        command.args(options).arg(HOST).args(line);
+        command
+    }
+
     fn ssh(&self, options: &[&str], line: &str) -> Command {
         let mut command = Command::new(program("ssh"));
         command.arg("-F").arg(self.folder.path().join("openssh/ssh_config")).args(options).args([HOST, line]);
         command
     }
+}
+
+/// An ssh that keeps a connection up until it is dropped.
+pub(crate) struct Master {
+    socket: PathBuf,
+    _process: Group,
 }
 
 /// An sshd as it is used every day: without the forced command that gives the tests a home of their own.
