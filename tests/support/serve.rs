@@ -31,6 +31,10 @@ impl Server {
         self.address
     }
 
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
+    }
+
     /// Kills the server alone. What it had started is left to notice it.
     pub(crate) fn kill(&mut self) {
         self.process.kill();

@@ -1,0 +1,57 @@
+# make demo      see it work: a real Mutagen through a real server, on this machine
+# make test      everything that must hold, from formatting to the real Mutagen
+# make bench     how it compares with OpenSSH here
+# make build     the program: target/release/tstunnel
+# make install   below PREFIX (default /usr/local; DESTDIR is honoured)
+# make audit     known vulnerabilities in the dependencies (needs the network)
+
+PREFIX ?= /usr/local
+CARGO ?= cargo
+TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Where the tests build it too.
+MUTAGEN := $(TARGET)/mutagen-v0.18.1
+SCRIPTS := .ci/run packaging/demo.sh tests/setup.sh tests/mutagen/build.sh
+
+.PHONY: build demo test bench lint audit setup mutagen install clean
+
+build:
+	$(CARGO) build --locked --release
+
+demo: setup build mutagen
+	packaging/demo.sh $(TARGET)/release/tstunnel $(MUTAGEN)
+
+test: setup lint mutagen
+	$(CARGO) test --locked
+
+bench: setup mutagen
+	$(CARGO) bench --locked --bench peers
+
+# The advisories are not checked here: their database comes from the network, and a test must not depend on that.
+lint: setup
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	$(CARGO) clippy --locked --no-default-features -- -D warnings
+	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --no-deps
+	$(CARGO) deny --locked check bans licenses sources
+	mandoc -T lint man/*.7
+	shellcheck $(SCRIPTS)
+
+audit: setup
+	$(CARGO) deny --locked check advisories
+
+setup:
+	tests/setup.sh
+
+mutagen: setup
+	tests/mutagen/build.sh $(MUTAGEN)
+
+# Mutagen looks for `ssh` and `scp` in a folder, so there is one with these two names and nothing else.
+install: build
+	install -D -m 0755 $(TARGET)/release/tstunnel $(DESTDIR)$(PREFIX)/bin/tstunnel
+	install -D -m 0644 man/tstunnel-protocol.7 $(DESTDIR)$(PREFIX)/share/man/man7/tstunnel-protocol.7
+	install -d $(DESTDIR)$(PREFIX)/lib/tstunnel/mutagen
+	ln -sfn ../../../bin/tstunnel $(DESTDIR)$(PREFIX)/lib/tstunnel/mutagen/ssh
+	ln -sfn ../../../bin/tstunnel $(DESTDIR)$(PREFIX)/lib/tstunnel/mutagen/scp
+
+clean:
+	$(CARGO) clean

@@ -1,0 +1,207 @@
+//! The servers of both kinds, and the clients that go to them.
+
+use std::fs;
+use std::os::unix::fs::symlink;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use tempfile::TempDir;
+
+use crate::support::mutagen::Daemon;
+use crate::support::openssh::{self, Account, Sshd};
+use crate::support::pki::Authority;
+use crate::support::port;
+use crate::support::process::{Group, program};
+use crate::support::remote::{PRINCIPAL, Setup, Transport};
+use crate::support::serve::{Server, TSTUNNEL};
+use crate::support::wait::{SOON, wait_until};
+
+const HOST: &str = "host123";
+const DOMAIN: &str = "tunnel.test";
+
+/// A `tstunnel serve` with a client's configuration beside it.
+pub(crate) struct Host {
+    folder: PathBuf,
+    server: Server,
+}
+
+impl Host {
+    /// Starts one whose host has its home in `folder`; `commands` is what it allows.
+    pub(crate) fn start(folder: &Path, commands: &str) -> Host {
+        let authority = Authority::new("an authority");
+        fs::create_dir_all(folder.join("home")).unwrap();
+        fs::write(folder.join("ca.crt"), authority.certificate()).unwrap();
+        authority.server(&[&format!("*.{DOMAIN}")]).write(folder, "server");
+        authority.client(PRINCIPAL).write(folder, "client");
+        let text = format!(
+            "listen = [\"127.0.0.1:0\"]\n\
+             cert = \"server.crt\"\n\
+             key = \"server.key\"\n\
+             client_ca = [\"ca.crt\"]\n\
+             domain = \"{DOMAIN}\"\n\
+             [host.{HOST}]\n\
+             home = \"{}\"\n\
+             commands = \"{commands}\"\n\
+             [[grant]]\n\
+             principal = \"{PRINCIPAL}\"\n\
+             hosts = [\"{HOST}\"]\n",
+            folder.join("home").display()
+        );
+        fs::write(folder.join("server.toml"), text).unwrap();
+        let server = Server::start(&folder.join("server.toml"));
+        let text = format!(
+            "[host.{HOST}]\n\
+             endpoint = \"{}\"\n\
+             sni = \"{HOST}.{DOMAIN}\"\n\
+             cert = \"client.crt\"\n\
+             key = \"client.key\"\n\
+             ca = \"ca.crt\"\n",
+            server.address()
+        );
+        fs::write(folder.join("config.toml"), text).unwrap();
+        Host { folder: folder.to_owned(), server }
+    }
+
+    fn config(&self) -> PathBuf {
+        self.folder.join("config.toml")
+    }
+
+    fn client(&self, options: &[&str], line: &str) -> Command {
+        let mut command = Command::new(TSTUNNEL);
+        command.args(["exec", "--config"]).arg(self.config()).args(options).args([HOST, "--", line]);
+        command
+    }
+}
+
+/// One server of each kind that runs any command in this account.
+pub(crate) struct Plain {
+    tunnel: Host,
+    sshd: Group,
+    // Last, so that it is removed after the servers have gone.
+    folder: TempDir,
+}
+
+impl Plain {
+    pub(crate) fn start() -> Plain {
+        let folder = tempfile::Builder::new().prefix("ts-bench-").tempdir().unwrap();
+        let tunnel = Host::start(&folder.path().join("tstunnel"), "any");
+        let sshd = sshd(&folder.path().join("openssh"));
+        Plain { tunnel, sshd, folder }
+    }
+
+    /// The clients for one command line, with the servers that they go to: tstunnel, ssh, and ssh with AES-128-GCM.
+    pub(crate) fn clients(&self, line: &str) -> [(Command, u32); 3] {
+        let gcm = ["-c", "aes128-gcm@openssh.com"];
+        [
+            (self.tunnel.client(&[], line), self.tunnel.server.id()),
+            (self.ssh(&[], line), self.sshd.id()),
+            (self.ssh(&gcm, line), self.sshd.id()),
+        ]
+    }
+
+    /// tstunnel, to another address.
+    pub(crate) fn tstunnel_to(&self, endpoint: &str, line: &str) -> Command {
+        self.tunnel.client(&["--endpoint", endpoint], line)
+    }
+
+    /// ssh, to another port.
+    pub(crate) fn ssh_to(&self, port: u16, line: &str) -> Command {
+        self.ssh(&["-p", &port.to_string()], line)
+    }
+
+    /// A connection that is kept up for others to share.
+    pub(crate) fn master(&self) -> Master {
+        let socket = self.folder.path().join("control");
+        let mut command = self.ssh_by(&socket, &["-N", "-o", "ControlMaster=yes"], None);
+        let process = Group::spawn(command.stdin(Stdio::null()));
+        wait_until("the shared connection stands", SOON, || socket.exists());
+        Master { socket, _process: process }
+    }
+
+    /// ssh over a connection that is up.
+    pub(crate) fn ssh_over(&self, master: &Master, line: &str) -> Command {
+        self.ssh_by(&master.socket, &[], Some(line))
+    }
+
+    fn ssh_by(&self, socket: &Path, options: &[&str], line: Option<&str>) -> Command {
+        let mut command = Command::new(program("ssh"));
+        command.arg("-F").arg(self.folder.path().join("openssh/ssh_config")).arg("-S").arg(socket);
+        command.args(options).arg(HOST).args(line);
+        command
+    }
+
+    fn ssh(&self, options: &[&str], line: &str) -> Command {
+        let mut command = Command::new(program("ssh"));
+        command.arg("-F").arg(self.folder.path().join("openssh/ssh_config")).args(options).args([HOST, line]);
+        command
+    }
+}
+
+/// An ssh that keeps a connection up until it is dropped.
+pub(crate) struct Master {
+    socket: PathBuf,
+    _process: Group,
+}
+
+/// An sshd as it is used every day: without the forced command that gives the tests a home of their own.
+fn sshd(folder: &Path) -> Group {
+    let account = Account { home: folder, wrapper: None, uploads: true };
+    // It writes keys and a configuration; the server itself is not the one that is wanted.
+    drop(Sshd::start(folder, &account));
+    let port = port::free();
+    openssh::stand_ins(folder, HOST, port);
+    let text = fs::read_to_string(folder.join("sshd_config")).unwrap();
+    let lines = text.lines().filter(|line| !line.starts_with("ForceCommand") && !line.starts_with("ListenAddress"));
+    let text: Vec<String> = lines.map(str::to_owned).chain([format!("ListenAddress 127.0.0.1:{port}")]).collect();
+    fs::write(folder.join("sshd_config"), text.join("\n") + "\n").unwrap();
+    let log = folder.join("sshd.log");
+    let process = Group::spawn(
+        Command::new(program("sshd"))
+            .args(["-D", "-e", "-f"])
+            .arg(folder.join("sshd_config"))
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(fs::File::create(&log).unwrap()),
+    );
+    wait_until("sshd listens", SOON, || fs::read_to_string(&log).unwrap().contains("Server listening on"));
+    process
+}
+
+/// Seconds that `mutagen sync create` took, until both sides were connected.
+pub(crate) struct Created {
+    pub(crate) fresh: f64,
+    pub(crate) again: f64,
+}
+
+pub(crate) fn mutagen_over_tstunnel() -> Created {
+    let folder = tempfile::Builder::new().prefix("ts-bench-").tempdir().unwrap();
+    let host = Host::start(folder.path(), "mutagen");
+    let stand_ins = folder.path().join("stand-ins");
+    fs::create_dir(&stand_ins).unwrap();
+    for name in ["ssh", "scp"] {
+        symlink(TSTUNNEL, stand_ins.join(name)).unwrap();
+    }
+    let daemon =
+        Daemon::start_with(vec![("MUTAGEN_SSH_PATH", stand_ins.into()), ("TSTUNNEL_CONFIG", host.config().into())]);
+    create(&daemon, &|name| format!("{HOST}:{}", folder.path().join("home").join(name).display()))
+}
+
+pub(crate) fn mutagen_over_openssh() -> Created {
+    let remote = Setup::new(Transport::OpenSsh).start();
+    let daemon = Daemon::start(&remote);
+    create(&daemon, &|name| remote.url(name))
+}
+
+fn create(daemon: &Daemon, url: &dyn Fn(&str) -> String) -> Created {
+    let [fresh, again] = ["one", "two"].map(|name| {
+        let here = daemon.folder(name);
+        fs::create_dir(&here).unwrap();
+        let started = Instant::now();
+        let session = daemon.create_sync(&here, &url(name));
+        let seconds = started.elapsed().as_secs_f64();
+        session.wait_until_ready(SOON);
+        seconds
+    });
+    Created { fresh, again }
+}

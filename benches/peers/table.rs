@@ -1,0 +1,93 @@
+//! Samples → a table of medians, and what they were measured on.
+
+use std::fs;
+use std::io::{IsTerminal, Write};
+use std::process::Command;
+
+use crate::support::process::{program, run};
+
+const PEERS: [&str; 3] = ["tstunnel", "ssh", "ssh aes-gcm"];
+
+/// The rows in the order in which they were first added to.
+#[derive(Default)]
+pub(crate) struct Table {
+    rows: Vec<(String, [Vec<f64>; 3])>,
+}
+
+impl Table {
+    /// Adds one sample a peer to a row; none for a peer that it does not concern.
+    pub(crate) fn add(&mut self, name: &str, samples: [Option<f64>; 3]) {
+        if !self.rows.iter().any(|(row, _)| row == name) {
+            self.rows.push((name.to_owned(), Default::default()));
+        }
+        let (_, row) = self.rows.iter_mut().find(|(row, _)| row == name).unwrap();
+        for (kept, sample) in row.iter_mut().zip(samples) {
+            kept.extend(sample);
+        }
+    }
+
+    /// Prints everything. A ratio is how many times better tstunnel is: less of everything but throughput.
+    pub(crate) fn print(self, runs: u64, bytes: u64) {
+        progress("");
+        println!("{}", surroundings());
+        println!("Medians of {runs} interleaved runs; transfers of {} MiB, connecting included.\n", bytes >> 20);
+        let [tunnel, ssh, gcm] = PEERS;
+        println!("{:<36} {tunnel:>9} {ssh:>9} {gcm:>12}   {:>7} {:>7}", "", "× ssh", "× gcm");
+        for (name, samples) in self.rows {
+            let medians = samples.map(median);
+            let more_is_better = name.contains("/s") && !name.contains("CPU");
+            let ratio = |other: Option<f64>| {
+                let (mine, other) = (medians[0]?, other?);
+                Some(if more_is_better { mine / other } else { other / mine })
+            };
+            let [tunnel, ssh, gcm] = medians.map(|value| cell(value, 2));
+            let ratios = [medians[1], medians[2]].map(|other| cell(ratio(other), 1));
+            println!("{name:<36} {tunnel:>9} {ssh:>9} {gcm:>12}   {:>7} {:>7}", ratios[0], ratios[1]);
+        }
+    }
+}
+
+/// Says what is going on, to people alone.
+pub(crate) fn progress(text: &str) {
+    if std::io::stderr().is_terminal() {
+        let _ = write!(std::io::stderr(), "\r\x1b[K{text}");
+    }
+}
+
+fn median(mut samples: Vec<f64>) -> Option<f64> {
+    samples.sort_by(f64::total_cmp);
+    let middle = samples.len() / 2;
+    let upper = *samples.get(middle)?;
+    Some(if samples.len() % 2 == 1 { upper } else { (samples[middle - 1] + upper) / 2.0 })
+}
+
+fn cell(value: Option<f64>, digits: usize) -> String {
+    value.map_or_else(|| "–".to_owned(), |value| format!("{value:.digits$}"))
+}
+
+/// Machine, versions and commit, in one line each.
+fn surroundings() -> String {
+    let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap();
+    let model = cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split_once(": "));
+    let model = model.map_or("a processor without a name", |(_, model)| model);
+    let cores = std::thread::available_parallelism().unwrap();
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let load = fs::read_to_string("/proc/loadavg").unwrap();
+    let load = load.split(' ').next().unwrap_or_default();
+    let ssh = Command::new(program("ssh")).arg("-V").output().unwrap();
+    let ssh = String::from_utf8_lossy(&ssh.stderr);
+    let git = |arguments: &[&str]| {
+        let output = Command::new("git").args(arguments).current_dir(env!("CARGO_MANIFEST_DIR")).output();
+        output.ok().filter(|output| output.status.success())
+    };
+    let commit = git(&["describe", "--always", "--dirty"])
+        .map_or_else(|| "no commit".to_owned(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned());
+    let rustc = run(Command::new("rustc").arg("--version"));
+    format!(
+        "{cores} × {model}, Linux {}, load {load}\ntstunnel {} ({commit}, {}), {}, Mutagen 0.18.1",
+        kernel.trim(),
+        env!("CARGO_PKG_VERSION"),
+        rustc.trim(),
+        ssh.trim()
+    )
+}
