@@ -34,6 +34,8 @@ pub enum Command {
     Classify(Classify),
     /// Run Mutagen with these arguments.
     Mutagen(Vec<OsString>),
+    /// `status`
+    Status(Status),
     /// `serve`
     #[cfg(feature = "server")]
     Serve(Serve),
@@ -96,6 +98,13 @@ pub struct Upload {
 pub struct Classify {
     /// The exit status that the command had.
     pub exit_status: Option<i32>,
+    /// Print JSON.
+    pub json: bool,
+}
+
+/// `status`
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
     /// Print JSON.
     pub json: bool,
 }
@@ -275,6 +284,7 @@ impl Given {
                 exit_status: self.number(Opt::ExitStatus, "an exit status", |text| text.parse().ok())?,
                 json: self.has(Opt::Json),
             })),
+            Commanded::Status => Ok(Command::Status(Status { json: self.has(Opt::Json) })),
             Commanded::Help => {
                 let name = operands.map(utf8).collect::<Result<Vec<_>>>()?.join(" ");
                 match name.as_str() {
@@ -520,6 +530,12 @@ mod tests {
         assert!(refused(&["classify", "--exit-status", "x"]).text.contains("not an exit status"));
     }
 
+    #[test]
+    fn status_is_a_table_unless_json_is_asked_for() {
+        assert_eq!(parsed(&["status"]), Command::Status(Status { json: false }));
+        assert_eq!(parsed(&["status", "--json"]), Command::Status(Status { json: true }));
+    }
+
     #[cfg(feature = "server")]
     #[test]
     fn the_servers_commands_are_read() {
@@ -576,6 +592,7 @@ mod tests {
             (&["connect", "--env", "A", "h"], "--env"),
             (&["upload", "f"], "needs FILE HOST"),
             (&["classify", "x"], "too many"),
+            (&["status", "x"], "too many"),
         ] {
             let error = refused(line);
             assert!(error.text.contains(said), "{line:?}: {error}");

@@ -12,4 +12,5 @@ pub mod mutagen;
 pub mod redial;
 pub mod session;
 pub mod standin;
+pub mod status;
 pub mod upload;

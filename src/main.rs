@@ -9,7 +9,7 @@ use tstunnel::cli::{self, Command};
 use tstunnel::client::dial::Dialler;
 use tstunnel::client::session::Offer;
 use tstunnel::client::standin::{self, Ours};
-use tstunnel::client::{classify, connect, exec, mutagen, upload};
+use tstunnel::client::{classify, connect, exec, mutagen, status, upload};
 use tstunnel::config::{self, Environment, Overrides, WeakDefaults};
 use tstunnel::error::{Code, Error, Result};
 use tstunnel::protocol::CommandRequest;
@@ -104,6 +104,15 @@ fn dispatch(command: Command) -> Result<u8> {
             let mut stdout = std::io::stdout().lock();
             let status = classify::run(&mut std::io::stdin().lock(), &mut stdout, command.exit_status, command.json)?;
             Ok(status as u8)
+        }
+        Command::Status(command) => {
+            let found = block_on(status::ask::tunnels())?;
+            for pid in found.silent {
+                let _ = writeln!(std::io::stderr(), "tstunnel: process {pid} has a tunnel, but gives no answer");
+            }
+            let now = status::unix_seconds(std::time::SystemTime::now());
+            let tunnels = &found.tunnels;
+            print(&if command.json { status::to_json(tunnels) } else { status::to_text(tunnels, now) })
         }
         Command::Mutagen(args) => mutagen::run(&args, &env, &mut std::io::stderr()).map(|never| match never {}),
         #[cfg(feature = "server")]

@@ -11,6 +11,8 @@ use std::io::{self, IoSlice};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 
 use rustix::fs::{FileType, OFlags};
@@ -213,6 +215,48 @@ impl AsyncWrite for Stdio {
             }
             Stdio::Pollable(_) | Stdio::Ready(_) => Poll::Ready(Ok(())),
         }
+    }
+}
+
+/// A stream whose bytes are counted where somebody else can see the count.
+#[derive(Debug)]
+pub struct Counted<T> {
+    stream: T,
+    count: Arc<AtomicU64>,
+}
+
+impl<T> Counted<T> {
+    /// Counts the bytes of `stream` from now on.
+    pub fn new(stream: T) -> (Counted<T>, Arc<AtomicU64>) {
+        let count = Arc::new(AtomicU64::new(0));
+        (Counted { stream, count: Arc::clone(&count) }, count)
+    }
+}
+
+impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
+    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let before = buf.filled().len();
+        let result = Pin::new(&mut self.stream).poll_read(cx, buf);
+        self.count.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+        result
+    }
+}
+
+impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
+    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
+        if let Poll::Ready(Ok(count)) = &result {
+            self.count.fetch_add(*count as u64, Ordering::Relaxed);
+        }
+        result
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx)
     }
 }
 

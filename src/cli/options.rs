@@ -20,6 +20,8 @@ pub enum Commanded {
     Classify,
     /// `mutagen`
     Mutagen,
+    /// `status`
+    Status,
     /// `serve`
     Serve,
     /// `pki init`
@@ -203,6 +205,18 @@ pub const COMMANDS: &[CommandRow] = &[
         server: false,
     },
     CommandRow {
+        id: Commanded::Status,
+        name: "status",
+        operands: "",
+        words: Words::Between(0, 0),
+        sentence: "list the live tunnels of this account",
+        more: &[
+            "Shows those on this machine: bytes from stdin and to stdout and stderr, the last",
+            "measured round trip, and how many interruptions a tunnel has survived.",
+        ],
+        server: false,
+    },
+    CommandRow {
         id: Serve,
         name: "serve",
         operands: "",
@@ -315,6 +329,14 @@ pub const OPTIONS: &[OptionRow] = &[
         value: None,
         sentence: "print JSON: code, install, windows, retry, hint",
         commands: On::These(&[Commanded::Classify]),
+    },
+    OptionRow {
+        id: Opt::Json,
+        long: "json",
+        short: None,
+        value: None,
+        sentence: "print a JSON list",
+        commands: On::These(&[Commanded::Status]),
     },
     OptionRow {
         id: Opt::Endpoint,

@@ -15,6 +15,7 @@ pub async fn run(dialler: &Dialler, target: Option<&str>, offer: Offer, streams:
         Some(target) => format!("/stream?target={}", percent_encode(target)),
         None => "/stream".to_owned(),
     };
-    let opened = session::open(dialler, &Opening { path, body: None, offer }).await?;
+    let opening = Opening { path, body: None, offer, command: target.map(str::to_owned) };
+    let opened = session::open(dialler, &opening).await?;
     session::run(opened, streams, dialler).await
 }

@@ -16,7 +16,9 @@ pub async fn run(dialler: &Dialler, mut request: CommandRequest, offer: Offer, s
     }
     let body = serde_json::to_vec(&request)
         .map_err(|error| Error::new(Code::Internal, format!("cannot encode the request: {error}")))?;
-    let opening = Opening { path: "/command".to_owned(), body: Some(body), offer };
+    let command = std::iter::once(&request.command).chain(request.args.iter().flatten());
+    let command = command.map(String::as_str).collect::<Vec<_>>().join(" ");
+    let opening = Opening { path: "/command".to_owned(), body: Some(body), offer, command: Some(command) };
     let opened = session::open(dialler, &opening).await?;
     session::run(opened, streams, dialler).await
 }

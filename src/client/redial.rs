@@ -7,7 +7,7 @@
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use tokio::sync::Notify;
@@ -61,6 +61,8 @@ pub struct Path {
     /// Ends a pause early.
     hurry: Arc<Notify>,
     interruptions: u32,
+    /// When the path last broke, by the clock on the wall.
+    last_broken: Option<SystemTime>,
 }
 
 impl std::fmt::Debug for Path {
@@ -80,14 +82,31 @@ impl Path {
             broken: None,
             hurry: Arc::new(Notify::new()),
             interruptions: 0,
+            last_broken: None,
         }
     }
 
     /// The connection is gone, because of `reason`.
     pub fn broke(&mut self, reason: &Error) {
         tracing::info!(%reason, "interrupted");
-        self.broken.get_or_insert(Instant::now());
+        self.mark_broken();
         self.look();
+    }
+
+    fn mark_broken(&mut self) {
+        if self.broken.is_none() {
+            (self.broken, self.last_broken) = (Some(Instant::now()), Some(SystemTime::now()));
+        }
+    }
+
+    /// Whether the session has no connection now.
+    pub fn is_broken(&self) -> bool {
+        self.broken.is_some()
+    }
+
+    /// How many interruptions the session has survived, and when the last one began, or the one that lasts.
+    pub fn interruptions(&self) -> (u32, Option<SystemTime>) {
+        (self.interruptions, self.last_broken)
     }
 
     /// The connection may be dead: looks for another beside it.
@@ -127,7 +146,7 @@ impl Path {
                     tracing::info!("leaving a silent connection");
                 }
                 bridge.detach();
-                self.broken.get_or_insert(Instant::now());
+                self.mark_broken();
                 self.state = State::Asking(self.ask(connection, bridge.session().received_count()));
             }
             Step::Answered(Ok((stream, leftover, peer_received))) => {

@@ -1,6 +1,7 @@
 //! A request that upgrades → streams over the connection until the other side's end: what `exec`, `connect` and the
 //! `ssh` stand-in share.
 
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -10,6 +11,7 @@ use crate::bridge::{self, Bridge, Connection, Event, RawEnd};
 use crate::client::dial::{Dialler, reason};
 use crate::client::disturbance::Disturbances;
 use crate::client::redial::{Path, Resumption, Step};
+use crate::client::status::report::{Measure, Report};
 use crate::config::Host;
 use crate::error::{Code, Error, Result};
 use crate::protocol::frame::{Kind, Role};
@@ -17,7 +19,7 @@ use crate::protocol::head::{Request, Response};
 use crate::protocol::liveness::Policy;
 use crate::protocol::session::{DEFAULT_WINDOW_BYTES, Session};
 use crate::protocol::{HEADER_GRACE, HEADER_SESSION, HEADER_WINDOW, UPGRADE_FRAMED, UPGRADE_RAW};
-use crate::stdio::{Stdio, Streams};
+use crate::stdio::{Counted, Stdio, Stdout, Streams};
 
 /// How long the last words to a server, or its own, may take.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -42,6 +44,8 @@ pub struct Opening {
     pub body: Option<Vec<u8>>,
     /// The protocols.
     pub offer: Offer,
+    /// The command line or the target, for `tstunnel status`; `None` for the host's default target.
+    pub command: Option<String>,
 }
 
 /// An upgraded connection.
@@ -52,6 +56,7 @@ pub struct Opened {
     window_bytes: Option<usize>,
     /// What it takes to go on after an interruption.
     resumption: Option<Resumption>,
+    report: Report,
 }
 
 impl std::fmt::Debug for Opened {
@@ -97,7 +102,8 @@ pub async fn open(dialler: &Dialler, opening: &Opening) -> Result<Opened> {
     };
     let resumption = host.resume.and_then(|_| resumption(&response));
     let (stream, leftover) = connection.into_parts();
-    Ok(Opened { connection: Box::new(stream), leftover, window_bytes, resumption })
+    let report = Report::new(host, opening.command.as_deref());
+    Ok(Opened { connection: Box::new(stream), leftover, window_bytes, resumption, report })
 }
 
 fn window(response: &Response) -> usize {
@@ -132,12 +138,10 @@ fn program_refused(refusal: Error, response: &Response, opening: &Opening) -> Er
 pub async fn run(opened: Opened, streams: Streams, dialler: &Dialler) -> Result<u8> {
     let host = dialler.host();
     let Streams { stdin, stdout, stderr } = streams;
-    let Opened { mut connection, leftover, window_bytes, resumption } = opened;
+    let Opened { connection, leftover, window_bytes, resumption, mut report } = opened;
     let Some(window_bytes) = window_bytes else {
-        bridge::raw(&mut *connection, &leftover, Box::new(stdin), Box::new(stdout), RawEnd::Incoming)
-            .await
-            .map_err(|error| lost(host, Some(&error)))?;
-        return Ok(0);
+        let carried = run_raw(connection, &leftover, stdin, stdout, report).await;
+        return carried.map(|()| 0).map_err(|error| lost(host, Some(&error)));
     };
     let policy = Policy { interval: host.alive_interval, count: host.alive_count };
     let session = Session::new(Role::Client, window_bytes, policy, Instant::now());
@@ -166,7 +170,42 @@ pub async fn run(opened: Opened, streams: Streams, dialler: &Dialler) -> Result<
                 Meaning::End(status) => return Ok(close(&mut bridge, status).await),
                 Meaning::Forward(name) => bridge.session().queue_signal(name),
             },
+            question = report.question() => report.answer(question, measure(&mut bridge, path.as_ref())),
         }
+    }
+}
+
+/// Carries a plain stream.
+async fn run_raw(
+    mut connection: Box<dyn Connection>,
+    leftover: &[u8],
+    stdin: Stdio,
+    stdout: Stdout,
+    mut report: Report,
+) -> std::io::Result<()> {
+    let (stdin, sent) = Counted::new(stdin);
+    let (stdout, received) = Counted::new(stdout);
+    let carrying = bridge::raw(&mut *connection, leftover, Box::new(stdin), Box::new(stdout), RawEnd::Incoming);
+    let mut carrying = std::pin::pin!(carrying);
+    loop {
+        tokio::select! {
+            result = &mut carrying => return result.map(drop),
+            question = report.question() => {
+                let bytes = (sent.load(Ordering::Relaxed), received.load(Ordering::Relaxed));
+                report.answer(question, Measure { bytes, ..Measure::default() });
+            }
+        }
+    }
+}
+
+fn measure(bridge: &mut Bridge, path: Option<&Path>) -> Measure {
+    let (interruptions, last_interruption) = path.map_or((0, None), Path::interruptions);
+    Measure {
+        bytes: bridge.byte_counts(),
+        round_trip: bridge.session().round_trip(),
+        is_interrupted: path.is_some_and(Path::is_broken),
+        interruptions,
+        last_interruption,
     }
 }
 

@@ -1,0 +1,368 @@
+//! `tstunnel status` shows the tunnels that are there, to their account alone, and costs them nothing.
+//!
+//! Tunnels of other tests may run on the same machine under the same account, so every test looks for its own processes.
+//! Needs root, to become somebody else.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+#![allow(clippy::print_stdout, reason = "a stranger tells its parent what it found")]
+
+mod support;
+
+use std::io::{BufRead, BufReader, Lines, Read, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+use serde_json::{Value, json};
+use support::process::program;
+use support::remote::{Remote, Setup, Transport};
+use support::serve::TSTUNNEL;
+use support::wait::{SOON, wait_for, wait_until};
+
+/// How long `status` may take where some do not answer: its own second, and a machine with other work to do.
+const BOUNDED: Duration = Duration::from_secs(10);
+
+/// A client whose command sends back what it is told.
+struct Client {
+    child: Child,
+    stdin: Option<ChildStdin>,
+    stdout: ChildStdout,
+}
+
+impl Client {
+    fn start(remote: &Remote, options: &[&str]) -> Client {
+        let mut child = Command::new(TSTUNNEL)
+            .arg("exec")
+            .args(options)
+            .args([remote.host(), "--", "cat", "-u"])
+            .envs(remote.environment())
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (stdin, stdout) = (child.stdin.take(), child.stdout.take().unwrap());
+        Client { child, stdin, stdout }
+    }
+
+    fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    #[track_caller]
+    fn echo(&mut self, bytes: &[u8]) {
+        self.stdin.as_mut().unwrap().write_all(bytes).unwrap();
+        let mut back = vec![0; bytes.len()];
+        self.stdout.read_exact(&mut back).unwrap();
+        assert!(back == bytes);
+    }
+
+    fn row(&self) -> Option<Value> {
+        rows().into_iter().find(|row| row["pid"] == self.pid())
+    }
+
+    /// The names that its process listens on, less the NUL.
+    fn names(&self) -> Vec<String> {
+        let prefix = format!("@tstunnel/{}/{}/", rustix::process::geteuid().as_raw(), self.pid());
+        let table = std::fs::read_to_string("/proc/net/unix").unwrap();
+        let paths = table.lines().filter_map(|line| line.split_ascii_whitespace().nth(7));
+        let mut names: Vec<String> =
+            paths.filter(|path| path.starts_with(&prefix)).map(|path| path[1..].into()).collect();
+        names.dedup();
+        names
+    }
+
+    fn connect(&self) -> UnixStream {
+        UnixStream::connect_addr(&address(&self.names()[0])).unwrap()
+    }
+}
+
+impl Drop for Client {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn remote() -> Remote {
+    Setup::new(Transport::Tstunnel).with_any_command().start()
+}
+
+fn address(name: &str) -> SocketAddr {
+    SocketAddr::from_abstract_name(name).unwrap()
+}
+
+fn status(options: &[&str]) -> Output {
+    Command::new(TSTUNNEL).arg("status").args(options).output().unwrap()
+}
+
+#[track_caller]
+fn rows() -> Vec<Value> {
+    let output = status(&["--json"]);
+    assert!(output.status.success(), "{output:?}");
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
+}
+
+/// Runs a program as an account that owns nothing.
+fn as_stranger(program_to_run: impl AsRef<std::ffi::OsStr>) -> Command {
+    assert!(rustix::process::geteuid().is_root(), "these tests need root, to become somebody else");
+    let mut command = Command::new(program("setpriv"));
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(program_to_run);
+    command
+}
+
+/// One of the ignored tests below, run as a stranger.
+struct Stranger {
+    child: Child,
+    lines: Lines<BufReader<ChildStdout>>,
+}
+
+impl Stranger {
+    fn start(role: &str, name: &str) -> Stranger {
+        let mut child = as_stranger(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "--nocapture", role])
+            .env("STATUS_TEST_NAME", name)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        Stranger { child, lines }
+    }
+
+    /// Waits for its next word.
+    fn says(&mut self) -> String {
+        let mut lines = self.lines.by_ref().map_while(Result::ok);
+        lines.find_map(|line| line.strip_prefix("stranger: ").map(str::to_owned)).expect("a stranger speaks")
+    }
+
+    /// Lets it end.
+    fn dismiss(mut self) {
+        drop(self.child.stdin.take());
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
+#[test]
+#[ignore = "started by another test under another account"]
+fn stranger_who_asks() {
+    let mut stream = UnixStream::connect_addr(&address(&std::env::var("STATUS_TEST_NAME").unwrap())).unwrap();
+    stream.set_read_timeout(Some(SOON)).unwrap();
+    let mut told = Vec::new();
+    let ended = stream.read_to_end(&mut told);
+    println!("\nstranger: {} bytes, ended {}", told.len(), ended.is_ok());
+}
+
+#[test]
+#[ignore = "started by another test under another account"]
+fn stranger_who_squats() {
+    let listener = UnixListener::bind_addr(&address(&std::env::var("STATUS_TEST_NAME").unwrap())).unwrap();
+    println!("\nstranger: listens");
+    std::thread::spawn(move || {
+        for mut stream in listener.incoming().flatten() {
+            let _ = stream.write_all(forged(1).as_bytes());
+        }
+    });
+    let _ = std::io::stdin().read_to_end(&mut Vec::new());
+}
+
+/// What a session would tell.
+fn forged(pid: u32) -> String {
+    json!({
+        "pid": pid, "host": "forged", "endpoint": "forged:1", "command": "forged", "started": 0, "age_seconds": 0,
+        "sent_bytes": 0, "received_bytes": 0, "round_trip_ms": null, "state": "connected", "interruptions": 0,
+        "last_interruption": null,
+    })
+    .to_string()
+}
+
+#[test]
+fn live_session_is_listed_with_its_bytes() {
+    let remote = remote();
+    let mut client = Client::start(&remote, &[]);
+    client.echo(b"hello");
+
+    let row = client.row().unwrap();
+    assert_eq!(row["host"], remote.host());
+    assert_eq!(row["command"], "cat -u");
+    assert_eq!((&row["sent_bytes"], &row["received_bytes"]), (&json!(5), &json!(5)));
+    assert_eq!((&row["state"], &row["interruptions"]), (&json!("connected"), &json!(0)));
+    assert_eq!(row["last_interruption"], Value::Null);
+    assert!(row["endpoint"].as_str().unwrap().starts_with("127.0.0.1:"), "{row}");
+    assert!(row["age_seconds"].as_u64().unwrap() < 60, "{row}");
+    assert!(row["started"].as_str().unwrap().ends_with('Z'), "{row}");
+    assert_eq!(row.as_object().unwrap().len(), 12);
+
+    let table = String::from_utf8(status(&[]).stdout).unwrap();
+    assert!(table.starts_with("HOST "), "{table}");
+    let pid = client.pid().to_string();
+    let line = table.lines().find(|line| line.split_ascii_whitespace().any(|word| word == pid)).unwrap();
+    assert!(
+        line.split_whitespace().collect::<Vec<_>>().join(" ").contains(" 5 B 5 B - connected 0 ")
+            && line.ends_with("  cat -u"),
+        "{line}"
+    );
+
+    client.echo(&vec![b'x'; 1 << 20]);
+    assert_eq!(client.row().unwrap()["received_bytes"], (1 << 20) + 5);
+}
+
+#[test]
+fn stream_without_frames_is_listed_too() {
+    let remote = remote();
+    let mut client = Client::start(&remote, &["--raw"]);
+    client.echo(b"hello");
+    let row = client.row().unwrap();
+    assert_eq!((&row["sent_bytes"], &row["received_bytes"]), (&json!(5), &json!(5)));
+    assert_eq!(row["round_trip_ms"], Value::Null);
+}
+
+#[test]
+fn interruption_is_shown_while_it_lasts_and_after() {
+    let remote = Setup::new(Transport::Tstunnel).with_any_command().behind_relay().start();
+    let mut client = Client::start(&remote, &[]);
+    client.echo(b"before");
+
+    remote.relay().refuse(true);
+    remote.relay().cut();
+    let row = wait_for("the session is interrupted", SOON, || client.row().filter(|row| row["state"] == "interrupted"));
+    assert_eq!(row["interruptions"], 0);
+    let since = row["last_interruption"].clone();
+    assert!(since.is_string(), "{row}");
+
+    remote.relay().refuse(false);
+    client.echo(b"after");
+    let row = client.row().unwrap();
+    assert_eq!((&row["state"], &row["interruptions"]), (&json!("connected"), &json!(1)));
+    assert_eq!(row["last_interruption"], since);
+    assert_eq!(row["sent_bytes"], 11);
+}
+
+#[test]
+fn killed_client_leaves_nothing() {
+    let remote = remote();
+    let mut client = Client::start(&remote, &[]);
+    client.echo(b"hello");
+    assert_eq!(client.names().len(), 1);
+    client.child.kill().unwrap();
+    client.child.wait().unwrap();
+    assert_eq!(client.names(), Vec::<String>::new());
+    assert_eq!(client.row(), None);
+}
+
+#[test]
+fn ended_session_is_gone() {
+    let remote = remote();
+    let mut client = Client::start(&remote, &[]);
+    client.echo(b"hello");
+    drop(client.stdin.take());
+    assert!(client.child.wait().unwrap().success());
+    assert_eq!(client.row(), None);
+}
+
+#[test]
+fn another_account_sees_nothing_and_is_told_nothing() {
+    let remote = remote();
+    let mut client = Client::start(&remote, &[]);
+    client.echo(b"hello");
+
+    let output = as_stranger(TSTUNNEL).arg("status").output().unwrap();
+    assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
+    assert_eq!(output.stdout, b"no tunnels\n");
+    let output = as_stranger(TSTUNNEL).args(["status", "--json"]).output().unwrap();
+    assert_eq!(output.stdout, b"[]\n");
+
+    let mut stranger = Stranger::start("stranger_who_asks", &client.names()[0]);
+    assert_eq!(stranger.says(), "0 bytes, ended true");
+    stranger.dismiss();
+
+    client.echo(b"again");
+    assert_eq!(client.row().unwrap()["sent_bytes"], 10, "the session answers its own account as before");
+}
+
+#[test]
+fn another_account_that_takes_a_name_is_not_believed() {
+    let me = std::process::id();
+    let name = format!("tstunnel/0/{me}/stranger");
+    let mut stranger = Stranger::start("stranger_who_squats", &name);
+    assert_eq!(stranger.says(), "listens");
+
+    let output = status(&["--json"]);
+    assert!(output.status.success());
+    let told = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+    assert!(!told.contains("forged"), "{told}");
+
+    stranger.dismiss();
+}
+
+#[test]
+fn name_of_another_process_is_not_believed() {
+    let mut sleeper = Command::new("sleep").arg("60").spawn().unwrap();
+    let listener = UnixListener::bind_addr(&address(&format!("tstunnel/0/{}/x", sleeper.id()))).unwrap();
+    listener.set_nonblocking(true).unwrap();
+    let output = status(&["--json"]);
+    assert!(output.status.success());
+    let told = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
+    assert!(!told.contains(&sleeper.id().to_string()), "{told}");
+    sleeper.kill().unwrap();
+    sleeper.wait().unwrap();
+}
+
+#[test]
+fn process_that_does_not_answer_holds_nobody_up() {
+    let remote = remote();
+    let mut client = Client::start(&remote, &[]);
+    client.echo(b"hello");
+    let me = std::process::id();
+    let _silent = UnixListener::bind_addr(&address(&format!("tstunnel/0/{me}/silent"))).unwrap();
+    let endless = UnixListener::bind_addr(&address(&format!("tstunnel/0/{me}/endless"))).unwrap();
+    std::thread::spawn(move || {
+        for mut stream in endless.incoming().flatten() {
+            std::thread::spawn(move || while stream.write_all(&[b' '; 65_536]).is_ok() {});
+        }
+    });
+    // One that waits fills the place for one.
+    let full = format!("tstunnel/0/{me}/full");
+    let name = rustix::net::SocketAddrUnix::new_abstract_name(full.as_bytes()).unwrap();
+    let socket = rustix::net::socket(rustix::net::AddressFamily::UNIX, rustix::net::SocketType::STREAM, None).unwrap();
+    rustix::net::bind(&socket, &name).unwrap();
+    rustix::net::listen(&socket, 0).unwrap();
+    let _waiting = UnixStream::connect_addr(&address(&full)).unwrap();
+
+    let begun = Instant::now();
+    let output = status(&["--json"]);
+    assert!(begun.elapsed() < BOUNDED, "{:?}", begun.elapsed());
+    assert!(output.status.success(), "{output:?}");
+    let rows: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(rows.iter().any(|row| row["pid"] == client.pid()) && rows.iter().all(|row| row["pid"] != me));
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(said.matches(&format!("process {me} has a tunnel, but gives no answer")).count(), 2, "{said}");
+}
+
+#[test]
+fn twenty_sessions_are_listed_at_once() {
+    let remote = remote();
+    let mut clients: Vec<Client> = (0..20).map(|_| Client::start(&remote, &[])).collect();
+    for (index, client) in clients.iter_mut().enumerate() {
+        client.echo(&vec![b'x'; index + 1]);
+    }
+    let rows = rows();
+    for (index, client) in clients.iter().enumerate() {
+        let row = rows.iter().find(|row| row["pid"] == client.pid()).unwrap();
+        assert_eq!(row["sent_bytes"], index + 1);
+    }
+}
+
+#[test]
+fn whoever_asks_and_never_reads_does_not_hold_the_session_up() {
+    let remote = remote();
+    let mut client = Client::start(&remote, &[]);
+    client.echo(b"hello");
+    let unread: Vec<UnixStream> = (0..100).map(|_| client.connect()).collect();
+    client.echo(&vec![b'x'; 1 << 20]);
+    assert!(client.row().is_some());
+    let name = client.names();
+    drop(unread);
+    wait_until("it still listens, and answers", SOON, || client.names() == name && client.row().is_some());
+    client.echo(b"again");
+}
