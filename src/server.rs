@@ -219,12 +219,24 @@ impl std::fmt::Debug for Lingering {
 }
 
 impl Lingering {
-    fn into_inner(self) -> Option<Stream> {
-        self.stream
+    fn into_inner(mut self) -> Option<Stream> {
+        self.stream.take()
     }
 
     fn stream(&mut self) -> io::Result<Pin<&mut Stream>> {
         self.stream.as_mut().map(Pin::new).ok_or_else(|| io::ErrorKind::NotConnected.into())
+    }
+}
+
+impl Drop for Lingering {
+    /// hyper drops a connection without shutting it down where an upgrade was asked for and refused, and where a head did
+    /// not come in time.
+    fn drop(&mut self) {
+        if let Some(stream) = self.stream.take()
+            && let Ok(runtime) = tokio::runtime::Handle::try_current()
+        {
+            runtime.spawn(tls::linger(stream, u64::MAX));
+        }
     }
 }
 
