@@ -82,13 +82,13 @@ impl Stop {
 pub async fn run(path: &Path) -> Result<()> {
     let account = Account::of_process()?;
     let (config, warnings) = ServerConfig::load(path, &account)?;
-    for warning in warnings {
-        tracing::warn!("{}: {warning}", path.display());
-    }
     let tls = Arc::new(tls::server_config(&config.cert, &config.key, &config.client_ca, &config.crl)?);
     if config.listen.is_empty() {
         let text = format!("{}: `listen` names no address", path.display());
         return Err(Error::new(Code::Config, text).with_hint("set `listen = [\"0.0.0.0:8443\"]`"));
+    }
+    for warning in warnings {
+        tracing::warn!("{}: {warning}", path.display());
     }
     let mut listeners = Vec::new();
     for address in &config.listen {

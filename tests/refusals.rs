@@ -675,8 +675,12 @@ fn held_session(site: &Site) -> Watched {
 
 #[test]
 fn a_principal_with_its_share_of_sessions_is_told_so() {
-    let site =
-        Site::start(&Plan::any().limit("max_sessions_per_principal = 1").host("targets = [\"tcp:127.0.0.1:*\"]"));
+    let site = Site::start(
+        &Plan::any()
+            .limit("max_sessions_per_principal = 1")
+            .limit("resume_grace = \"1s\"")
+            .host("targets = [\"tcp:127.0.0.1:*\"]"),
+    );
     let held = held_session(&site);
     every_command_fails(&site, HOST, "too-many");
     let answer = run(site.curl("/copy/x").args(["--data-binary", "x"])).ok().text();

@@ -4,12 +4,12 @@
 //! Needs root, to become somebody else.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
-#![allow(clippy::print_stdout, reason = "a stranger tells its parent what it found")]
 
 mod support;
 
-use std::io::{BufRead, BufReader, Lines, Read, Write};
+use std::io::{Read, Write};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
@@ -109,61 +109,6 @@ fn as_stranger(program_to_run: impl AsRef<std::ffi::OsStr>) -> Command {
     let mut command = Command::new(program("setpriv"));
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups", "--"]).arg(program_to_run);
     command
-}
-
-/// One of the ignored tests below, run as a stranger.
-struct Stranger {
-    child: Child,
-    lines: Lines<BufReader<ChildStdout>>,
-}
-
-impl Stranger {
-    fn start(role: &str, name: &str) -> Stranger {
-        let mut child = as_stranger(std::env::current_exe().unwrap())
-            .args(["--ignored", "--exact", "--nocapture", role])
-            .env("STATUS_TEST_NAME", name)
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .unwrap();
-        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        Stranger { child, lines }
-    }
-
-    /// Waits for its next word.
-    fn says(&mut self) -> String {
-        let mut lines = self.lines.by_ref().map_while(Result::ok);
-        lines.find_map(|line| line.strip_prefix("stranger: ").map(str::to_owned)).expect("a stranger speaks")
-    }
-
-    /// Lets it end.
-    fn dismiss(mut self) {
-        drop(self.child.stdin.take());
-        assert!(self.child.wait().unwrap().success());
-    }
-}
-
-#[test]
-#[ignore = "started by another test under another account"]
-fn stranger_who_asks() {
-    let mut stream = UnixStream::connect_addr(&address(&std::env::var("STATUS_TEST_NAME").unwrap())).unwrap();
-    stream.set_read_timeout(Some(SOON)).unwrap();
-    let mut told = Vec::new();
-    let ended = stream.read_to_end(&mut told);
-    println!("\nstranger: {} bytes, ended {}", told.len(), ended.is_ok());
-}
-
-#[test]
-#[ignore = "started by another test under another account"]
-fn stranger_who_squats() {
-    let listener = UnixListener::bind_addr(&address(&std::env::var("STATUS_TEST_NAME").unwrap())).unwrap();
-    println!("\nstranger: listens");
-    std::thread::spawn(move || {
-        for mut stream in listener.incoming().flatten() {
-            let _ = stream.write_all(forged(1).as_bytes());
-        }
-    });
-    let _ = std::io::stdin().read_to_end(&mut Vec::new());
 }
 
 /// What a session would tell.
@@ -266,15 +211,21 @@ fn another_account_sees_nothing_and_is_told_nothing() {
     let mut client = Client::start(&remote, &[]);
     client.echo(b"hello");
 
-    let output = as_stranger(TSTUNNEL).arg("status").output().unwrap();
+    // The build's folder may be closed to others.
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
+    let everyones = folder.path().join("tstunnel");
+    std::fs::copy(TSTUNNEL, &everyones).unwrap();
+    let output = as_stranger(&everyones).arg("status").output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
     assert_eq!(output.stdout, b"no tunnels\n");
-    let output = as_stranger(TSTUNNEL).args(["status", "--json"]).output().unwrap();
+    let output = as_stranger(&everyones).args(["status", "--json"]).output().unwrap();
     assert_eq!(output.stdout, b"[]\n");
 
-    let mut stranger = Stranger::start("stranger_who_asks", &client.names()[0]);
-    assert_eq!(stranger.says(), "0 bytes, ended true");
-    stranger.dismiss();
+    let asked =
+        as_stranger(program("socat")).args(["-u", &format!("ABSTRACT-CONNECT:{}", client.names()[0]), "-"]).output();
+    let asked = asked.unwrap();
+    assert!(asked.status.success() && asked.stdout.is_empty(), "{asked:?}");
 
     client.echo(b"again");
     assert_eq!(client.row().unwrap()["sent_bytes"], 10, "the session answers its own account as before");
@@ -284,15 +235,24 @@ fn another_account_sees_nothing_and_is_told_nothing() {
 fn another_account_that_takes_a_name_is_not_believed() {
     let me = std::process::id();
     let name = format!("tstunnel/0/{me}/stranger");
-    let mut stranger = Stranger::start("stranger_who_squats", &name);
-    assert_eq!(stranger.says(), "listens");
+    let said = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(&said, forged(1)).unwrap();
+    std::fs::set_permissions(&said, std::fs::Permissions::from_mode(0o644)).unwrap();
+    let mut squatter = as_stranger(program("socat"))
+        .arg("-U")
+        .args([&format!("ABSTRACT-LISTEN:{name},fork"), &format!("OPEN:{},rdonly", said.path().display())])
+        .spawn()
+        .unwrap();
+    let listens = || std::fs::read_to_string("/proc/net/unix").unwrap().contains(&format!("@{name}"));
+    wait_until("the stranger listens", SOON, listens);
 
     let output = status(&["--json"]);
     assert!(output.status.success());
     let told = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
     assert!(!told.contains("forged"), "{told}");
 
-    stranger.dismiss();
+    squatter.kill().unwrap();
+    squatter.wait().unwrap();
 }
 
 #[test]
