@@ -103,6 +103,8 @@ fn generate_key(file: &Path) {
     run(Command::new(program("ssh-keygen")).args(["-q", "-t", "ed25519", "-N", "", "-C", "test", "-f"]).arg(file));
 }
 
+/// A bash that believes itself to be inside another leaves the account's own `~/.bashrc` alone, which Debian's otherwise reads
+/// for every command that comes by sshd: what stands there must not change what is tested or measured.
 fn server_configuration(folder: &Path, port: u16, uploads: bool) -> String {
     let at = folder.display();
     let sftp = ["/usr/lib/openssh/sftp-server", "/usr/libexec/openssh/sftp-server", "/usr/lib/ssh/sftp-server"]
@@ -117,6 +119,7 @@ fn server_configuration(folder: &Path, port: u16, uploads: bool) -> String {
          ForceCommand {at}/session\n\
          Subsystem sftp {sftp}{read_only}\n\
          StrictModes no\n\
+         SetEnv SHLVL=1\n\
          UsePAM no\n\
          PermitRootLogin yes\n\
          PasswordAuthentication no\n\
