@@ -21,7 +21,7 @@ demo: setup build mutagen
 	packaging/demo.sh $(TARGET)/release/tstunnel $(MUTAGEN)
 
 test: setup lint mutagen
-	$(CARGO) test --locked
+	$(CARGO) test --locked --no-fail-fast
 
 bench: setup mutagen
 	$(CARGO) bench --locked --bench peers
