@@ -1,8 +1,8 @@
 //! One end of a `tstunnel/1` session: numbers what it sends, keeps it until the peer has consumed it, and tells what
 //! the peer sent. Received bytes and the time come in, bytes to send and events come out. No I/O, no clock.
 //!
-//! Invariants: a sequenced frame is kept until an ACK covers it; at most a window of unacknowledged frames is kept (or
-//! one single frame); what the peer sends is handed on in order and once; and at most a window of it is held for a
+//! Invariants: a sequenced frame is kept until an ACK covers it; at most a window of unacknowledged frames is sent (or
+//! one single frame), and no more is kept but for ends, signals and EXIT that wait behind it; what the peer sends is handed on in order and once; and at most a window of it is held for a
 //! consumer that is slow.
 
 use std::collections::VecDeque;
@@ -278,7 +278,19 @@ impl Session {
 
     /// Whether there is anything to send now.
     pub fn wants_transmit(&self) -> bool {
-        !self.control.is_empty() || self.cursor < self.kept.len()
+        !self.control.is_empty() || self.may_send_frame()
+    }
+
+    fn may_send_frame(&self) -> bool {
+        let is_begun = matches!(self.partial, Partial::Frame(_));
+        let fits = |wire: &Bytes| self.fits_window(self.kept_bytes - self.unsent_bytes, wire);
+        self.kept.get(self.cursor).is_some_and(|wire| is_begun || fits(wire))
+    }
+
+    /// Whether the peer has room for a frame behind `ahead` bytes. What nobody can hold back (the end of a stream, a
+    /// signal, EXIT) may be queued beyond the window, and waits here.
+    fn fits_window(&self, ahead: usize, wire: &Bytes) -> bool {
+        ahead == 0 || ahead + wire.len() <= self.window_bytes
     }
 
     /// The bytes to send next, in order, as many as `slices` has places for; returns how many places were filled.
@@ -294,17 +306,23 @@ impl Session {
             None => false,
         };
         let mut frames = self.kept.iter().skip(self.cursor);
+        let mut ahead = self.kept_bytes - self.unsent_bytes;
         let mut more = true;
         if let Partial::Frame(sent) = self.partial
             && let Some(wire) = frames.next()
         {
             more = put(&wire[sent..]);
+            ahead += wire.len() - sent;
         }
         if more && !self.control.is_empty() {
             more = put(&self.control);
         }
-        while more && let Some(wire) = frames.next() {
+        while more
+            && let Some(wire) = frames.next()
+            && self.fits_window(ahead, wire)
+        {
             more = put(wire);
+            ahead += wire.len();
         }
         filled
     }
@@ -475,7 +493,7 @@ impl Session {
 
     /// Lets an ACK ride along when data leaves anyway. To be called before [`Session::transmit`].
     pub fn before_transmit(&mut self) {
-        if self.cursor < self.kept.len() {
+        if self.may_send_frame() {
             self.queue_ack();
         }
     }

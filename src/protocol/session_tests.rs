@@ -73,6 +73,20 @@ fn a_full_window_leaves_no_room_but_a_single_frame_always_has_some() {
 }
 
 #[test]
+fn what_cannot_be_held_back_waits_behind_a_full_window() {
+    let (mut client, mut server, now) = pair(1000);
+    server.queue_data(Kind::Stdout, data(&[0; 996]));
+    server.queue_end(Kind::Stdout);
+    server.queue_end(Kind::Stderr);
+    server.queue_exit(Exit::Status(0));
+    assert_eq!(carry(&mut server, &mut client, usize::MAX, now).map(|events| events.len()), Ok(1));
+    assert!(!server.wants_transmit());
+    client.consumed(0, now);
+    carry(&mut client, &mut server, usize::MAX, now).unwrap();
+    assert_eq!(carry(&mut server, &mut client, usize::MAX, now).map(|events| events.len()), Ok(3));
+}
+
+#[test]
 fn a_peer_that_exceeds_the_window_is_refused() {
     let (mut client, mut server, now) = pair(1000);
     client.window_bytes = usize::MAX;
