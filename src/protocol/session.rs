@@ -379,7 +379,7 @@ impl Session {
         while let Some(frame) = self.decoder.next_frame()? {
             if frame.kind.is_sequenced() {
                 self.liveness.received_data(now);
-                return self.accept(frame).map(Some);
+                return self.accept(frame, now).map(Some);
             }
             match frame.kind {
                 Kind::Ping => {
@@ -399,7 +399,7 @@ impl Session {
         Ok(None)
     }
 
-    fn accept(&mut self, frame: frame::Frame) -> Result<Event, Violation> {
+    fn accept(&mut self, frame: frame::Frame, now: Instant) -> Result<Event, Violation> {
         if self.exit_received {
             return Err(Violation::AfterEnd(frame.kind));
         }
@@ -414,7 +414,7 @@ impl Session {
             Kind::Signal => {
                 let name = String::from_utf8_lossy(&frame.payload[..frame.payload.len().min(32)]).into_owned();
                 // A signal has no consumer that could be slow.
-                self.mark_consumed(sequence);
+                self.consumed(sequence, now);
                 Ok(Event::Signal(name))
             }
             Kind::Exit => {

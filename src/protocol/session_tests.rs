@@ -108,6 +108,20 @@ fn consumption_out_of_order_is_acknowledged_in_order() {
 }
 
 #[test]
+fn signals_alone_are_acknowledged_too() {
+    let (mut client, mut server, now) = pair(100);
+    for _ in 0..20 {
+        client.queue_signal("INT");
+    }
+    for _ in 0..3 {
+        carry(&mut client, &mut server, usize::MAX, now).unwrap();
+        server.on_time(now + ACK_DELAY);
+        carry(&mut server, &mut client, usize::MAX, now).unwrap();
+    }
+    assert_eq!((client.kept.len(), server.received_count()), (0, 20));
+}
+
+#[test]
 fn exit_is_acknowledged_at_once_and_finishes_the_server() {
     let (mut client, mut server, now) = pair(1 << 20);
     server.queue_end(Kind::Stdout);
