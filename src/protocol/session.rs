@@ -23,7 +23,8 @@ const ACK_BYTES: usize = 256 << 10;
 const ACK_FRAMES: u64 = 64;
 /// How long an ACK waits for data that it can ride along with.
 const ACK_DELAY: Duration = Duration::from_millis(20);
-/// Bytes of unsent control frames above which a PING goes without its PONG: a peer that asks faster than it reads.
+/// Bytes of unsent control frames above which a PING goes without its PONG, and none is asked: a peer that asks faster
+/// than it reads.
 const MAX_CONTROL_BYTES: usize = 1024;
 /// Most bytes of an ERROR frame's text that are looked at.
 const MAX_ERROR_BYTES: usize = 1024;
@@ -159,6 +160,9 @@ pub struct Session {
     /// How many frames any connection has carried, at least in part: what the peer can claim to have.
     transmitted: u64,
     control: BytesMut,
+    /// Where in `control` the last ACK stands, in bytes from its end, while nothing of it is sent: a newer one takes its
+    /// place, so that a peer that sends and never reads makes nothing grow.
+    unsent_ack: Option<usize>,
     partial: Partial,
     exit_queued: bool,
 
@@ -190,6 +194,7 @@ impl Session {
             unsent_bytes: 0,
             transmitted: 0,
             control: BytesMut::new(),
+            unsent_ack: None,
             partial: Partial::Nothing,
             exit_queued: false,
             decoder: Decoder::new(role.peer()),
@@ -272,6 +277,10 @@ impl Session {
     fn queue_control(&mut self, kind: Kind, payload: &[u8]) {
         self.control.put_slice(&frame::header(kind, payload.len()));
         self.control.put_slice(payload);
+        self.unsent_ack = match kind {
+            Kind::Ack => Some(HEADER_BYTES + payload.len()),
+            _ => self.unsent_ack.map(|place| place + HEADER_BYTES + payload.len()),
+        };
     }
 
     // The connection, outgoing.
@@ -335,6 +344,7 @@ impl Session {
                 Partial::Nothing | Partial::Control if !self.control.is_empty() => {
                     let sent = count.min(self.control.len());
                     bytes::Buf::advance(&mut self.control, sent);
+                    self.unsent_ack = self.unsent_ack.filter(|place| *place <= self.control.len());
                     count -= sent;
                     self.partial = if self.control.is_empty() { Partial::Nothing } else { Partial::Control };
                     continue;
@@ -488,7 +498,14 @@ impl Session {
         self.held_bytes -= self.consumed_bytes;
         self.consumed_bytes = 0;
         self.ack_sent = self.consumed;
-        self.queue_control(Kind::Ack, &self.consumed.to_be_bytes());
+        let count = self.consumed.to_be_bytes();
+        match self.unsent_ack {
+            Some(place) => {
+                let start = self.control.len() - place + HEADER_BYTES;
+                self.control[start..start + count.len()].copy_from_slice(&count);
+            }
+            None => self.queue_control(Kind::Ack, &count),
+        }
     }
 
     /// Lets an ACK ride along when data leaves anyway. To be called before [`Session::transmit`].
@@ -512,7 +529,9 @@ impl Session {
             self.queue_ack();
         }
         let verdict = self.liveness.on_time(now);
-        if let Verdict::Ask(opaque) | Verdict::Suspect(opaque) = verdict {
+        if let Verdict::Ask(opaque) | Verdict::Suspect(opaque) = verdict
+            && self.control.len() < MAX_CONTROL_BYTES
+        {
             self.queue_control(Kind::Ping, &opaque);
         }
         verdict
@@ -552,6 +571,7 @@ impl Session {
         self.unsent_bytes = self.kept.iter().skip(self.cursor).map(Bytes::len).sum();
         self.partial = Partial::Nothing;
         self.control.clear();
+        self.unsent_ack = None;
         self.decoder.reset();
         // The peer may have missed the last ACK.
         self.queue_control(Kind::Ack, &self.ack_sent.to_be_bytes());

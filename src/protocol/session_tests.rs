@@ -164,6 +164,41 @@ fn a_flood_of_pings_is_answered_within_bounds() {
 }
 
 #[test]
+fn a_peer_that_sends_and_never_reads_makes_nothing_grow() {
+    let (mut client, mut server, mut now) = pair(1 << 20);
+    for sequence in 0..10_000 {
+        client.queue_data(Kind::Stdin, data(b"x"));
+        carry(&mut client, &mut server, usize::MAX, now).unwrap();
+        server.consumed(sequence, now);
+        if sequence % 100 == 99 {
+            now += Duration::from_secs(10);
+            server.on_time(now);
+            // Behind the client's back, so that its window never fills.
+            client.acknowledge(&(sequence + 1).to_be_bytes()).unwrap();
+        }
+    }
+    assert!(server.control.len() <= MAX_CONTROL_BYTES + 24, "{}", server.control.len());
+    carry(&mut server, &mut client, usize::MAX, now).unwrap();
+    assert_eq!(client.acked, 10_000);
+}
+
+#[test]
+fn an_acknowledgement_that_is_half_sent_is_left_as_it_is() {
+    let (mut client, mut server, now) = pair(4);
+    for sequence in 0..2 {
+        client.queue_data(Kind::Stdin, data(b"x"));
+        client.cursor = client.kept.len() - 1;
+        server.receive_buffer().extend_from_slice(&frame::encode(Kind::Stdin, b"x"));
+        client.transmitted(5, now);
+        server.next_event(now).unwrap();
+        server.consumed(sequence, now);
+        carry(&mut server, &mut client, 5, now).unwrap();
+    }
+    carry(&mut server, &mut client, usize::MAX, now).unwrap();
+    assert_eq!(client.acked, 2);
+}
+
+#[test]
 fn impossible_counts_are_refused_and_change_nothing() {
     let (mut client, mut server, now) = pair(1 << 20);
     client.queue_data(Kind::Stdin, data(b"one"));
