@@ -26,6 +26,9 @@ const ACK_DELAY: Duration = Duration::from_millis(20);
 /// Bytes of unsent control frames above which a PING goes without its PONG, and none is asked: a peer that asks faster
 /// than it reads.
 const MAX_CONTROL_BYTES: usize = 1024;
+/// A shorter payload is handed on in an allocation of its own: a slow consumer of small frames must not keep the large
+/// buffers that they came in.
+const COPY_BELOW_BYTES: usize = 16 << 10;
 /// Most bytes of an ERROR frame's text that are looked at.
 const MAX_ERROR_BYTES: usize = 1024;
 
@@ -438,7 +441,9 @@ impl Session {
                     return Err(Violation::AfterEnd(stream));
                 }
                 *ended = frame.payload.is_empty();
-                Ok(Event::Data { stream, sequence, payload: frame.payload })
+                let is_short = frame.payload.len() < COPY_BELOW_BYTES;
+                let payload = if is_short { Bytes::copy_from_slice(&frame.payload) } else { frame.payload };
+                Ok(Event::Data { stream, sequence, payload })
             }
         }
     }

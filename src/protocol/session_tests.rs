@@ -199,6 +199,17 @@ fn an_acknowledgement_that_is_half_sent_is_left_as_it_is() {
 }
 
 #[test]
+fn a_small_frame_does_not_keep_the_buffer_that_it_came_in() {
+    let (mut client, mut server, now) = pair(1 << 20);
+    client.queue_data(Kind::Stdin, data(b"small"));
+    client.queue_data(Kind::Stdin, data(&vec![0; COPY_BELOW_BYTES]));
+    let events = carry(&mut client, &mut server, usize::MAX, now).unwrap();
+    let is_alone = |event: &Event| matches!(event, Event::Data { payload, .. } if payload.is_unique());
+    assert!(is_alone(&events[0]));
+    assert!(!is_alone(&events[1]), "a large one is not copied");
+}
+
+#[test]
 fn impossible_counts_are_refused_and_change_nothing() {
     let (mut client, mut server, now) = pair(1 << 20);
     client.queue_data(Kind::Stdin, data(b"one"));
