@@ -12,6 +12,9 @@ use tstunnel::protocol::session::{Event, Exit, Session};
 use super::Fault;
 use super::random::bytes_at;
 
+/// How soon an idle consumer acknowledges what it has taken.
+const ACK_DELAY: Duration = Duration::from_millis(20);
+
 /// A sequenced frame that was queued: the peer must get exactly this as its next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Sent {
@@ -50,6 +53,8 @@ pub(crate) struct End {
     pub(crate) exit: Option<(u64, Exit)>,
     pub(crate) exits_delivered: usize,
     pub(crate) frozen_until: Instant,
+    /// Since when everything is consumed and not everything acknowledged.
+    idle: Option<Instant>,
     pub(crate) window: usize,
     largest_frame: usize,
     /// Bytes of frames that nobody can hold back: ends, signals and EXIT.
@@ -73,6 +78,7 @@ impl End {
             exit: None,
             exits_delivered: 0,
             frozen_until: now,
+            idle: None,
             window,
             largest_frame: 0,
             overrun: 0,
@@ -143,6 +149,7 @@ impl End {
 
     /// Takes bytes of its connection; what comes out must be what the peer has sent next.
     pub(crate) fn receive(&mut self, bytes: &Bytes, is_heard: bool, peer: &[Sent], now: Instant) -> Result<(), Fault> {
+        self.idle = None;
         self.session.receive_buffer().extend_from_slice(bytes);
         if is_heard {
             self.session.received(now);
@@ -187,6 +194,7 @@ impl End {
     /// One consumer takes a frame; says whether there was one.
     pub(crate) fn consume(&mut self, index: usize, now: Instant) -> Result<bool, Fault> {
         let sink = &mut self.sinks[index];
+        self.idle = None;
         if let Some((sequence, length)) = sink.queue.pop_front() {
             if sink.ended {
                 return Err(format!("{:?} got something after the end of {:?}", self.role, sink.stream));
@@ -209,6 +217,7 @@ impl End {
 
     /// Nobody reads any more: what was taken and what comes is dropped.
     pub(crate) fn close_sinks(&mut self, now: Instant) {
+        self.idle = None;
         for sink in &mut self.sinks {
             sink.is_open = false;
             for (sequence, _) in sink.queue.drain(..) {
@@ -237,6 +246,17 @@ impl End {
                 self.received,
                 self.session.received_count()
             ));
+        }
+        Ok(())
+    }
+
+    /// Once it has done what was due: whoever has consumed everything has said so soon.
+    pub(crate) fn check_idle(&mut self, now: Instant) -> Result<(), Fault> {
+        let is_idle = self.exit.is_none() && self.sinks.iter().all(|sink| sink.queue.is_empty());
+        if !is_idle || self.session.held_bytes() == 0 || self.connection.is_none() || self.is_frozen(now) {
+            self.idle = None;
+        } else if now > *self.idle.get_or_insert(now) + ACK_DELAY {
+            return Err(format!("{:?} has consumed everything, and does not say so", self.role));
         }
         Ok(())
     }

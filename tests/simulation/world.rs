@@ -221,7 +221,11 @@ impl<'a> World<'a> {
             progress |= self.follow_path()?;
             progress |= self.follow_requests()?;
             if !progress {
-                return Ok(());
+                // A client that leaves only sends.
+                if matches!(self.life, Client::Running) {
+                    self.client.check_idle(self.now)?;
+                }
+                return self.server.check_idle(self.now);
             }
         }
         Err("the ends keep each other busy for ever".to_owned())
