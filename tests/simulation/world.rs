@@ -146,8 +146,8 @@ impl<'a> World<'a> {
         self.is_calm = true;
         let end = self.now.max(self.client.frozen_until).max(self.server.frozen_until) + CALM;
         while !self.is_done() {
-            let produced = self.settle()?;
             self.serve()?;
+            let produced = self.settle()?;
             self.check()?;
             if !produced && !self.is_done() {
                 let next =
