@@ -352,6 +352,10 @@ impl<'a> World<'a> {
                 {
                     return Err(format!("{role:?} finds its peer dead on a path that answers"));
                 }
+                if let Client::Gone(held) = &mut self.life {
+                    // The client was frozen for too long, and spoke its last words in vain.
+                    *held = None;
+                }
                 self.detach(role);
             }
         }
