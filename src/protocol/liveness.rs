@@ -16,6 +16,9 @@ const AFTER_TRAFFIC: Duration = Duration::from_secs(1);
 /// How long an answer is waited for at least; a busy machine is no dead path.
 const MIN_PATIENCE: Duration = Duration::from_millis(500);
 
+/// A check that comes so much too late: this side has not run, and silence until then says nothing about the peer.
+const OVERSLEPT: Duration = Duration::from_secs(1);
+
 /// How patient a side is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
@@ -153,8 +156,13 @@ impl Liveness {
 
     /// What is due.
     pub fn on_time(&mut self, now: Instant) -> Verdict {
-        if now < self.deadline() {
+        let deadline = self.deadline();
+        if now < deadline {
             return Verdict::Alive;
+        }
+        if now > deadline + OVERSLEPT {
+            self.asked = None;
+            self.unanswered = 0;
         }
         let has_waited = self.asked.is_some();
         if has_waited {
@@ -238,6 +246,17 @@ mod tests {
         let later = start + SECOND * 1000;
         assert!(matches!(liveness.on_time(later), Verdict::Ask(_)));
         assert_eq!(liveness.on_time(later), Verdict::Alive);
+        assert!(matches!(liveness.on_time(liveness.deadline()), Verdict::Suspect(_)));
+        assert_eq!(liveness.on_time(liveness.deadline()), Verdict::Dead);
+    }
+
+    #[test]
+    fn a_jump_of_the_clock_while_a_question_is_open_asks_twice_too() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(POLICY, start);
+        assert!(matches!(liveness.on_time(start + SECOND), Verdict::Ask(_)));
+        assert!(matches!(liveness.on_time(liveness.deadline()), Verdict::Suspect(_)));
+        assert!(matches!(liveness.on_time(start + SECOND * 1000), Verdict::Ask(_)));
         assert!(matches!(liveness.on_time(liveness.deadline()), Verdict::Suspect(_)));
         assert_eq!(liveness.on_time(liveness.deadline()), Verdict::Dead);
     }

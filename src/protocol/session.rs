@@ -1,8 +1,8 @@
 //! One end of a `tstunnel/1` session: numbers what it sends, keeps it until the peer has consumed it, and tells what
 //! the peer sent. Received bytes and the time come in, bytes to send and events come out. No I/O, no clock.
 //!
-//! Invariants: a sequenced frame is kept until an ACK covers it; at most a window of unacknowledged frames is kept (or
-//! one single frame); what the peer sends is handed on in order and once; and at most a window of it is held for a
+//! Invariants: a sequenced frame is kept until an ACK covers it; at most a window of unacknowledged frames is sent (or
+//! one single frame), and no more is kept but for ends, signals and EXIT that wait behind it; what the peer sends is handed on in order and once; and at most a window of it is held for a
 //! consumer that is slow.
 
 use std::collections::VecDeque;
@@ -24,8 +24,12 @@ const ACK_BYTES: usize = 256 << 10;
 const ACK_FRAMES: u64 = 64;
 /// How long an ACK waits for data that it can ride along with.
 const ACK_DELAY: Duration = Duration::from_millis(20);
-/// Bytes of unsent control frames above which a PING goes without its PONG: a peer that asks faster than it reads.
+/// Bytes of unsent control frames above which a PING goes without its PONG, and none is asked: a peer that asks faster
+/// than it reads.
 const MAX_CONTROL_BYTES: usize = 1024;
+/// A shorter payload is handed on in an allocation of its own: a slow consumer of small frames must not keep the large
+/// buffers that they came in.
+const COPY_BELOW_BYTES: usize = 16 << 10;
 /// Most bytes of an ERROR frame's text that are looked at.
 const MAX_ERROR_BYTES: usize = 1024;
 
@@ -160,6 +164,9 @@ pub struct Session {
     /// How many frames any connection has carried, at least in part: what the peer can claim to have.
     transmitted: u64,
     control: BytesMut,
+    /// Where in `control` the last ACK stands, in bytes from its end, while nothing of it is sent: a newer one takes its
+    /// place, so that a peer that sends and never reads makes nothing grow.
+    unsent_ack: Option<usize>,
     partial: Partial,
     exit_queued: bool,
 
@@ -192,6 +199,7 @@ impl Session {
             unsent_bytes: 0,
             transmitted: 0,
             control: BytesMut::new(),
+            unsent_ack: None,
             partial: Partial::Nothing,
             exit_queued: false,
             decoder: Decoder::new(role.peer()),
@@ -276,13 +284,29 @@ impl Session {
     fn queue_control(&mut self, kind: Kind, payload: &[u8]) {
         self.control.put_slice(&frame::header(kind, payload.len()));
         self.control.put_slice(payload);
+        self.unsent_ack = match kind {
+            Kind::Ack => Some(HEADER_BYTES + payload.len()),
+            _ => self.unsent_ack.map(|place| place + HEADER_BYTES + payload.len()),
+        };
     }
 
     // The connection, outgoing.
 
     /// Whether there is anything to send now.
     pub fn wants_transmit(&self) -> bool {
-        !self.control.is_empty() || self.cursor < self.kept.len()
+        !self.control.is_empty() || self.may_send_frame()
+    }
+
+    fn may_send_frame(&self) -> bool {
+        let is_begun = matches!(self.partial, Partial::Frame(_));
+        let fits = |wire: &Bytes| self.fits_window(self.kept_bytes - self.unsent_bytes, wire);
+        self.kept.get(self.cursor).is_some_and(|wire| is_begun || fits(wire))
+    }
+
+    /// Whether the peer has room for a frame behind `ahead` bytes. What nobody can hold back (the end of a stream, a
+    /// signal, EXIT) may be queued beyond the window, and waits here.
+    fn fits_window(&self, ahead: usize, wire: &Bytes) -> bool {
+        ahead == 0 || ahead + wire.len() <= self.window_bytes
     }
 
     /// The bytes to send next, in order, as many as `slices` has places for; returns how many places were filled.
@@ -298,17 +322,23 @@ impl Session {
             None => false,
         };
         let mut frames = self.kept.iter().skip(self.cursor);
+        let mut ahead = self.kept_bytes - self.unsent_bytes;
         let mut more = true;
         if let Partial::Frame(sent) = self.partial
             && let Some(wire) = frames.next()
         {
             more = put(&wire[sent..]);
+            ahead += wire.len() - sent;
         }
         if more && !self.control.is_empty() {
             more = put(&self.control);
         }
-        while more && let Some(wire) = frames.next() {
+        while more
+            && let Some(wire) = frames.next()
+            && self.fits_window(ahead, wire)
+        {
             more = put(wire);
+            ahead += wire.len();
         }
         filled
     }
@@ -321,6 +351,7 @@ impl Session {
                 Partial::Nothing | Partial::Control if !self.control.is_empty() => {
                     let sent = count.min(self.control.len());
                     bytes::Buf::advance(&mut self.control, sent);
+                    self.unsent_ack = self.unsent_ack.filter(|place| *place <= self.control.len());
                     count -= sent;
                     self.partial = if self.control.is_empty() { Partial::Nothing } else { Partial::Control };
                     continue;
@@ -366,7 +397,7 @@ impl Session {
         while let Some(frame) = self.decoder.next_frame()? {
             if frame.kind.is_sequenced() {
                 self.liveness.received_data(now);
-                return self.accept(frame).map(Some);
+                return self.accept(frame, now).map(Some);
             }
             match frame.kind {
                 Kind::Ping => {
@@ -386,7 +417,7 @@ impl Session {
         Ok(None)
     }
 
-    fn accept(&mut self, frame: frame::Frame) -> Result<Event, Violation> {
+    fn accept(&mut self, frame: frame::Frame, now: Instant) -> Result<Event, Violation> {
         if self.exit_received {
             return Err(Violation::AfterEnd(frame.kind));
         }
@@ -401,7 +432,7 @@ impl Session {
             Kind::Signal => {
                 let name = String::from_utf8_lossy(&frame.payload[..frame.payload.len().min(32)]).into_owned();
                 // A signal has no consumer that could be slow.
-                self.mark_consumed(sequence);
+                self.consumed(sequence, now);
                 Ok(Event::Signal(name))
             }
             Kind::Exit => {
@@ -415,7 +446,9 @@ impl Session {
                     return Err(Violation::AfterEnd(stream));
                 }
                 *ended = frame.payload.is_empty();
-                Ok(Event::Data { stream, sequence, payload: frame.payload })
+                let is_short = frame.payload.len() < COPY_BELOW_BYTES;
+                let payload = if is_short { Bytes::copy_from_slice(&frame.payload) } else { frame.payload };
+                Ok(Event::Data { stream, sequence, payload })
             }
         }
     }
@@ -477,12 +510,19 @@ impl Session {
         self.held_bytes -= self.consumed_bytes;
         self.consumed_bytes = 0;
         self.ack_sent = self.consumed;
-        self.queue_control(Kind::Ack, &self.consumed.to_be_bytes());
+        let count = self.consumed.to_be_bytes();
+        match self.unsent_ack {
+            Some(place) => {
+                let start = self.control.len() - place + HEADER_BYTES;
+                self.control[start..start + count.len()].copy_from_slice(&count);
+            }
+            None => self.queue_control(Kind::Ack, &count),
+        }
     }
 
     /// Lets an ACK ride along when data leaves anyway. To be called before [`Session::transmit`].
     pub fn before_transmit(&mut self) {
-        if self.cursor < self.kept.len() {
+        if self.may_send_frame() {
             self.queue_ack();
         }
     }
@@ -501,7 +541,9 @@ impl Session {
             self.queue_ack();
         }
         let verdict = self.liveness.on_time(now);
-        if let Verdict::Ask(opaque) | Verdict::Suspect(opaque) = verdict {
+        if let Verdict::Ask(opaque) | Verdict::Suspect(opaque) = verdict
+            && self.control.len() < MAX_CONTROL_BYTES
+        {
             self.queue_control(Kind::Ping, &opaque);
         }
         verdict
@@ -524,6 +566,16 @@ impl Session {
         self.kept_bytes + self.held_bytes
     }
 
+    /// Bytes of frames that the peer has not acknowledged.
+    pub fn kept_bytes(&self) -> usize {
+        self.kept_bytes
+    }
+
+    /// Bytes of received frames that are not acknowledged.
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
     /// How many sequenced frames have been received whole and in order, consumed or not.
     pub fn received_count(&self) -> u64 {
         self.ack_sent + self.held.len() as u64
@@ -541,6 +593,7 @@ impl Session {
         self.unsent_bytes = self.kept.iter().skip(self.cursor).map(Bytes::len).sum();
         self.partial = Partial::Nothing;
         self.control.clear();
+        self.unsent_ack = None;
         self.decoder.reset();
         // The peer may have missed the last ACK.
         self.queue_control(Kind::Ack, &self.ack_sent.to_be_bytes());

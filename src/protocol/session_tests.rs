@@ -73,6 +73,20 @@ fn a_full_window_leaves_no_room_but_a_single_frame_always_has_some() {
 }
 
 #[test]
+fn what_cannot_be_held_back_waits_behind_a_full_window() {
+    let (mut client, mut server, now) = pair(1000);
+    server.queue_data(Kind::Stdout, data(&[0; 996]));
+    server.queue_end(Kind::Stdout);
+    server.queue_end(Kind::Stderr);
+    server.queue_exit(Exit::Status(0));
+    assert_eq!(carry(&mut server, &mut client, usize::MAX, now).map(|events| events.len()), Ok(1));
+    assert!(!server.wants_transmit());
+    client.consumed(0, now);
+    carry(&mut client, &mut server, usize::MAX, now).unwrap();
+    assert_eq!(carry(&mut server, &mut client, usize::MAX, now).map(|events| events.len()), Ok(3));
+}
+
+#[test]
 fn a_peer_that_exceeds_the_window_is_refused() {
     let (mut client, mut server, now) = pair(1000);
     client.window_bytes = usize::MAX;
@@ -91,6 +105,20 @@ fn consumption_out_of_order_is_acknowledged_in_order() {
     assert_eq!(client.consumed, 0);
     client.consumed(0, now);
     assert_eq!(client.consumed, 2);
+}
+
+#[test]
+fn signals_alone_are_acknowledged_too() {
+    let (mut client, mut server, now) = pair(100);
+    for _ in 0..20 {
+        client.queue_signal("INT");
+    }
+    for _ in 0..3 {
+        carry(&mut client, &mut server, usize::MAX, now).unwrap();
+        server.on_time(now + ACK_DELAY);
+        carry(&mut server, &mut client, usize::MAX, now).unwrap();
+    }
+    assert_eq!((client.kept.len(), server.received_count()), (0, 20));
 }
 
 #[test]
@@ -133,6 +161,52 @@ fn a_flood_of_pings_is_answered_within_bounds() {
     }
     carry(&mut client, &mut server, usize::MAX, now).unwrap();
     assert!(server.control.len() <= MAX_CONTROL_BYTES + 12);
+}
+
+#[test]
+fn a_peer_that_sends_and_never_reads_makes_nothing_grow() {
+    let (mut client, mut server, mut now) = pair(1 << 20);
+    for sequence in 0..10_000 {
+        client.queue_data(Kind::Stdin, data(b"x"));
+        carry(&mut client, &mut server, usize::MAX, now).unwrap();
+        server.consumed(sequence, now);
+        if sequence % 100 == 99 {
+            now += Duration::from_secs(10);
+            server.on_time(now);
+            // Behind the client's back, so that its window never fills.
+            client.acknowledge(&(sequence + 1).to_be_bytes()).unwrap();
+        }
+    }
+    assert!(server.control.len() <= MAX_CONTROL_BYTES + 24, "{}", server.control.len());
+    carry(&mut server, &mut client, usize::MAX, now).unwrap();
+    assert_eq!(client.acked, 10_000);
+}
+
+#[test]
+fn an_acknowledgement_that_is_half_sent_is_left_as_it_is() {
+    let (mut client, mut server, now) = pair(4);
+    for sequence in 0..2 {
+        client.queue_data(Kind::Stdin, data(b"x"));
+        client.cursor = client.kept.len() - 1;
+        server.receive_buffer().extend_from_slice(&frame::encode(Kind::Stdin, b"x"));
+        client.transmitted(5, now);
+        server.next_event(now).unwrap();
+        server.consumed(sequence, now);
+        carry(&mut server, &mut client, 5, now).unwrap();
+    }
+    carry(&mut server, &mut client, usize::MAX, now).unwrap();
+    assert_eq!(client.acked, 2);
+}
+
+#[test]
+fn a_small_frame_does_not_keep_the_buffer_that_it_came_in() {
+    let (mut client, mut server, now) = pair(1 << 20);
+    client.queue_data(Kind::Stdin, data(b"small"));
+    client.queue_data(Kind::Stdin, data(&vec![0; COPY_BELOW_BYTES]));
+    let events = carry(&mut client, &mut server, usize::MAX, now).unwrap();
+    let is_alone = |event: &Event| matches!(event, Event::Data { payload, .. } if payload.is_unique());
+    assert!(is_alone(&events[0]));
+    assert!(!is_alone(&events[1]), "a large one is not copied");
 }
 
 #[test]
