@@ -174,7 +174,7 @@ fn a_peer_that_sends_and_never_reads_makes_nothing_grow() {
             now += Duration::from_secs(10);
             server.on_time(now);
             // Behind the client's back, so that its window never fills.
-            client.acknowledge(&(sequence + 1).to_be_bytes()).unwrap();
+            client.acknowledge(&(sequence + 1).to_be_bytes(), now).unwrap();
         }
     }
     assert!(server.control.len() <= MAX_CONTROL_BYTES + 24, "{}", server.control.len());
