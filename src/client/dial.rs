@@ -244,13 +244,16 @@ impl Connection {
         })
     }
 
-    /// The answer that a server gave before it stopped reading the request, if it did; else `error`.
+    /// The answer that a server gave before it stopped reading the request.
     ///
     /// # Errors
-    /// `error`, where there is no answer.
+    /// What is wrong with that answer, or `error`, where there is none.
     pub async fn answer_sent_before(&mut self, error: Error) -> Result<Response> {
-        let waited = tokio::time::timeout(Duration::from_secs(1), self.read_head()).await;
-        waited.ok().and_then(Result::ok).ok_or(error)
+        match tokio::time::timeout(Duration::from_secs(1), self.read_head()).await {
+            Ok(Err(reason)) if reason.code == Code::NetworkLost => Err(error),
+            Ok(answer) => answer,
+            Err(_) => Err(error),
+        }
     }
 
     async fn read_head(&mut self) -> Result<Response> {
