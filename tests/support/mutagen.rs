@@ -95,8 +95,7 @@ impl Daemon {
 
     /// The same, or else everything that the user sees.
     pub(crate) fn try_create_sync(&self, alpha: &Path, beta: &str) -> Result<Session<'_>, String> {
-        let output = self.sync_command(alpha, beta).output().unwrap();
-        self.created(Kind::Sync, output)
+        self.created(Kind::Sync, || self.sync_command(alpha, beta))
     }
 
     /// The command that creates a synchronisation session, for whoever doesn't want to wait for it.
@@ -116,7 +115,7 @@ impl Daemon {
     /// The same, or else everything that the user sees.
     pub(crate) fn try_create_forward(&self, source: &str, destination: &str) -> Result<Session<'_>, String> {
         let arguments = ["forward", "create", "--no-global-configuration", source, destination];
-        self.created(Kind::Forward, self.command(arguments).output().unwrap())
+        self.created(Kind::Forward, || self.command(arguments))
     }
 
     /// Every synchronisation session that the daemon knows.
@@ -150,7 +149,8 @@ impl Daemon {
         self.process.kill();
     }
 
-    fn created(&self, kind: Kind, output: Output) -> Result<Session<'_>, String> {
+    fn created(&self, kind: Kind, command: impl Fn() -> Command) -> Result<Session<'_>, String> {
+        let output = prompted(command);
         let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
         // It says `Created session sync_…`, after progress that ends in carriage returns.
         let id = said.rsplit_once("Created session ").map(|(_, rest)| rest.trim().to_owned());
@@ -166,6 +166,19 @@ impl Daemon {
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
     }
 }
+
+/// Runs a command for which Mutagen makes itself a prompter, until it has found it.
+fn prompted(command: impl Fn() -> Command) -> Output {
+    wait_for("Mutagen has found its own prompter", SOON, || {
+        let output = command().output().unwrap();
+        let is_mutagens_race = String::from_utf8_lossy(&output.stderr).contains(MUTAGENS_RACE);
+        (!is_mutagens_race).then_some(output)
+    })
+}
+
+/// What v0.18.1 says when it has lost a race with itself, before it starts any `ssh`: its daemon tells the command line a
+/// prompter's name before it registers it (`pkg/service/prompting/server.go`, `Host`), and the command line may be quicker.
+const MUTAGENS_RACE: &str = "prompter not found";
 
 impl Drop for Daemon {
     fn drop(&mut self) {
@@ -255,7 +268,8 @@ impl Session<'_> {
 
     #[track_caller]
     fn tell(&self, verb: &str) {
-        run(&mut self.daemon.command([self.kind.noun(), verb, &self.id]));
+        let output = prompted(|| self.daemon.command([self.kind.noun(), verb, &self.id]));
+        assert!(output.status.success(), "{verb}: {}", String::from_utf8_lossy(&output.stderr));
     }
 }
 
