@@ -15,6 +15,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use tokio::time::Instant;
 
 use crate::client::dial::{Connection, Dialler};
+use crate::client::redial::may_pass;
 use crate::error::{Code, Error, Result};
 use crate::protocol::encoding::percent_encode;
 use crate::protocol::head::{Request, Response};
@@ -97,7 +98,8 @@ pub async fn run(dialler: &Dialler, upload: &Upload) -> Result<()> {
                 }
                 source.send(connection, dialler, offset).await
             }
-            Err(error) if is_passing(&error) => Attempt::Broken(error),
+            // What breaks a handshake has broken the upload before: neither is the server's decision.
+            Err(error) if may_pass(&error) => Attempt::Broken(error),
             Err(error) => Attempt::Refused(error),
         };
     }
