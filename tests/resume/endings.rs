@@ -55,8 +55,8 @@ fn process_of_a_client_that_stays_away_ends_and_the_client_is_told() {
     let (status, _, said) = run.end(SOON);
     assert_eq!(status, Some(255));
     assert!(said.contains("error[session-lost]"), "{said}");
-    let log = remote.server().log();
-    assert!(log.contains("interrupted, and not resumed within the grace"), "{log}");
+    let reason = "interrupted, and not resumed within the grace";
+    wait_until("the server has said why", SOON, || remote.server().log().contains(reason));
 }
 
 #[test]
