@@ -55,6 +55,8 @@ struct Habits {
     /// Whether the process reads its stdin to the end.
     reads_all: bool,
     dial_fails: usize,
+    /// Of the ends' liveness.
+    interval: Duration,
 }
 
 const ACTIONS: usize = 16;
@@ -109,11 +111,12 @@ impl<'a> World<'a> {
             max_delay: Duration::from_millis(random.pick(&[0, 1, 20, 150])),
             reads_all: random.one_in(2),
             dial_fails: random.pick(&[2, 4, 1000]),
+            interval: Duration::from_secs(random.pick(&[2, 10])),
         };
         let total = |random: &mut Random| if random.one_in(4) { 0 } else { random.size(total) };
         let client_plan = [(Kind::Stdin, total(&mut random))];
         let server_plan = [(Kind::Stderr, total(&mut random)), (Kind::Stdout, total(&mut random))];
-        let policy = Policy { interval: Duration::from_secs(random.pick(&[2, 10])), count: random.pick(&[1, 3]) };
+        let policy = Policy { interval: habits.interval, count: random.pick(&[1, 3]) };
         let delay = habits.max_delay / 2;
         let first = Connection::new(habits.capacity, delay, Phase::Attached, start);
         World {
