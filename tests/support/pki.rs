@@ -2,12 +2,15 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
     ExtendedKeyUsagePurpose, IsCa, KeyIdMethod, KeyPair, KeyUsagePurpose, RevokedCertParams, SanType, SerialNumber,
     date_time_ymd,
 };
+
+type Time = time::OffsetDateTime;
 
 static NEXT_SERIAL: AtomicU64 = AtomicU64::new(1);
 
@@ -61,20 +64,29 @@ impl Authority {
         self.issue(Usage::Client, Validity::Now, uri_params(&[uri]))
     }
 
+    /// A certificate that is valid until a time after 1970.
+    pub(crate) fn issue_until(&self, usage: Usage, end: Duration, params: CertificateParams) -> Identity {
+        self.sign(usage, (date_time_ymd(2020, 1, 1), date_time_ymd(1970, 1, 1) + end), params)
+    }
+
     /// A certificate with whatever subject and names `params` has: see [`params`] and [`uri_params`].
-    pub(crate) fn issue(&self, usage: Usage, validity: Validity, mut params: CertificateParams) -> Identity {
+    pub(crate) fn issue(&self, usage: Usage, validity: Validity, params: CertificateParams) -> Identity {
+        let (first, last) = match validity {
+            Validity::Now => (2020, 2100),
+            Validity::Past => (2020, 2021),
+            Validity::Future => (2099, 2100),
+        };
+        self.sign(usage, (date_time_ymd(first, 1, 1), date_time_ymd(last, 1, 1)), params)
+    }
+
+    fn sign(&self, usage: Usage, (first, last): (Time, Time), mut params: CertificateParams) -> Identity {
         params.extended_key_usages = vec![match usage {
             Usage::Server => ExtendedKeyUsagePurpose::ServerAuth,
             Usage::Client => ExtendedKeyUsagePurpose::ClientAuth,
         }];
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         params.use_authority_key_identifier_extension = true;
-        let (first, last) = match validity {
-            Validity::Now => (2020, 2100),
-            Validity::Past => (2020, 2021),
-            Validity::Future => (2099, 2100),
-        };
-        (params.not_before, params.not_after) = (date_time_ymd(first, 1, 1), date_time_ymd(last, 1, 1));
+        (params.not_before, params.not_after) = (first, last);
         let serial = SerialNumber::from(NEXT_SERIAL.fetch_add(1, Ordering::Relaxed));
         params.serial_number = Some(serial.clone());
         let key = KeyPair::generate().unwrap();

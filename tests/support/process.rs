@@ -4,7 +4,7 @@ use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command};
+use std::process::{Child, ChildStdin, ChildStdout, Command};
 
 pub(crate) use rustix::process::Signal;
 use rustix::process::{Pid, kill_process, kill_process_group};
@@ -119,6 +119,11 @@ impl Group {
 
     pub(crate) fn signal(&self, signal: Signal) {
         let _ = kill_process(Pid::from_child(&self.0), signal);
+    }
+
+    /// Its stdin and stdout, where they are pipes and nobody has taken them.
+    pub(crate) fn take_pipes(&mut self) -> Option<(ChildStdin, ChildStdout)> {
+        Some((self.0.stdin.take()?, self.0.stdout.take()?))
     }
 
     /// Whether the child has ended by now, and how.

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tempfile::TempDir;
 
 use super::openssh::{self, Account, Sshd};
-use super::pki::Authority;
+use super::pki::{Authority, Validity};
 use super::process::{self, Process};
 use super::recorder::Recorder;
 use super::relay::Relay;
@@ -41,6 +41,12 @@ pub(crate) struct Setup {
     grace: Option<Duration>,
     relayed: bool,
     recorded: bool,
+    overheard: Option<&'static str>,
+    listen: Ipv4Addr,
+    server_log: &'static str,
+    limits: Vec<String>,
+    client_settings: Vec<String>,
+    grants: Vec<(String, String)>,
 }
 
 impl Setup {
@@ -54,6 +60,12 @@ impl Setup {
             grace: None,
             relayed: false,
             recorded: false,
+            overheard: None,
+            listen: Ipv4Addr::LOCALHOST,
+            server_log: "info",
+            limits: Vec::new(),
+            client_settings: Vec::new(),
+            grants: Vec::new(),
         }
     }
 
@@ -92,6 +104,39 @@ impl Setup {
         Setup { recorded: true, ..self }
     }
 
+    /// Keeps what each `ssh` and `scp` says on stderr for the test, and from Mutagen; they log at `level`.
+    pub(crate) fn overheard(self, level: &'static str) -> Setup {
+        Setup { overheard: Some(level), ..self }
+    }
+
+    /// Lets the server, or the relay before it, listen on another address than loopback's.
+    pub(crate) fn listening_on(self, address: Ipv4Addr) -> Setup {
+        Setup { listen: address, ..self }
+    }
+
+    /// Lets the server log at another level than `info`.
+    pub(crate) fn with_server_log(self, level: &'static str) -> Setup {
+        Setup { server_log: level, ..self }
+    }
+
+    /// Adds a line to the server's `[limits]`.
+    pub(crate) fn with_limit(mut self, line: &str) -> Setup {
+        self.limits.push(line.to_owned());
+        self
+    }
+
+    /// Adds a line to what the client knows of the host.
+    pub(crate) fn with_client_setting(mut self, line: &str) -> Setup {
+        self.client_settings.push(line.to_owned());
+        self
+    }
+
+    /// Grants another host, which has the same home, to a principal, or the same host to another one.
+    pub(crate) fn with_grant(mut self, principal: &str, host: &str) -> Setup {
+        self.grants.push((principal.to_owned(), host.to_owned()));
+        self
+    }
+
     pub(crate) fn start(self) -> Remote {
         Remote::start(self)
     }
@@ -104,6 +149,8 @@ pub(crate) struct Remote {
     server: Carrier,
     relay: Option<Relay>,
     recorder: Option<Recorder>,
+    /// The authority for the clients of a tstunnel server.
+    clients: Option<Authority>,
     stand_ins: PathBuf,
     search_first: Option<PathBuf>,
     // Last, so that it is removed after the server has gone.
@@ -127,17 +174,18 @@ impl Remote {
             file
         });
 
+        let mut clients = None;
         let server = match setup.transport {
             Transport::OpenSsh => {
                 let account = Account { home: &home, wrapper: wrapper.as_deref(), uploads: setup.uploads };
                 Carrier::OpenSsh(Sshd::start(&root, &account))
             }
             Transport::Tstunnel => {
-                write_server_configuration(&root, &setup, &home, wrapper.as_deref());
-                Carrier::Tstunnel(Server::start(&root.join("server.toml")))
+                clients = Some(write_server_configuration(&root, &setup, &home, wrapper.as_deref()));
+                Carrier::Tstunnel(Server::start_with_log(&root.join("server.toml"), setup.server_log))
             }
         };
-        let relay = setup.relayed.then(|| Relay::to(server.address()));
+        let relay = setup.relayed.then(|| Relay::listening_on(setup.listen, server.address()));
         let address = relay.as_ref().map_or(server.address(), Relay::address);
         let real = match setup.transport {
             Transport::OpenSsh => openssh::stand_ins(&root, &setup.name, address.port()),
@@ -148,7 +196,11 @@ impl Remote {
         };
         let recorder = setup.recorded.then(|| Recorder::around(&root.join("recorder"), &real));
         let stand_ins = recorder.as_ref().map_or(real, |recorder| recorder.folder().to_owned());
-        Remote { setup, home, server, relay, recorder, stand_ins, search_first: None, folder }
+        let stand_ins = match setup.overheard {
+            Some(level) => overheard_stand_ins(&root, &stand_ins, level),
+            None => stand_ins,
+        };
+        Remote { setup, home, server, relay, recorder, clients, stand_ins, search_first: None, folder }
     }
 
     /// The account's home, which is empty at first.
@@ -195,6 +247,34 @@ impl Remote {
 
     pub(crate) fn recorder(&self) -> &Recorder {
         self.recorder.as_ref().expect("the setup says recorded")
+    }
+
+    /// The folder with the configuration of both sides.
+    pub(crate) fn folder(&self) -> PathBuf {
+        self.folder.path().canonicalize().unwrap()
+    }
+
+    /// Where the server listens, whatever stands before it.
+    pub(crate) fn server_address(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    /// The tstunnel server.
+    pub(crate) fn server(&self) -> &Server {
+        match &self.server {
+            Carrier::OpenSsh(_) => panic!("this host is OpenSSH's"),
+            Carrier::Tstunnel(server) => server,
+        }
+    }
+
+    /// Who signs the clients' certificates.
+    pub(crate) fn clients(&self) -> &Authority {
+        self.clients.as_ref().expect("OpenSSH has no authority")
+    }
+
+    /// What an `ssh` or `scp` has said on stderr.
+    pub(crate) fn said_by(&self, process: &Process) -> String {
+        fs::read_to_string(self.folder().join(format!("said/{}", process.pid))).expect("the setup says overheard")
     }
 
     /// Kills the server as a crash would. What it had started is left to notice it.
@@ -277,18 +357,20 @@ impl Carrier {
     }
 }
 
-/// Writes `server.toml`, and every certificate that it and the client need.
-fn write_server_configuration(folder: &Path, setup: &Setup, home: &Path, wrapper: Option<&Path>) {
+/// Writes `server.toml`, and every certificate that it and the client need; returns the clients' authority.
+fn write_server_configuration(folder: &Path, setup: &Setup, home: &Path, wrapper: Option<&Path>) -> Authority {
     let servers = Authority::new("the servers' authority");
     let clients = Authority::new("the clients' authority");
     fs::write(folder.join("servers-ca.crt"), servers.certificate()).unwrap();
     fs::write(folder.join("clients-ca.crt"), clients.certificate()).unwrap();
     servers.server(&[&format!("*.{DOMAIN}")]).write(folder, "server");
-    clients.client(PRINCIPAL).write(folder, "client");
+    let client = clients.client(PRINCIPAL);
+    client.write(folder, "client");
+    fs::write(folder.join("revoked.crl"), clients.revoke(&[&client], Validity::Now)).unwrap();
 
     let host = &setup.name;
     let mut text = format!(
-        "listen = [\"127.0.0.1:0\"]\n\
+        "listen = [\"{}:0\"]\n\
          cert = \"server.crt\"\n\
          key = \"server.key\"\n\
          client_ca = [\"clients-ca.crt\"]\n\
@@ -296,6 +378,7 @@ fn write_server_configuration(folder: &Path, setup: &Setup, home: &Path, wrapper
          \n\
          [host.{host}]\n\
          home = \"{}\"\n",
+        if setup.relayed { Ipv4Addr::LOCALHOST } else { setup.listen },
         home.display()
     );
     if setup.any_command {
@@ -304,7 +387,17 @@ fn write_server_configuration(folder: &Path, setup: &Setup, home: &Path, wrapper
     if let Some(wrapper) = wrapper {
         text += &format!("shell = false\nwrapper = [\"{}\"]\n", wrapper.display());
     }
-    text += &format!("\n[[grant]]\nprincipal = \"{PRINCIPAL}\"\nhosts = [\"{host}\"]\n\n[limits]\n");
+    for (_, other) in setup.grants.iter().filter(|(_, other)| other != host) {
+        text += &format!("\n[host.{other}]\nhome = \"{}\"\ncommands = \"any\"\n", home.display());
+    }
+    text += &format!("\n[[grant]]\nprincipal = \"{PRINCIPAL}\"\nhosts = [\"{host}\"]\n");
+    for (principal, host) in &setup.grants {
+        text += &format!("\n[[grant]]\nprincipal = \"{principal}\"\nhosts = [\"{host}\"]\n");
+    }
+    text += "\n[limits]\n";
+    for line in &setup.limits {
+        text += &format!("{line}\n");
+    }
     if !setup.uploads {
         text += "max_upload_bytes = 1\n";
     }
@@ -312,12 +405,13 @@ fn write_server_configuration(folder: &Path, setup: &Setup, home: &Path, wrapper
         text += &format!("resume_grace = \"{}s\"\n", grace.as_secs());
     }
     fs::write(folder.join("server.toml"), text).unwrap();
+    clients
 }
 
 /// Writes the `config.toml` by which the client finds the host.
 fn write_client_configuration(folder: &Path, setup: &Setup, address: SocketAddr) {
     let host = &setup.name;
-    let text = format!(
+    let mut text = format!(
         "[host.\"{host}\"]\n\
          endpoint = \"{address}\"\n\
          host_id = \"{host}\"\n\
@@ -326,6 +420,9 @@ fn write_client_configuration(folder: &Path, setup: &Setup, address: SocketAddr)
          key = \"client.key\"\n\
          ca = \"servers-ca.crt\"\n"
     );
+    for line in &setup.client_settings {
+        text += &format!("{line}\n");
+    }
     fs::write(folder.join("config.toml"), text).unwrap();
 }
 
@@ -335,6 +432,23 @@ fn tstunnel_stand_ins(folder: &Path) -> PathBuf {
     fs::create_dir_all(&stand_ins).unwrap();
     for name in ["ssh", "scp"] {
         std::os::unix::fs::symlink(TSTUNNEL, stand_ins.join(name)).unwrap();
+    }
+    stand_ins
+}
+
+/// An `ssh` and an `scp` whose stderr goes to a file in `said`, named by the process, before they become those in `real`.
+fn overheard_stand_ins(folder: &Path, real: &Path, level: &str) -> PathBuf {
+    let (stand_ins, said) = (folder.join("overheard"), folder.join("said"));
+    for folder in [&stand_ins, &said] {
+        fs::create_dir_all(folder).unwrap();
+    }
+    for name in ["ssh", "scp"] {
+        let body = format!(
+            "export TSTUNNEL_LOG={level}\nexec '{real}/{name}' \"$@\" 2>'{said}/'$$",
+            real = real.display(),
+            said = said.display()
+        );
+        script::write(&stand_ins.join(name), &body);
     }
     stand_ins
 }

@@ -17,14 +17,20 @@ pub(crate) struct Server {
     log: PathBuf,
     address: SocketAddr,
     process: Group,
+    level: &'static str,
 }
 
 impl Server {
     /// Starts it with a configuration file that says `listen = ["127.0.0.1:0"]`, and waits until it listens.
     pub(crate) fn start(configuration: &Path) -> Server {
+        Server::start_with_log(configuration, "info")
+    }
+
+    /// The same, with a log of this level.
+    pub(crate) fn start_with_log(configuration: &Path, level: &'static str) -> Server {
         let log = configuration.with_extension("log");
-        let (process, address) = spawn(configuration, &log);
-        Server { configuration: configuration.to_owned(), log, address, process }
+        let (process, address) = spawn(configuration, &log, level);
+        Server { configuration: configuration.to_owned(), log, address, process, level }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -49,10 +55,19 @@ impl Server {
     /// Starts it again at the address that it had.
     pub(crate) fn start_again(&mut self) {
         let text = fs::read_to_string(&self.configuration).unwrap();
-        fs::write(&self.configuration, text.replace("127.0.0.1:0", &self.address.to_string())).unwrap();
-        let (process, address) = spawn(&self.configuration, &self.log);
+        fs::write(&self.configuration, text.replace(&format!("{}:0", self.address.ip()), &self.address.to_string()))
+            .unwrap();
+        let (process, address) = spawn(&self.configuration, &self.log, self.level);
         assert_eq!(address, self.address, "the server listens where it was told to");
         self.process = process;
+    }
+
+    /// Changes a text in its configuration, for the next start.
+    #[track_caller]
+    pub(crate) fn reconfigure(&self, from: &str, to: &str) {
+        let text = fs::read_to_string(&self.configuration).unwrap();
+        assert!(text.contains(from), "`{from}` is not in\n{text}");
+        fs::write(&self.configuration, text.replace(from, to)).unwrap();
     }
 
     /// What it has written to stderr since it was last started.
@@ -61,12 +76,13 @@ impl Server {
     }
 }
 
-fn spawn(configuration: &Path, log: &Path) -> (Group, SocketAddr) {
+fn spawn(configuration: &Path, log: &Path, level: &str) -> (Group, SocketAddr) {
     let output = fs::File::create(log).unwrap();
     let mut process = Group::spawn(
         Command::new(TSTUNNEL)
             .args(["serve", "--config"])
             .arg(configuration)
+            .env("TSTUNNEL_LOG", level)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(output),

@@ -36,3 +36,9 @@ pub(crate) fn wait_for<T>(what: &str, limit: Duration, probe: impl FnMut() -> Op
 pub(crate) fn wait_until(what: &str, limit: Duration, mut condition: impl FnMut() -> bool) {
     wait_for(what, limit, || condition().then_some(()));
 }
+
+/// Lets a length of time pass that is itself what a test is about: how long a process is suspended, say. Never to wait for
+/// something.
+pub(crate) fn let_pass(time: Duration) {
+    std::thread::sleep(time);
+}

@@ -1,0 +1,182 @@
+//! What ends a session for good, while its client is away or because it must not come back: it ends at once and says why.
+
+use std::fs;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use super::run::{Run, host};
+use crate::support::pki::{Authority, Usage, uri_params};
+use crate::support::process::{self, Signal};
+use crate::support::remote::{DOMAIN, PRINCIPAL, Remote};
+use crate::support::wait::{SOON, wait_until};
+
+/// A process that ends, with last words, as soon as a file exists.
+fn until(file: &Path) -> String {
+    let file = file.display();
+    format!("echo $$; while ! test -e '{file}'; do sleep 0.05; done; echo last words; echo and these >&2; exit 9")
+}
+
+/// One that ends with its stdin.
+const WAIT: &str = "echo $$; exec cat";
+
+#[test]
+fn last_words_and_status_of_a_process_that_ended_during_an_outage_arrive() {
+    let remote = host().behind_relay().start();
+    let file = remote.folder().join("go");
+    let run = Run::start(&remote, "", &until(&file));
+    let pid = run.pid();
+
+    remote.relay().refuse(true);
+    remote.relay().reset();
+    fs::write(&file, "").unwrap();
+    wait_until("the process has ended", SOON, || !is_alive(pid));
+    remote.relay().refuse(false);
+
+    let (status, output, said) = run.end(SOON);
+    assert_eq!(status, Some(9));
+    assert_eq!(String::from_utf8(output).unwrap(), format!("{pid}\nlast words\n"));
+    assert_eq!(said, "and these\n");
+    wait_until("the session is over", SOON, || remote.server().log().contains("resumes=1 reason=finished"));
+}
+
+#[test]
+fn process_of_a_client_that_stays_away_ends_and_the_client_is_told() {
+    let remote = host().with_grace(Duration::from_secs(1)).behind_relay().start();
+    // One that ends neither with its stdin nor at SIGTERM takes the whole ladder.
+    let run = Run::start(&remote, "", "trap '' TERM; echo $$; while :; do sleep 0.1; done");
+    let pid = run.pid();
+
+    // The client is away longer than it would be patient.
+    run.signal(Signal::STOP);
+    remote.relay().reset();
+    wait_until("the process has ended", SOON, || !is_alive(pid));
+    run.signal(Signal::CONT);
+
+    let (status, _, said) = run.end(SOON);
+    assert_eq!(status, Some(255));
+    assert!(said.contains("error[session-lost]"), "{said}");
+    let reason = "interrupted, and not resumed within the grace";
+    wait_until("the log says why", SOON, || remote.server().log().contains(reason));
+}
+
+#[test]
+fn client_that_cannot_come_back_within_the_grace_gives_up() {
+    let remote = host().with_grace(Duration::from_secs(1)).behind_relay().start();
+    let run = Run::start(&remote, "", WAIT);
+    run.pid();
+    remote.relay().refuse(true);
+    remote.relay().reset();
+    let (status, _, said) = run.end(SOON);
+    assert_eq!(status, Some(255));
+    assert!(said.contains("error[network-lost]") && said.contains("within 1 s"), "{said}");
+}
+
+#[test]
+fn restarted_server_has_lost_the_session_and_says_so() {
+    let mut remote = host().start();
+    let run = Run::start(&remote, "", WAIT);
+    run.pid();
+    remote.kill_server();
+    remote.start_server_again();
+    assert_stops_at_once(run, "error[session-lost]");
+}
+
+#[test]
+fn client_that_may_not_resume_ends_with_the_first_break() {
+    let remote = host().with_client_setting("resume = false").behind_relay().start();
+    let run = Run::start(&remote, "", WAIT);
+    run.pid();
+    remote.relay().reset();
+    assert_stops_at_once(run, "error[network-lost]");
+    assert_eq!(remote.relay().accepted(), 1, "it has not dialled again");
+}
+
+#[test]
+fn server_without_a_grace_ends_the_process_with_the_connection() {
+    let remote = host().with_limit("resume_grace = \"0s\"").behind_relay().start();
+    let run = Run::start(&remote, "", WAIT);
+    let pid = run.pid();
+    remote.relay().reset();
+    assert_stops_at_once(run, "error[network-lost]");
+    wait_until("the process has ended", SOON, || !is_alive(pid));
+    assert_eq!(remote.relay().accepted(), 1, "it has not dialled again");
+}
+
+#[test]
+fn revoked_client_is_not_let_back_in() {
+    let mut remote = host().behind_relay().start();
+    let run = Run::start(&remote, "", WAIT);
+    run.pid();
+    remote.server().reconfigure("\ndomain = ", "\ncrl = [\"revoked.crl\"]\ndomain = ");
+    break_and_restart(&mut remote);
+    let said = assert_stops_at_once(run, "error[client-cert]");
+    assert!(said.contains("revoked"), "{said}");
+}
+
+#[test]
+fn client_whose_certificate_expires_keeps_its_session_but_not_after_a_break() {
+    let remote = host().behind_relay().start();
+    let end = since_1970() + Duration::from_secs(4);
+    let clients = remote.clients();
+    clients.issue_until(Usage::Client, end, uri_params(&[PRINCIPAL])).write(&remote.folder(), "client");
+    let mut run = Run::start(&remote, "", WAIT);
+    run.pid();
+    wait_until("the certificate has expired", SOON, || since_1970() > end + Duration::from_secs(1));
+    run.write(b"still here\n");
+    run.wait_for_output("still here\n");
+
+    remote.relay().reset();
+
+    let said = assert_stops_at_once(run, "error[client-cert]");
+    assert!(said.contains("expired"), "{said}");
+}
+
+#[test]
+fn client_without_its_grant_is_not_let_back_in() {
+    let mut remote = host().behind_relay().start();
+    let run = Run::start(&remote, "", WAIT);
+    run.pid();
+    remote.server().reconfigure("principal = \"spiffe://tunnel.test/users/ann\"", "principal = \"nobody\"");
+    break_and_restart(&mut remote);
+    assert_stops_at_once(run, "error[host-unknown]");
+}
+
+#[test]
+fn server_with_another_authority_is_not_trusted_with_the_secret() {
+    let mut remote = host().with_client_setting("resume = \"2s\"").behind_relay().start();
+    let run = Run::start(&remote, "", WAIT);
+    run.pid();
+    Authority::new("somebody else").server(&[&format!("*.{DOMAIN}")]).write(&remote.folder(), "server");
+    break_and_restart(&mut remote);
+    // A portal on a strange network looks the same and passes, so the client keeps trying for as long as it may.
+    let (status, _, said) = run.end(SOON);
+    assert_eq!(status, Some(255));
+    assert!(said.contains("error[network-lost]") && said.contains("within 2 s"), "{said}");
+    assert!(!remote.server().log().contains("refused"), "it was never asked: {}", remote.server().log());
+}
+
+fn since_1970() -> Duration {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap()
+}
+
+fn is_alive(pid: i32) -> bool {
+    process::all().iter().any(|process| process.pid == pid)
+}
+
+fn break_and_restart(remote: &mut Remote) {
+    remote.relay().refuse(true);
+    remote.kill_server();
+    remote.start_server_again();
+    remote.relay().reset();
+    remote.relay().refuse(false);
+}
+
+/// The client's patience is two minutes: an end within seconds is an end at once.
+#[track_caller]
+fn assert_stops_at_once(run: Run, reason: &str) -> String {
+    let (status, _, said) = run.end(Duration::from_secs(8));
+    assert_eq!(status, Some(255), "{said}");
+    assert!(said.contains(reason), "{said}");
+    assert!(said.lines().count() <= 2, "a line and a hint: {said}");
+    said
+}
