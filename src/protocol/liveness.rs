@@ -4,7 +4,8 @@
 //! Any received byte is a sign of life. How soon a silence is questioned depends on what there was to expect: soon after
 //! data was sent, which should be acknowledged; within a second after traffic; and the longer nothing happens the later,
 //! up to the policy's interval. A question has some round trips' time; without an answer the path is suspected, and it is
-//! for the owner to look for a better one. One late or lost answer is never the end: a peer is dead only after `count`
+//! for the owner to look for a better one. So is a path on which the peer only asks, and answers nothing: it goes on
+//! asking because it hears nothing, which is how a path looks that is dead in one direction. One late or lost answer is never the end: a peer is dead only after `count`
 //! intervals of silence in which at least two questions went without an answer.
 
 use std::time::{Duration, Instant};
@@ -56,6 +57,11 @@ pub struct Liveness {
     /// The question that waits for an answer.
     asked: Option<Instant>,
     unanswered: u32,
+    /// The first question since the last answer; or, if that came later, the last data, which an answer may be queued
+    /// behind.
+    open: Option<Instant>,
+    /// The peer asks instead of answering.
+    is_deaf: bool,
     questions: u64,
     /// When the last question was asked, for the round trip.
     last_question: Instant,
@@ -73,6 +79,8 @@ impl Liveness {
             sent: None,
             asked: None,
             unanswered: 0,
+            open: None,
+            is_deaf: false,
             questions: 0,
             last_question: now,
             round_trip: None,
@@ -90,6 +98,17 @@ impl Liveness {
     /// Data came, not only control frames.
     pub fn received_data(&mut self, now: Instant) {
         self.active = now;
+        self.open = self.open.map(|_| now);
+    }
+
+    /// A PING came. Where an answer has been due for some time, the peer has not heard the question.
+    pub fn questioned(&mut self, now: Instant) {
+        let patience = self.patience();
+        if self.open.is_some_and(|open| now.saturating_duration_since(open) >= patience) {
+            self.is_deaf = true;
+            // The time of a question without an answer is over now.
+            self.asked = now.checked_sub(patience).or(Some(now));
+        }
     }
 
     /// Data was sent, which the peer acknowledges.
@@ -100,6 +119,7 @@ impl Liveness {
 
     /// A PONG came; only the answer to the last question tells the round trip.
     pub fn answered(&mut self, opaque: &[u8], now: Instant) {
+        (self.open, self.is_deaf) = (None, false);
         if self.questions > 0 && opaque == self.questions.to_be_bytes() {
             let sample = now.saturating_duration_since(self.last_question);
             // RFC 6298's weight: one late answer does not make the path a slow one.
@@ -110,6 +130,7 @@ impl Liveness {
     /// A new connection stands.
     pub fn restart(&mut self, now: Instant) {
         self.heard(now);
+        (self.open, self.is_deaf) = (None, false);
     }
 
     /// Something has happened to the network or to this machine: the next question is due at once.
@@ -121,7 +142,7 @@ impl Liveness {
 
     /// Whether a question has stayed without an answer.
     pub fn is_suspect(&self) -> bool {
-        self.unanswered > 0
+        self.unanswered > 0 || self.is_deaf
     }
 
     /// The mean round trip, once there was an answer.
@@ -166,6 +187,7 @@ impl Liveness {
         }
         self.questions += 1;
         self.asked = Some(now);
+        self.open.get_or_insert(now);
         self.last_question = now;
         let opaque = self.questions.to_be_bytes();
         if has_waited { Verdict::Suspect(opaque) } else { Verdict::Ask(opaque) }
@@ -248,6 +270,44 @@ mod tests {
         let mut liveness = Liveness::new(Policy { interval: SECOND, count: 1 }, start);
         let seen = run(&mut liveness, start, SECOND * 60, false);
         assert!(seen.len() >= 3 && seen.last().unwrap().0 >= 2000, "{seen:?}");
+    }
+
+    #[test]
+    fn a_peer_that_only_asks_is_suspected_until_it_answers() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(POLICY, start);
+        liveness.sent_data(start);
+        let asked = liveness.deadline();
+        assert!(matches!(liveness.on_time(asked), Verdict::Ask(_)));
+        // Questions may cross.
+        liveness.heard(asked + SECOND / 10);
+        liveness.questioned(asked + SECOND / 10);
+        assert!(!liveness.is_suspect());
+        let later = asked + SECOND;
+        liveness.heard(later);
+        liveness.questioned(later);
+        assert!(liveness.is_suspect());
+        assert!(matches!(liveness.on_time(later), Verdict::Suspect(_)));
+        // Another sign of life is no answer.
+        liveness.heard(later + SECOND);
+        assert!(liveness.is_suspect());
+        liveness.answered(&[0; 8], later + SECOND);
+        assert!(!liveness.is_suspect());
+    }
+
+    #[test]
+    fn an_answer_may_be_queued_behind_data() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(POLICY, start);
+        let asked = liveness.deadline();
+        assert!(matches!(liveness.on_time(asked), Verdict::Ask(_)));
+        for quarter in 1..40 {
+            let now = asked + SECOND / 4 * quarter;
+            liveness.heard(now);
+            liveness.received_data(now);
+            liveness.questioned(now + SECOND / 10);
+            assert!(!liveness.is_suspect());
+        }
     }
 
     #[test]

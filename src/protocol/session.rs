@@ -365,6 +365,7 @@ impl Session {
             }
             match frame.kind {
                 Kind::Ping => {
+                    self.liveness.questioned(now);
                     if self.control.len() < MAX_CONTROL_BYTES {
                         self.queue_control(Kind::Pong, &frame.payload);
                     }

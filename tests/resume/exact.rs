@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::length;
 use super::run::{Run, host};
+use crate::support::relay::Direction;
 use crate::support::remote::Remote;
 use crate::support::tree::{noise, sha256};
 use crate::support::wait::{SOON, wait_until};
@@ -42,6 +43,21 @@ fn bytes_survive_closes_and_refusals_in_turn() {
         remote.relay().cut();
         remote.relay().refuse(false);
     });
+}
+
+#[test]
+fn one_dead_direction_is_noticed_by_the_side_that_can_dial() {
+    for direction in [Direction::ToClient, Direction::ToServer] {
+        let remote = host().behind_relay().start();
+        let mut run = Run::start(&remote, "info", CAT);
+        run.pid();
+        remote.relay().silence_half(direction);
+        run.write(b"first words\n");
+        run.wait_for_resumes(1, SOON);
+        run.wait_for_output("first words\n");
+        run.end_stdin();
+        assert_eq!(run.end(SOON).0, Some(7), "{direction:?}");
+    }
 }
 
 #[test]
