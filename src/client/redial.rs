@@ -142,6 +142,12 @@ impl Path {
             }
             Step::Dialled(Err(error)) | Step::Answered(Err(error)) => {
                 self.state = State::Whole;
+                if bridge.is_attached() && (!bridge.session().is_suspect() || !may_pass(&error)) {
+                    // There is no better path than the old one, which may only be slow; it is looked at again.
+                    tracing::debug!(%error, "staying on a silent connection");
+                    self.mended();
+                    return Ok(());
+                }
                 if !may_pass(&error) {
                     return Err(error);
                 }
@@ -153,10 +159,6 @@ impl Path {
                         error.text
                     );
                     return Err(Error::new(Code::NetworkLost, text));
-                }
-                if bridge.is_attached() && !bridge.session().is_suspect() {
-                    self.mended();
-                    return Ok(());
                 }
                 tracing::debug!(%error, "cannot resume yet");
                 self.pause = (self.pause * 2).clamp(BACK_OFF.0, BACK_OFF.1);

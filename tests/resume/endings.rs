@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::run::{Run, host};
-use crate::support::pki::{Authority, Usage, uri_params};
+use crate::support::pki::{Authority, Usage, params, uri_params};
 use crate::support::process::{self, Signal};
 use crate::support::remote::{DOMAIN, PRINCIPAL, Remote};
 use crate::support::wait::{SOON, wait_until};
@@ -129,6 +129,28 @@ fn client_whose_certificate_expires_keeps_its_session_but_not_after_a_break() {
 
     let said = assert_stops_at_once(run, "error[client-cert]");
     assert!(said.contains("expired"), "{said}");
+}
+
+#[test]
+fn session_whose_path_was_only_slow_outlives_the_servers_certificate() {
+    let mut remote = host().behind_relay().start();
+    let end = since_1970() + Duration::from_secs(6);
+    let authority = Authority::new("the servers' authority");
+    fs::write(remote.folder().join("servers-ca.crt"), authority.certificate()).unwrap();
+    authority.issue_until(Usage::Server, end, params(&[&format!("*.{DOMAIN}")])).write(&remote.folder(), "server");
+    break_and_restart(&mut remote);
+    let mut run = Run::start(&remote, "debug", WAIT);
+    run.pid();
+    wait_until("the certificate has expired", SOON, || since_1970() > end + Duration::from_secs(1));
+
+    remote.relay().hold(true);
+    run.write(b"still here\n");
+    wait_until("another connection has failed", SOON, || run.said().contains("expired"));
+    remote.relay().hold(false);
+
+    run.wait_for_output("still here\n");
+    run.end_stdin();
+    assert_eq!(run.end(SOON).0, Some(0));
 }
 
 #[test]
