@@ -219,7 +219,7 @@ impl Path {
 
 /// Whether a later attempt may fare better. What stands between here and the server on a strange network (a portal that
 /// answers in its place) passes; what the server itself has decided does not.
-fn may_pass(error: &Error) -> bool {
+pub(crate) fn may_pass(error: &Error) -> bool {
     match error.code {
         Code::SessionLost => false,
         Code::Proxy | Code::TlsUntrusted | Code::TlsName | Code::TlsHandshake | Code::NotTstunnel => true,

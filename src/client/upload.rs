@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::client::connect::percent_encode;
 use crate::client::dial::{Connection, Dialler};
+use crate::client::redial::may_pass;
 use crate::error::{Code, Error, Result};
 use crate::protocol::head::{Request, Response};
 use crate::protocol::{HEADER_MODE, HEADER_UNENCODED_DIGEST, HEADER_UPLOAD_OFFSET};
@@ -98,7 +99,8 @@ pub async fn run(dialler: &Dialler, upload: &Upload) -> Result<()> {
                 }
                 source.send(connection, dialler, offset).await
             }
-            Err(error) if is_passing(&error) => Attempt::Broken(error),
+            // What breaks a handshake has broken the upload before: neither is the server's decision.
+            Err(error) if may_pass(&error) => Attempt::Broken(error),
             Err(error) => Attempt::Refused(error),
         };
     }

@@ -1,16 +1,19 @@
 //! Bytes are exact both ways, whatever the network does to the connections under them.
 
 use std::io::Write;
+use std::process::Command;
 use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use super::length;
 use super::run::{Run, host};
+use crate::support::process::Group;
 use crate::support::relay::Direction;
 use crate::support::remote::Remote;
+use crate::support::serve::TSTUNNEL;
 use crate::support::tree::{noise, sha256};
-use crate::support::wait::{SOON, wait_until};
+use crate::support::wait::{SOON, wait_for, wait_until};
 
 /// Says its process id, gives back what it gets, and says its process id again.
 const CAT: &str = "echo $$; cat; echo $$ >&2; exit 7";
@@ -43,6 +46,32 @@ fn bytes_survive_closes_and_refusals_in_turn() {
         remote.relay().cut();
         remote.relay().refuse(false);
     });
+}
+
+#[test]
+fn upload_survives_connections_that_never_last_and_handshakes_that_break() {
+    let remote = host().behind_relay().start();
+    remote.relay().cut_after(Some(3_000_000));
+    let (file, bytes) = (remote.folder().join("file"), noise(20_000_000, 16));
+    std::fs::write(&file, &bytes).unwrap();
+    let mut upload = Command::new(TSTUNNEL);
+    upload.arg("upload").arg(&file).arg(format!("{}:uploaded", remote.host()));
+    let said = std::fs::File::create(remote.folder().join("said")).unwrap();
+    let mut upload = Group::spawn(
+        upload.env("TSTUNNEL_CONFIG", remote.folder().join("config.toml")).env_remove("TSTUNNEL_LOG").stderr(said),
+    );
+    for _ in 0..3 {
+        let connections = remote.relay().accepted();
+        wait_until("the upload was cut", SOON, || remote.relay().accepted() > connections);
+        remote.relay().refuse(true);
+        wait_until("a handshake has broken", SOON, || remote.relay().accepted() > connections + 2);
+        remote.relay().refuse(false);
+    }
+    let status = wait_for("the upload ends", SOON * 2, || upload.ended());
+    assert_eq!(std::fs::read_to_string(remote.folder().join("said")).unwrap(), "");
+    assert_eq!(status.code(), Some(0));
+    assert!(std::fs::read(remote.home().join("uploaded")).unwrap() == bytes);
+    println!("the upload took {} connections", remote.relay().accepted());
 }
 
 #[test]
