@@ -56,7 +56,7 @@ fn process_of_a_client_that_stays_away_ends_and_the_client_is_told() {
     assert_eq!(status, Some(255));
     assert!(said.contains("error[session-lost]"), "{said}");
     let reason = "interrupted, and not resumed within the grace";
-    wait_until("the server has said why", SOON, || remote.server().log().contains(reason));
+    wait_until("the log says why", SOON, || remote.server().log().contains(reason));
 }
 
 #[test]
