@@ -24,7 +24,7 @@ use support::wait::{SOON, wait_until};
 use support_net::child::{Ran, Watched, run, run_with_input};
 use support_net::site::{HOST, Plan, Site, text};
 
-/// Longer than the whole ladder of a process's end (PROTOCOL.md §6): one second and five, and a busy machine.
+/// Longer than the whole ladder of a process's end (tstunnel-protocol(7)): one second and five, and a busy machine.
 const LADDER: Duration = Duration::from_secs(20);
 
 /// A host that takes every command, and keeps nothing of a client that is gone for long.

@@ -1,4 +1,4 @@
-//! Every failure of PROTOCOL.md §8 that can happen: one error line, one hint, the right exit status, in time, nothing on
+//! Every failure of tstunnel-protocol(7) that can happen: one error line, one hint, the right exit status, in time, nothing on
 //! stdout, and `tstunnel classify` reads the code back.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]

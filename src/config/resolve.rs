@@ -231,7 +231,7 @@ fn without_suffix<'a>(alias: &'a str, suffix: &str) -> Option<&'a str> {
     rest.strip_prefix('.').is_some_and(|rest| rest.eq_ignore_ascii_case(suffix)).then_some(id)
 }
 
-/// The server name of PROTOCOL.md §1, where no `sni` is configured.
+/// The server name of tstunnel-protocol(7), where no `sni` is configured.
 fn default_server_name(alias: &str, host_id: &HostId, endpoint: &Endpoint) -> Result<String> {
     let name = match endpoint.ip() {
         Some(_) => host_id.to_string(),

@@ -21,7 +21,7 @@ pub use command::Invocation;
 use grant::Grant;
 use target::{Target, TargetPattern};
 
-/// Longest name of an uploaded file (PROTOCOL.md §3.2), which is Linux' `NAME_MAX` too.
+/// Longest name of an uploaded file (tstunnel-protocol(7)), which is Linux' `NAME_MAX` too.
 const MAX_FILENAME_BYTES: usize = 255;
 
 /// Who may do what, where.
@@ -176,7 +176,7 @@ impl Policy {
     ///
     /// # Errors
     /// `host-unknown` where there is no such host or no grant to it, with the same words either way; `unauthorized` for
-    /// another account than the host's or one outside the grant; `command-denied` and `bad-request` as PROTOCOL.md §8 says.
+    /// another account than the host's or one outside the grant; `command-denied` and `bad-request` as tstunnel-protocol(7) has them.
     pub fn decide(&self, principal: &Principal, server_name: &str, request: &Request) -> Result<Permit> {
         let unknown = || Error::new(Code::HostUnknown, format!("no host {server_name} for this principal"));
         let host = server_name_to_host(server_name, self.domain.as_deref(), &self.hosts).ok_or_else(unknown)?;

@@ -128,7 +128,7 @@ async fn respond(
     }
 }
 
-/// PROTOCOL §1: a request whose `Host` is not the server name, port and case aside, is for somebody else.
+/// tstunnel-protocol(7): a request whose `Host` is not the server name, port and case aside, is for somebody else.
 fn check_host(peer: &Peer, headers: &HeaderMap) -> Result<(), Refusal> {
     let host = headers.get(HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
     let name = host.rsplit_once(':').map_or(host, |(name, _)| name);

@@ -1,4 +1,4 @@
-//! A client written by hand from PROTOCOL.md alone, over rustls and a blocking socket: it can ask what tstunnel's own never
+//! A client written by hand from tstunnel-protocol(7) alone, over rustls and a blocking socket: it can ask what tstunnel's own never
 //! would.
 
 use std::io::{self, Read, Write};

@@ -1,4 +1,4 @@
-//! Frames of `tstunnel/1` (PROTOCOL.md §5), written down once more, so that the two sides do not agree by sharing a mistake.
+//! Frames of `tstunnel/1` (tstunnel-protocol(7)), written down once more, so that the two sides do not agree by sharing a mistake.
 
 use std::io::{self, Read};
 

@@ -1,4 +1,4 @@
-//! What Mutagen itself asks of a host and nothing else (MUTAGEN.md's table): the forms of its commands, word for word.
+//! What Mutagen itself asks of a host and nothing else (`pkg/agent/dial.go`, `pkg/agent/install.go`): the forms of its commands, word for word.
 //!
 //! An allow-list of exact forms: no word is compared as a prefix or ignored, so there is no room for an option, a shell
 //! metacharacter or a second path. Fails closed. No I/O.
