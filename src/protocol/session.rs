@@ -559,6 +559,16 @@ impl Session {
         self.kept_bytes + self.held_bytes
     }
 
+    /// Bytes of frames that the peer has not acknowledged.
+    pub fn kept_bytes(&self) -> usize {
+        self.kept_bytes
+    }
+
+    /// Bytes of received frames that are not acknowledged.
+    pub fn held_bytes(&self) -> usize {
+        self.held_bytes
+    }
+
     /// How many sequenced frames have been received whole and in order, consumed or not.
     pub fn received_count(&self) -> u64 {
         self.ack_sent + self.held.len() as u64
