@@ -17,7 +17,7 @@ use crate::error::{Code, Error, Result};
 use crate::protocol::frame::{Kind, Role};
 use crate::protocol::head::{Request, Response};
 use crate::protocol::liveness::Policy;
-use crate::protocol::session::{DEFAULT_WINDOW_BYTES, Session};
+use crate::protocol::session::{DEFAULT_WINDOW_BYTES, MAX_WINDOW_BYTES, Session};
 use crate::protocol::{HEADER_GRACE, HEADER_SESSION, HEADER_WINDOW, UPGRADE_FRAMED, UPGRADE_RAW};
 use crate::stdio::{Counted, Stdio, Stdout, Streams};
 
@@ -108,7 +108,7 @@ pub async fn open(dialler: &Dialler, opening: &Opening) -> Result<Opened> {
 
 fn window(response: &Response) -> usize {
     let offered = response.field(&HEADER_WINDOW.to_ascii_lowercase()).and_then(|value| value.parse().ok());
-    offered.unwrap_or(DEFAULT_WINDOW_BYTES)
+    offered.unwrap_or(DEFAULT_WINDOW_BYTES).min(MAX_WINDOW_BYTES)
 }
 
 fn resumption(response: &Response) -> Option<Resumption> {
@@ -343,4 +343,21 @@ fn ignored_signals() -> u64 {
 pub fn without_stdin(mut streams: Streams) -> std::io::Result<Streams> {
     streams.stdin = Stdio::Ready(std::fs::File::open("/dev/null")?.into());
     Ok(streams)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_cannot_make_a_client_hold_what_it_likes() {
+        let window_of = |field: &str| {
+            let head = format!("HTTP/1.1 101 Switching Protocols\r\n{field}\r\n");
+            window(&Response::parse(head.as_bytes()).unwrap().unwrap().0)
+        };
+        assert_eq!(window_of("Tstunnel-Window: 65536\r\n"), 65536);
+        assert_eq!(window_of(""), DEFAULT_WINDOW_BYTES);
+        assert_eq!(window_of("Tstunnel-Window: many\r\n"), DEFAULT_WINDOW_BYTES);
+        assert_eq!(window_of("Tstunnel-Window: 18446744073709551615\r\n"), MAX_WINDOW_BYTES);
+    }
 }

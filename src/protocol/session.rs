@@ -17,6 +17,8 @@ use super::liveness::{Liveness, Policy, Verdict};
 
 /// Most bytes of unacknowledged sequenced frames, headers counted, where nothing else was agreed: 1 Gbit/s for 130 ms.
 pub const DEFAULT_WINDOW_BYTES: usize = 16 << 20;
+/// The largest window that a client agrees to, whatever it is offered: what a server can make it hold.
+pub const MAX_WINDOW_BYTES: usize = 256 << 20;
 /// Consumed bytes after which an ACK is sent whatever else happens: often enough that what the peer keeps is what is in
 /// flight, seldom enough to cost nothing.
 const ACK_BYTES: usize = 256 << 10;
