@@ -135,22 +135,11 @@ impl World<'_> {
     /// The clock jumps for both: this machine, with both on it, did not run.
     fn jump(&mut self) -> Result<(), Fault> {
         let before = self.now;
-<<<<<<< HEAD
-        let jump = Duration::from_secs(self.random.size(2000) as u64);
-        self.now += jump;
-        // A short one cannot be told from a peer's silence, and who was to wake meanwhile has not run either.
-        let is_short = jump <= self.habits.interval + Duration::from_secs(1);
-        for connection in &mut self.connections {
-            if is_short || connection.answers_since > before {
-                connection.answers_since = connection.answers_since.max(self.now);
-            }
-=======
         // A shorter jump cannot be told from a peer's silence.
         self.now += self.habits.interval + Duration::from_secs(1 + self.random.size(2000) as u64);
         for connection in self.connections.iter_mut().filter(|connection| connection.answers_since > before) {
             // Who was to wake meanwhile has not run either.
             connection.answers_since = connection.answers_since.max(self.now);
->>>>>>> 5ff40655fca08327806d6c6c528386a40aa381e9
         }
         self.tally.see(Jump);
         self.trace(|| "jump".to_owned());
