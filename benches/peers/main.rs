@@ -1,12 +1,14 @@
 //! How tstunnel compares with OpenSSH on this machine: both ends of both on loopback, in interleaved runs, each beside the
-//! other. It starts everything itself, prints one table of medians, and fails where something could not be measured.
+//! other. It starts everything itself, prints tables of medians, and fails where something could not be measured.
 //!
 //! `TSTUNNEL_BENCH_RUNS` (5) is how many runs, `TSTUNNEL_BENCH_MIB` (1024) what a transfer carries.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "what cannot be measured is a failure")]
 #![allow(clippy::print_stdout, reason = "the table is what this is for")]
 
+mod interruptions;
 mod measure;
+mod memory;
 mod servers;
 mod table;
 
@@ -17,13 +19,18 @@ use std::io::Write;
 use std::net::TcpStream;
 use std::path::Path;
 
+use interruptions::Interruptions;
 use measure::{Direction, first_byte, transfer, until_exit};
+use memory::Memory;
 use servers::{Plain, mutagen_over_openssh, mutagen_over_tstunnel};
 use support::process::program;
 use support::serve::TSTUNNEL;
 use table::Table;
 
 const GIB: f64 = (1u64 << 30) as f64;
+
+/// Resets are repeated in so many runs at most: waiting for OpenSSH to come back is slow.
+const INTERRUPTED_RUNS: u64 = 2;
 
 /// The argument that makes this program the least that a client could be: a connect, and one byte.
 const BARE: &str = "bare-connect";
@@ -38,6 +45,8 @@ fn main() {
     let bytes = number("TSTUNNEL_BENCH_MIB", 1024).max(1) << 20;
 
     let mut table = Table::default();
+    let mut interruptions = Interruptions::default();
+    let mut memory = Memory::default();
     for run in 1..=runs {
         table::progress(&format!("run {run} of {runs}: starting up"));
         starts(&mut table);
@@ -45,9 +54,18 @@ fn main() {
         commands(&mut table, bytes);
         table::progress(&format!("run {run} of {runs}: Mutagen"));
         mutagen(&mut table);
+        table::progress(&format!("run {run} of {runs}: resuming on and off, and memory"));
+        interruptions.throughput(bytes);
+        memory.measure(bytes);
+        if run <= INTERRUPTED_RUNS {
+            table::progress(&format!("run {run} of {runs}: resets"));
+            interruptions.resets();
+        }
     }
     sizes(&mut table);
     table.print(runs, bytes);
+    interruptions.print();
+    memory.print();
 }
 
 fn number(variable: &str, default: u64) -> u64 {
@@ -88,10 +106,7 @@ fn commands(table: &mut Table, bytes: u64) {
     }
     drop(master);
     for direction in [Direction::Up, Direction::Down] {
-        let line = match direction {
-            Direction::Up => "cat >/dev/null".to_owned(),
-            Direction::Down => format!("head -c {bytes} /dev/zero"),
-        };
+        let line = direction.line(bytes);
         let measured = host.clients(&line).map(|(mut client, server)| transfer(&mut client, server, direction, bytes));
         let per_gib = bytes as f64 / GIB;
         let name = direction.name();

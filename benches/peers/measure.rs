@@ -31,6 +31,14 @@ impl Direction {
             Direction::Down => "download",
         }
     }
+
+    /// What the host has to run, for the shell.
+    pub(crate) fn line(self, bytes: u64) -> String {
+        match self {
+            Direction::Up => "cat >/dev/null".to_owned(),
+            Direction::Down => format!("head -c {bytes} /dev/zero"),
+        }
+    }
 }
 
 /// What a transfer took, from exec to exit.
@@ -85,8 +93,10 @@ pub(crate) fn transfer(command: &mut Command, server: u32, direction: Direction,
     let started = Instant::now();
     let mut child = command.spawn().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     match direction {
-        Direction::Up => send(&mut child, bytes),
-        Direction::Down => assert_eq!(receive(&mut child), bytes, "{command:?} brought something else"),
+        Direction::Up => send(&mut child.stdin.take().unwrap(), bytes),
+        Direction::Down => {
+            assert_eq!(receive(&mut child.stdout.take().unwrap()), bytes, "{command:?} brought something else")
+        }
     }
     let client_cpu = cpu_at_end(&child);
     let status = child.wait().unwrap();
@@ -95,8 +105,8 @@ pub(crate) fn transfer(command: &mut Command, server: u32, direction: Direction,
     Transfer { seconds, client_cpu, server_cpu: server_cpu(server) - server_before }
 }
 
-fn send(child: &mut Child, bytes: u64) {
-    let mut stdin = child.stdin.take().unwrap();
+/// Writes so many bytes.
+pub(crate) fn send(stdin: &mut impl Write, bytes: u64) {
     let block = vec![0; BLOCK_BYTES];
     let mut left = bytes;
     while left > 0 {
@@ -106,8 +116,8 @@ fn send(child: &mut Child, bytes: u64) {
     }
 }
 
-fn receive(child: &mut Child) -> u64 {
-    let mut stdout = child.stdout.take().unwrap();
+/// Reads to the end, and says how many bytes that were.
+pub(crate) fn receive(stdout: &mut impl Read) -> u64 {
     let mut block = vec![0; BLOCK_BYTES];
     let mut received = 0;
     loop {

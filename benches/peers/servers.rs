@@ -1,13 +1,16 @@
 //! The servers of both kinds, and the clients that go to them.
 
 use std::fs;
+use std::io::Read;
+use std::net::SocketAddr;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use tempfile::TempDir;
 
+use crate::measure;
 use crate::support::mutagen::Daemon;
 use crate::support::openssh::{self, Account, Sshd};
 use crate::support::pki::Authority;
@@ -29,6 +32,11 @@ pub(crate) struct Host {
 impl Host {
     /// Starts one whose host has its home in `folder`; `commands` is what it allows.
     pub(crate) fn start(folder: &Path, commands: &str) -> Host {
+        Host::start_with(folder, commands, "")
+    }
+
+    /// The same with lines for `[limits]`.
+    pub(crate) fn start_with(folder: &Path, commands: &str, limits: &str) -> Host {
         let authority = Authority::new("an authority");
         fs::create_dir_all(folder.join("home")).unwrap();
         fs::write(folder.join("ca.crt"), authority.certificate()).unwrap();
@@ -45,7 +53,8 @@ impl Host {
              commands = \"{commands}\"\n\
              [[grant]]\n\
              principal = \"{PRINCIPAL}\"\n\
-             hosts = [\"{HOST}\"]\n",
+             hosts = [\"{HOST}\"]\n\
+             [limits]\n{limits}",
             folder.join("home").display()
         );
         fs::write(folder.join("server.toml"), text).unwrap();
@@ -67,7 +76,17 @@ impl Host {
         self.folder.join("config.toml")
     }
 
-    fn client(&self, options: &[&str], line: &str) -> Command {
+    pub(crate) fn address(&self) -> SocketAddr {
+        self.server.address()
+    }
+
+    /// The server's process.
+    pub(crate) fn id(&self) -> u32 {
+        self.server.id()
+    }
+
+    /// An `exec` of one command line.
+    pub(crate) fn client(&self, options: &[&str], line: &str) -> Command {
         let mut command = Command::new(TSTUNNEL);
         command.args(["exec", "--config"]).arg(self.config()).args(options).args([HOST, "--", line]);
         command
@@ -135,6 +154,45 @@ impl Plain {
         let mut command = Command::new(program("ssh"));
         command.arg("-F").arg(self.folder.path().join("openssh/ssh_config")).args(options).args([HOST, line]);
         command
+    }
+}
+
+/// A client with which this side talks; it ends when it is dropped.
+pub(crate) struct Talk(Child);
+
+/// Starts a client whose command answers.
+pub(crate) fn answering(client: &mut Command) -> Talk {
+    let child = client.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn();
+    Talk(child.unwrap_or_else(|error| panic!("{client:?}: {error}")))
+}
+
+impl Talk {
+    pub(crate) fn id(&self) -> u32 {
+        self.0.id()
+    }
+
+    /// Sends a byte and waits until it has come back.
+    pub(crate) fn exchange(&mut self) {
+        self.send(1);
+        self.receive(1);
+    }
+
+    /// Sends so many bytes.
+    pub(crate) fn send(&mut self, bytes: u64) {
+        measure::send(self.0.stdin.as_mut().unwrap(), bytes);
+    }
+
+    /// Receives just so many bytes.
+    pub(crate) fn receive(&mut self, bytes: u64) {
+        let stdout = self.0.stdout.as_mut().unwrap();
+        assert_eq!(measure::receive(&mut stdout.take(bytes)), bytes, "the client ended");
+    }
+}
+
+impl Drop for Talk {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 

@@ -47,6 +47,64 @@ impl Table {
     }
 }
 
+/// Rows of three values, each with what it should be.
+pub(crate) struct Goals {
+    lines: Vec<String>,
+}
+
+impl Goals {
+    pub(crate) fn new(title: &str, [first, second, third]: [&str; 3]) -> Goals {
+        let heads = format!("{title:<38} {first:>9} {second:>9} {third:>9}   {:>7}", "goal");
+        Goals { lines: vec![heads] }
+    }
+
+    /// Names the rows that follow.
+    pub(crate) fn heading(&mut self, text: &str) {
+        self.lines.push(format!("{text}:"));
+    }
+
+    /// Adds values, and what is wanted with whether that is met.
+    pub(crate) fn row(&mut self, name: &str, [first, second, third]: [String; 3], goal: Option<(String, bool)>) {
+        let goal = goal.map_or_else(String::new, |(goal, met)| {
+            let word = if met { "met" } else { "MISSED" };
+            format!("   {goal:>7} {word}")
+        });
+        self.lines.push(format!("{name:<38} {first:>9} {second:>9} {third:>9}{goal}"));
+    }
+
+    /// Adds median and maximum of tstunnel's samples, beside what the other did.
+    pub(crate) fn plain(&mut self, name: &str, samples: &[f64], other: Option<String>) {
+        self.samples(name, samples, other, None);
+    }
+
+    /// The same, where the median is to be below `goal`.
+    pub(crate) fn below(&mut self, name: &str, samples: &[f64], other: Option<String>, goal: f64) {
+        self.samples(name, samples, other, Some(goal));
+    }
+
+    /// Adds two medians and the median of the pairs' ratios, because the machine is another one in every run.
+    pub(crate) fn ratio(&mut self, name: &str, first: &[f64], second: &[f64], least: Option<f64>) {
+        let ratios = first.iter().zip(second).map(|(first, second)| first / second).collect();
+        let ratio = median(ratios).unwrap();
+        let cells = [median(first.to_vec()), median(second.to_vec()), Some(ratio)].map(|value| cell(value, 2));
+        self.row(name, cells, least.map(|least| (format!("≥ {least}"), ratio >= least)));
+    }
+
+    fn samples(&mut self, name: &str, samples: &[f64], other: Option<String>, goal: Option<f64>) {
+        let middle = median(samples.to_vec()).unwrap();
+        let slowest = samples.iter().copied().max_by(f64::total_cmp);
+        let cells = [cell(Some(middle), 1), cell(slowest, 1), other.unwrap_or_else(|| cell(None, 1))];
+        self.row(&format!("  {name}"), cells, goal.map(|goal| (format!("< {goal}"), middle < goal)));
+    }
+
+    pub(crate) fn print(self) {
+        println!();
+        for line in self.lines {
+            println!("{line}");
+        }
+    }
+}
+
 /// Says what is going on, to people alone.
 pub(crate) fn progress(text: &str) {
     if std::io::stderr().is_terminal() {
@@ -54,7 +112,8 @@ pub(crate) fn progress(text: &str) {
     }
 }
 
-fn median(mut samples: Vec<f64>) -> Option<f64> {
+/// The one in the middle, or between the two there; none of nothing.
+pub(crate) fn median(mut samples: Vec<f64>) -> Option<f64> {
     samples.sort_by(f64::total_cmp);
     let middle = samples.len() / 2;
     let upper = *samples.get(middle)?;

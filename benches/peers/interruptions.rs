@@ -1,0 +1,276 @@
+//! What a broken network costs: the time that a reset of every connection takes from whoever uses them, and the throughput
+//! that being able to go on afterwards takes from everyone.
+//!
+//! Client and server reach each other through a relay on loopback that adds a round trip and resets on demand.
+
+use std::fs;
+use std::io::{ErrorKind, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use crate::GIB;
+use crate::measure::{Direction, transfer};
+use crate::servers::{Host, answering};
+use crate::support::mutagen::{self, Daemon};
+use crate::support::port;
+use crate::support::relay::Relay;
+use crate::support::remote::{Remote, Setup, Transport};
+use crate::support::wait::{AFTER_MUTAGENS_PAUSE, SOON};
+use crate::table::{Goals, median};
+
+/// Loopback as it is, a continent, and the other side of the planet with a detour.
+const ROUND_TRIPS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(50), Duration::from_millis(200)];
+/// Resets of one `exec`.
+const EXEC_RESETS: usize = 5;
+/// Resets of one Mutagen session over tstunnel. OpenSSH gets one a session: after a second one Mutagen would first wait for 15 s.
+const RESETS: usize = 3;
+/// What throughput with resuming is to be of that without.
+const LEAST_RATIO: f64 = 0.95;
+/// How often it is looked whether something has arrived: well below what is measured.
+const LOOK: Duration = Duration::from_micros(500);
+
+/// Samples of all runs, in the order of [`ROUND_TRIPS`].
+#[derive(Default)]
+pub(crate) struct Interruptions {
+    rounds: [Round; 3],
+    /// Up and down, with resuming on and off.
+    throughput: [[Costs; 2]; 2],
+}
+
+/// Of transfers: GB a second, and both ends' CPU seconds for a GiB.
+#[derive(Default)]
+struct Costs {
+    speed: Vec<f64>,
+    cpu: Vec<f64>,
+}
+
+/// Milliseconds.
+#[derive(Default)]
+struct Round {
+    echoed: Vec<f64>,
+    tunnel: Samples,
+    ssh: Samples,
+}
+
+/// Milliseconds that a file and a forwarded byte took, with nothing wrong and after a reset.
+#[derive(Default)]
+struct Samples {
+    calm_file: Vec<f64>,
+    file: Vec<f64>,
+    calm_byte: Vec<f64>,
+    byte: Vec<f64>,
+    /// Forwarded connections that were lost.
+    gone: usize,
+}
+
+impl Samples {
+    /// How much longer each file took than the one before it.
+    fn file_more(&self) -> Vec<f64> {
+        self.file.iter().zip(&self.calm_file).map(|(file, calm)| file - calm).collect()
+    }
+}
+
+impl Interruptions {
+    /// Resets `exec`, then Mutagen over both, at every round trip.
+    pub(crate) fn resets(&mut self) {
+        for (round, round_trip) in self.rounds.iter_mut().zip(ROUND_TRIPS) {
+            exec(round_trip, &mut round.echoed);
+            sessions(Transport::Tstunnel, round_trip, RESETS, &mut round.tunnel);
+            sessions(Transport::OpenSsh, round_trip, 1, &mut round.ssh);
+        }
+    }
+
+    /// The same bytes with and without a copy kept until they are acknowledged: in halves, and each first once, because
+    /// what else the machine does changes faster than the runs.
+    pub(crate) fn throughput(&mut self, bytes: u64) {
+        let bytes = bytes.div_ceil(2);
+        let folder = tempfile::Builder::new().prefix("ts-bench-").tempdir().unwrap();
+        let on = Host::start(&folder.path().join("on"), "any");
+        let off = Host::start_with(&folder.path().join("off"), "any", "resume_grace = \"0s\"\n");
+        for (direction, samples) in [Direction::Up, Direction::Down].into_iter().zip(&mut self.throughput) {
+            let line = direction.line(bytes);
+            for (index, host) in [(0, &on), (1, &off), (1, &off), (0, &on)] {
+                let measured = transfer(&mut host.client(&[], &line), host.id(), direction, bytes);
+                let costs = &mut samples[index];
+                costs.speed.push(bytes as f64 / 1e9 / measured.seconds);
+                costs.cpu.push((measured.client_cpu + measured.server_cpu) / (bytes as f64 / GIB));
+            }
+        }
+    }
+
+    /// Prints what was measured beside what it should be.
+    pub(crate) fn print(self) {
+        let [first, ..] = &self.rounds;
+        println!(
+            "\nAt each round trip: {} resets of `exec`; {} of Mutagen over tstunnel and {} over ssh, each with a file and a forward.",
+            first.echoed.len(),
+            first.tunnel.file.len(),
+            first.ssh.file.len()
+        );
+        let mut table = Goals::new("After every connection was reset, ms", ["tstunnel", "slowest", "ssh"]);
+        for (round, round_trip) in self.rounds.iter().zip(ROUND_TRIPS) {
+            let milliseconds = round_trip.as_millis();
+            let goal = milliseconds as f64 * 5.0 + 50.0;
+            table.heading(&format!("a round trip of {milliseconds} ms"));
+            let (tunnel, ssh) = (&round.tunnel, &round.ssh);
+            table.below("exec: a byte comes back", &round.echoed, None, goal);
+            table.below("Mutagen: a changed file arrives", &tunnel.file, word(&ssh.file, 0), goal);
+            table.plain("  with nothing reset", &tunnel.calm_file, word(&ssh.calm_file, 0));
+            table.plain("  the difference", &tunnel.file_more(), word(&ssh.file_more(), 0));
+            table.below("Mutagen: a forwarded byte comes back", &tunnel.byte, word(&ssh.byte, ssh.gone), goal);
+            table.plain("  with nothing reset", &tunnel.calm_byte, word(&ssh.calm_byte, 0));
+            assert_eq!(tunnel.gone, 0, "tstunnel lost a forwarded connection");
+        }
+        table.print();
+
+        let mut table = Goals::new("What resuming costs", ["on", "off", "on/off"]);
+        for (direction, [on, off]) in [Direction::Up, Direction::Down].into_iter().zip(self.throughput) {
+            let name = direction.name();
+            table.ratio(&format!("{name}, GB/s"), &on.speed, &off.speed, Some(LEAST_RATIO));
+            table.ratio(&format!("  both ends, CPU s/GiB {name}"), &on.cpu, &off.cpu, None);
+        }
+        table.print();
+    }
+}
+
+/// The median of what OpenSSH did, or what became of the connection.
+fn word(samples: &[f64], gone: usize) -> Option<String> {
+    if gone > 0 {
+        return Some("gone".to_owned());
+    }
+    Some(format!("{:.1}", median(samples.to_vec()).unwrap()))
+}
+
+/// A byte that is written right after a reset comes back from `cat`.
+fn exec(round_trip: Duration, samples: &mut Vec<f64>) {
+    let folder = tempfile::Builder::new().prefix("ts-bench-").tempdir().unwrap();
+    let host = Host::start(folder.path(), "any");
+    let relay = Relay::to(host.address());
+    relay.delay(round_trip);
+    let mut client = host.client(&["--endpoint", &relay.address().to_string()], "cat");
+    let mut session = answering(&mut client);
+    for _ in 0..EXEC_RESETS {
+        // The path is whole again, in both directions.
+        session.exchange();
+        let before = relay.accepted();
+        let started = Instant::now();
+        relay.reset();
+        session.exchange();
+        samples.push(started.elapsed().as_secs_f64() * 1e3);
+        assert!(relay.accepted() > before, "the byte came back over a connection that was to be reset");
+    }
+}
+
+/// A session of each kind through one relay, whose users go on right after a reset.
+fn sessions(transport: Transport, round_trip: Duration, resets: usize, samples: &mut Samples) {
+    let remote = Setup::new(transport).behind_relay().start();
+    remote.relay().delay(round_trip);
+    install_agent(&remote);
+    let daemon = Daemon::start(&remote);
+    let here = daemon.folder("files");
+    fs::create_dir(&here).unwrap();
+    let there = remote.home().join("files");
+    let sync = daemon.create_sync(&here, &remote.url("files"));
+
+    let source = SocketAddr::from((Ipv4Addr::LOCALHOST, port::free()));
+    let destination = format!("{}:tcp:{}", remote.host(), echo());
+    let forward = daemon.create_forward(&format!("tcp:{source}"), &destination);
+    sync.wait_until_ready(SOON);
+    forward.wait_until_ready(SOON);
+    let mut connection = TcpStream::connect(source).unwrap();
+    connection.set_nodelay(true).unwrap();
+    connection.set_nonblocking(true).unwrap();
+
+    let mut change = Change { here: here.join("file"), there: there.join("file"), count: 0 };
+    // Once, so that everything stands and Mutagen watches this file.
+    let _ = change.arrives(&mut connection, Instant::now());
+    for _ in 0..resets {
+        let (file, byte) = change.arrives(&mut connection, Instant::now());
+        samples.calm_file.push(file);
+        samples.calm_byte.push(byte.expect("a forwarded connection that nobody resets lasts"));
+
+        // A cycle that is cut off between the change there and the note of it here is a conflict in the next one, and the
+        // file never arrives: OpenSSH's session must be idle.
+        sync.flush();
+        let started = Instant::now();
+        remote.relay().reset();
+        let (file, byte) = change.arrives(&mut connection, started);
+        samples.file.push(file);
+        match byte {
+            Some(byte) => samples.byte.push(byte),
+            None => samples.gone += 1,
+        }
+    }
+}
+
+/// Spares Mutagen the copying of its agent, which is measured elsewhere.
+fn install_agent(remote: &Remote) {
+    let file = remote.agent_file();
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    fs::copy(mutagen::programs().join("mutagen-agent"), file).unwrap();
+}
+
+/// A file that is the same on both sides, with a new content each time.
+struct Change {
+    here: PathBuf,
+    there: PathBuf,
+    count: u8,
+}
+
+impl Change {
+    /// Changes the file and sends a byte; milliseconds since `started` until each was through, none where the connection is
+    /// gone.
+    fn arrives(&mut self, connection: &mut TcpStream, started: Instant) -> (f64, Option<f64>) {
+        self.count += 1;
+        let content = vec![self.count; 1000];
+        // A connection that is gone already is noticed when it is read.
+        let _ = connection.write_all(&[self.count]);
+        fs::write(&self.here, &content).unwrap();
+        let (mut file, mut byte) = (None, None);
+        let deadline = started + AFTER_MUTAGENS_PAUSE;
+        loop {
+            let milliseconds = started.elapsed().as_secs_f64() * 1e3;
+            if file.is_none() && is(&self.there, &content) {
+                file = Some(milliseconds);
+            }
+            if byte.is_none() {
+                let mut read = [0];
+                byte = match connection.read(&mut read) {
+                    Ok(1) => {
+                        assert_eq!(read[0], self.count, "what comes back is what was sent");
+                        Some(Some(milliseconds))
+                    }
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => None,
+                    _ => Some(None),
+                };
+            }
+            if let (Some(file), Some(byte)) = (file, byte) {
+                return (file, byte);
+            }
+            assert!(Instant::now() < deadline, "after {milliseconds:.0} ms: file {file:?}, forwarded byte {byte:?}");
+            thread::sleep(LOOK);
+        }
+    }
+}
+
+fn is(file: &Path, content: &[u8]) -> bool {
+    fs::read(file).is_ok_and(|bytes| bytes == content)
+}
+
+/// A listener that sends everything back; its thread ends with the process.
+fn echo() -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    thread::spawn(move || {
+        for connection in listener.incoming().flatten() {
+            thread::spawn(move || {
+                let _ = connection.set_nodelay(true);
+                let _ = std::io::copy(&mut &connection, &mut &connection);
+                let _ = connection.shutdown(Shutdown::Both);
+            });
+        }
+    });
+    address
+}
