@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use crate::GIB;
 use crate::measure::{Direction, transfer};
 use crate::servers::{Host, answering};
 use crate::support::mutagen::{self, Daemon};
@@ -21,8 +22,12 @@ use crate::table::{Goals, median};
 
 /// Loopback as it is, a continent, and the other side of the planet with a detour.
 const ROUND_TRIPS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(50), Duration::from_millis(200)];
-/// Resets of one session of tstunnel's. OpenSSH gets one a session: after a second one Mutagen would first wait for 15 s.
+/// Resets of one `exec`.
+const EXEC_RESETS: usize = 5;
+/// Resets of one Mutagen session over tstunnel. OpenSSH gets one a session: after a second one Mutagen would first wait for 15 s.
 const RESETS: usize = 3;
+/// What throughput with resuming is to be of that without.
+const LEAST_RATIO: f64 = 0.95;
 /// How often it is looked whether something has arrived: well below what is measured.
 const LOOK: Duration = Duration::from_micros(500);
 
@@ -30,8 +35,15 @@ const LOOK: Duration = Duration::from_micros(500);
 #[derive(Default)]
 pub(crate) struct Interruptions {
     rounds: [Round; 3],
-    /// Bytes a second with resuming on and off, in pairs, up and down.
-    throughput: [[Vec<f64>; 2]; 2],
+    /// Up and down, with resuming on and off.
+    throughput: [[Costs; 2]; 2],
+}
+
+/// Of transfers: GB a second, and both ends' CPU seconds for a GiB.
+#[derive(Default)]
+struct Costs {
+    speed: Vec<f64>,
+    cpu: Vec<f64>,
 }
 
 /// Milliseconds.
@@ -53,6 +65,13 @@ struct Samples {
     gone: usize,
 }
 
+impl Samples {
+    /// How much longer each file took than the one before it.
+    fn file_more(&self) -> Vec<f64> {
+        self.file.iter().zip(&self.calm_file).map(|(file, calm)| file - calm).collect()
+    }
+}
+
 impl Interruptions {
     /// Resets `exec`, then Mutagen over both, at every round trip.
     pub(crate) fn resets(&mut self) {
@@ -63,26 +82,33 @@ impl Interruptions {
         }
     }
 
-    /// The same bytes with and without a copy kept until they are acknowledged; `run` decides which goes first.
-    pub(crate) fn throughput(&mut self, run: u64, bytes: u64) {
+    /// The same bytes with and without a copy kept until they are acknowledged: in halves, and each first once, because
+    /// what else the machine does changes faster than the runs.
+    pub(crate) fn throughput(&mut self, bytes: u64) {
+        let bytes = bytes.div_ceil(2);
         let folder = tempfile::Builder::new().prefix("ts-bench-").tempdir().unwrap();
         let on = Host::start(&folder.path().join("on"), "any");
         let off = Host::start_with(&folder.path().join("off"), "any", "resume_grace = \"0s\"\n");
         for (direction, samples) in [Direction::Up, Direction::Down].into_iter().zip(&mut self.throughput) {
             let line = direction.line(bytes);
-            let mut hosts = [(0, &on), (1, &off)];
-            if run.is_multiple_of(2) {
-                hosts.reverse();
-            }
-            for (index, host) in hosts {
+            for (index, host) in [(0, &on), (1, &off), (1, &off), (0, &on)] {
                 let measured = transfer(&mut host.client(&[], &line), host.id(), direction, bytes);
-                samples[index].push(bytes as f64 / measured.seconds);
+                let costs = &mut samples[index];
+                costs.speed.push(bytes as f64 / 1e9 / measured.seconds);
+                costs.cpu.push((measured.client_cpu + measured.server_cpu) / (bytes as f64 / GIB));
             }
         }
     }
 
     /// Prints what was measured beside what it should be.
     pub(crate) fn print(self) {
+        let [first, ..] = &self.rounds;
+        println!(
+            "\nAt each round trip: {} resets of `exec`; {} of Mutagen over tstunnel and {} over ssh, each with a file and a forward.",
+            first.echoed.len(),
+            first.tunnel.file.len(),
+            first.ssh.file.len()
+        );
         let mut table = Goals::new("After every connection was reset, ms", ["tstunnel", "slowest", "ssh"]);
         for (round, round_trip) in self.rounds.iter().zip(ROUND_TRIPS) {
             let milliseconds = round_trip.as_millis();
@@ -92,19 +118,18 @@ impl Interruptions {
             table.below("exec: a byte comes back", &round.echoed, None, goal);
             table.below("Mutagen: a changed file arrives", &tunnel.file, word(&ssh.file, 0), goal);
             table.plain("  with nothing reset", &tunnel.calm_file, word(&ssh.calm_file, 0));
+            table.plain("  the difference", &tunnel.file_more(), word(&ssh.file_more(), 0));
             table.below("Mutagen: a forwarded byte comes back", &tunnel.byte, word(&ssh.byte, ssh.gone), goal);
             table.plain("  with nothing reset", &tunnel.calm_byte, word(&ssh.calm_byte, 0));
             assert_eq!(tunnel.gone, 0, "tstunnel lost a forwarded connection");
         }
         table.print();
 
-        let mut table = Goals::new("Throughput with resuming, GB/s", ["on", "off", "on/off"]);
+        let mut table = Goals::new("What resuming costs", ["on", "off", "on/off"]);
         for (direction, [on, off]) in [Direction::Up, Direction::Down].into_iter().zip(self.throughput) {
-            // Of each pair, because the machine is another one in every run.
-            let ratios = on.iter().zip(&off).map(|(on, off)| on / off).collect();
-            let ratio = median(ratios).unwrap();
-            let [on, off] = [on, off].map(|samples| format!("{:.2}", median(samples).unwrap() / 1e9));
-            table.row(direction.name(), [on, off, format!("{ratio:.2}")], Some(("≥ 0.95".to_owned(), ratio >= 0.95)));
+            let name = direction.name();
+            table.ratio(&format!("{name}, GB/s"), &on.speed, &off.speed, Some(LEAST_RATIO));
+            table.ratio(&format!("  both ends, CPU s/GiB {name}"), &on.cpu, &off.cpu, None);
         }
         table.print();
     }
@@ -126,7 +151,7 @@ fn exec(round_trip: Duration, samples: &mut Vec<f64>) {
     relay.delay(round_trip);
     let mut client = host.client(&["--endpoint", &relay.address().to_string()], "cat");
     let mut session = answering(&mut client);
-    for _ in 0..RESETS {
+    for _ in 0..EXEC_RESETS {
         // The path is whole again, in both directions.
         session.exchange();
         let before = relay.accepted();

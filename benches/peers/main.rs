@@ -30,7 +30,7 @@ use table::Table;
 const GIB: f64 = (1u64 << 30) as f64;
 
 /// Resets are repeated in so many runs at most: waiting for OpenSSH to come back is slow.
-const INTERRUPTED_RUNS: u64 = 3;
+const INTERRUPTED_RUNS: u64 = 2;
 
 /// The argument that makes this program the least that a client could be: a connect, and one byte.
 const BARE: &str = "bare-connect";
@@ -55,7 +55,7 @@ fn main() {
         table::progress(&format!("run {run} of {runs}: Mutagen"));
         mutagen(&mut table);
         table::progress(&format!("run {run} of {runs}: resuming on and off, and memory"));
-        interruptions.throughput(run, bytes);
+        interruptions.throughput(bytes);
         memory.measure(bytes);
         if run <= INTERRUPTED_RUNS {
             table::progress(&format!("run {run} of {runs}: resets"));

@@ -7,6 +7,8 @@ use crate::servers::{Host, answering};
 use crate::table::{Goals, median};
 
 const MIB: f64 = (1u64 << 20) as f64;
+/// Enough for a second at full speed, whatever a transfer carries elsewhere.
+const MOST_BYTES: u64 = 512 << 20;
 const GOAL_MIB: f64 = 4.0;
 
 /// Idle and peak, in MiB: of the client and of the server, up and down.
@@ -16,6 +18,7 @@ pub(crate) struct Memory([[[Vec<f64>; 2]; 2]; 2]);
 impl Memory {
     /// Measures both directions, each with a server and a client of its own.
     pub(crate) fn measure(&mut self, bytes: u64) {
+        let bytes = bytes.min(MOST_BYTES);
         for (direction, samples) in [Direction::Up, Direction::Down].into_iter().zip(&mut self.0) {
             let folder = tempfile::Builder::new().prefix("ts-bench-").tempdir().unwrap();
             let host = Host::start(folder.path(), "any");

@@ -82,6 +82,14 @@ impl Goals {
         self.samples(name, samples, other, Some(goal));
     }
 
+    /// Adds two medians and the median of the pairs' ratios, because the machine is another one in every run.
+    pub(crate) fn ratio(&mut self, name: &str, first: &[f64], second: &[f64], least: Option<f64>) {
+        let ratios = first.iter().zip(second).map(|(first, second)| first / second).collect();
+        let ratio = median(ratios).unwrap();
+        let cells = [median(first.to_vec()), median(second.to_vec()), Some(ratio)].map(|value| cell(value, 2));
+        self.row(name, cells, least.map(|least| (format!("≥ {least}"), ratio >= least)));
+    }
+
     fn samples(&mut self, name: &str, samples: &[f64], other: Option<String>, goal: Option<f64>) {
         let middle = median(samples.to_vec()).unwrap();
         let slowest = samples.iter().copied().max_by(f64::total_cmp);
