@@ -14,6 +14,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use crate::config::{self, Environment};
 use crate::error::{Code, Error, Result, printable};
@@ -119,6 +120,9 @@ fn link_all(folder: &Path, program: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// How long a daemon that was told to stop may take: `mutagen daemon stop` returns before its process has ended.
+const STOPPING: Duration = Duration::from_secs(1);
+
 fn check_daemon(
     args: &[OsString],
     folder: &Path,
@@ -136,7 +140,13 @@ fn check_daemon(
         (None, None) => return Ok(()),
     };
     let standins = Standins { folder, program: &surroundings.program };
-    let (text, certain) = match daemon::find(&data_directory, &standins) {
+    let mut found = daemon::find(&data_directory, &standins);
+    let patience = Instant::now() + STOPPING;
+    while need == Need::Must && matches!(found, Daemon::Other { .. }) && Instant::now() < patience {
+        std::thread::sleep(STOPPING / 50);
+        found = daemon::find(&data_directory, &standins);
+    }
+    let (text, certain) = match found {
         Daemon::None | Daemon::Ours => return Ok(()),
         Daemon::Other { pid, ssh_path } => {
             let place = ssh_path.map_or_else(|| "on PATH".to_owned(), |path| format!("in {}", path.display()));

@@ -146,6 +146,9 @@ fn classify_alert(alert: AlertDescription, host: &Host) -> Error {
         AlertDescription::UnknownCA => {
             "the server does not know the authority that signed it, or cannot tell whether it was revoked: use a certificate of the endpoint's own authority"
         }
+        AlertDescription::DecryptError => {
+            "the server's authority has the name of the one that signed it, but another key: use a certificate of the endpoint's own authority"
+        }
         AlertDescription::CertificateRevoked => "it was revoked: ask whoever runs the endpoint for a new one",
         AlertDescription::CertificateExpired => {
             "it is not valid by the server's clock: get a new certificate, and check the clocks"

@@ -321,6 +321,7 @@ async fn an_alert_is_named_as_the_standard_does() {
     for (number, code, text) in [
         (40, Code::TlsHandshake, "alert handshake_failure"),
         (42, Code::ClientCert, "alert bad_certificate"),
+        (51, Code::ClientCert, "alert decrypt_error"),
         (43, Code::ClientCert, "alert unsupported_certificate"),
         (44, Code::ClientCert, "alert certificate_revoked"),
         (45, Code::ClientCert, "alert certificate_expired"),
