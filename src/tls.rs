@@ -27,7 +27,7 @@ use x509_parser::prelude::{ASN1Time, FromDer as _, X509Certificate};
 
 pub use failure::{classify_client_error, classify_tls_error};
 #[cfg(feature = "server")]
-pub use server::{UNRECOGNIZED_NAME, accept, linger, server_config};
+pub use server::{UNRECOGNIZED_NAME, accept, client_verifier, linger, server_config};
 
 pub(crate) use pem::private_key;
 

@@ -1,90 +1,178 @@
-//! How many sessions there may be, in all and for one principal. Running out costs new sessions, never live ones.
+//! The sessions that are alive: how many there may be, in all and for one principal, and how one is told to end. Running out
+//! costs new sessions, never live ones.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use crate::error::{Code, Error, Result};
 use crate::protocol::Principal;
+use crate::server::config::Limits;
+use crate::server::handshake::Peer;
+use crate::server::policy::Request;
 
-/// Counts what is alive.
+/// The sessions that are alive; one for a server.
 #[derive(Clone, Debug)]
 pub struct Admission {
-    max_sessions: usize,
-    max_per_principal: usize,
-    counts: Arc<Mutex<HashMap<Principal, usize>>>,
+    live: Arc<Mutex<Live>>,
     /// Everything that must end before the server may has a clone of this.
     alive: mpsc::Sender<()>,
+}
+
+#[derive(Debug, Default)]
+struct Live {
+    next_id: u64,
+    sessions: HashMap<u64, Session>,
+}
+
+/// What is known of a session while it lives.
+#[derive(Debug)]
+pub struct Session {
+    /// Whose it is.
+    pub principal: Principal,
+    /// Who asked for it, and from where.
+    pub peer: Arc<Peer>,
+    /// What was asked for.
+    pub asked: Arc<Request>,
+    end: watch::Sender<Option<End>>,
+}
+
+/// Why a session has to end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The server stops: there is time for the ladder.
+    ServerStops,
+    /// What allowed the session does so no more: it ends at once, and its client is told this.
+    Withdrawn(Error),
 }
 
 /// The right to one session, until it is dropped.
 #[derive(Debug)]
 pub struct Ticket {
     admission: Admission,
-    principal: Principal,
+    id: u64,
+    end: watch::Receiver<Option<End>>,
 }
 
+/// Tells when a session has to end.
+#[derive(Clone, Debug)]
+pub struct Ending(watch::Receiver<Option<End>>);
+
 impl Admission {
-    /// Admission within limits; the receiver gets its end when nothing that was admitted is left, and this is dropped.
-    pub fn new(max_sessions: usize, max_per_principal: usize) -> (Admission, mpsc::Receiver<()>) {
+    /// Admits nobody yet. The receiver gets its end when nothing that was admitted is left, and this is dropped.
+    pub fn new() -> (Admission, mpsc::Receiver<()>) {
         let (alive, ended) = mpsc::channel(1);
-        (Admission { max_sessions, max_per_principal, counts: Arc::default(), alive }, ended)
+        (Admission { live: Arc::default(), alive }, ended)
     }
 
     /// Admits one session of `principal`.
     ///
     /// # Errors
     /// `overloaded` where the server is full, `too-many` where the principal has its share.
-    pub fn session(&self, principal: &Principal) -> Result<Ticket> {
-        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if counts.values().sum::<usize>() >= self.max_sessions {
+    pub fn session(
+        &self,
+        limits: &Limits,
+        principal: &Principal,
+        peer: &Arc<Peer>,
+        asked: Arc<Request>,
+    ) -> Result<Ticket> {
+        let mut live = self.lock();
+        if live.sessions.len() >= limits.max_sessions.get() {
             return Err(Error::new(Code::Overloaded, "the server has as many sessions as it takes"));
         }
-        let count = counts.entry(principal.clone()).or_default();
-        if *count >= self.max_per_principal {
+        let count = live.sessions.values().filter(|session| session.principal == *principal).count();
+        if count >= limits.max_sessions_per_principal.get() {
             return Err(Error::new(Code::TooMany, "this principal has as many sessions as it may have"));
         }
-        *count += 1;
-        Ok(Ticket { admission: self.clone(), principal: principal.clone() })
+        let (sender, end) = watch::channel(None);
+        let session = Session { principal: principal.clone(), peer: peer.clone(), asked, end: sender };
+        let id = live.next_id;
+        live.next_id += 1;
+        live.sessions.insert(id, session);
+        Ok(Ticket { admission: self.clone(), id, end })
+    }
+
+    /// Tells each live session to end for which `why` has a reason; one that has been told is not asked about again.
+    pub fn end(&self, why: impl Fn(&Session) -> Option<End>) {
+        for session in self.lock().sessions.values().filter(|session| session.end.borrow().is_none()) {
+            if let Some(end) = why(session) {
+                session.end.send_replace(Some(end));
+            }
+        }
     }
 
     /// Keeps the server from ending while the clone lives.
     pub fn alive(&self) -> mpsc::Sender<()> {
         self.alive.clone()
     }
+
+    fn lock(&self) -> MutexGuard<'_, Live> {
+        self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Ticket {
+    /// Tells when the session has to end.
+    pub fn ending(&self) -> Ending {
+        Ending(self.end.clone())
+    }
+}
+
+impl Ending {
+    /// Waits until the session has to end. Cancel-safe.
+    pub async fn wait(&mut self) -> End {
+        match self.0.wait_for(Option::is_some).await {
+            Ok(end) => end.clone().unwrap_or(End::ServerStops),
+            // Its ticket is gone.
+            Err(_) => End::ServerStops,
+        }
+    }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        let mut counts = self.admission.counts.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = counts.get_mut(&self.principal) {
-            *count -= 1;
-            if *count == 0 {
-                counts.remove(&self.principal);
-            }
-        }
+        self.admission.lock().sessions.remove(&self.id);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::num::NonZeroUsize;
+
+    fn session(admission: &Admission, name: &str) -> Result<Ticket> {
+        let at_most = |count| NonZeroUsize::new(count).unwrap();
+        let limits = Limits { max_sessions: at_most(3), max_sessions_per_principal: at_most(2), ..Limits::default() };
+        let principal = Principal(name.to_owned());
+        let peer = Arc::new(Peer::for_tests(name));
+        admission.session(&limits, &principal, &peer, Arc::new(Request::Host))
+    }
 
     #[tokio::test]
     async fn limits_hold_and_a_dropped_ticket_gives_its_place_back() {
-        let (admission, mut ended) = Admission::new(3, 2);
-        let (ann, bob) = (Principal("ann".to_owned()), Principal("bob".to_owned()));
-        let first = admission.session(&ann).unwrap();
-        let second = admission.session(&ann).unwrap();
-        assert_eq!(admission.session(&ann).unwrap_err().code, Code::TooMany);
-        let third = admission.session(&bob).unwrap();
-        assert_eq!(admission.session(&bob).unwrap_err().code, Code::Overloaded);
+        let (admission, mut ended) = Admission::new();
+        let first = session(&admission, "ann").unwrap();
+        let second = session(&admission, "ann").unwrap();
+        assert_eq!(session(&admission, "ann").unwrap_err().code, Code::TooMany);
+        let third = session(&admission, "bob").unwrap();
+        assert_eq!(session(&admission, "bob").unwrap_err().code, Code::Overloaded);
         drop(first);
-        let fourth = admission.session(&bob).unwrap();
+        let fourth = session(&admission, "bob").unwrap();
         drop((second, third, fourth));
-        assert!(admission.counts.lock().unwrap().is_empty());
+        assert!(admission.lock().sessions.is_empty());
         drop(admission);
         assert_eq!(ended.recv().await, None);
+    }
+
+    #[tokio::test]
+    async fn only_the_sessions_that_are_meant_are_told_to_end_and_only_once() {
+        let (admission, _ended) = Admission::new();
+        let (ann, bob) = (session(&admission, "ann").unwrap(), session(&admission, "bob").unwrap());
+        let withdrawn = End::Withdrawn(Error::new(Code::Unauthorized, "revoked"));
+        admission.end(|session| (session.principal.0 == "ann").then(|| withdrawn.clone()));
+        admission.end(|session| (session.principal.0 == "ann").then_some(End::ServerStops));
+        assert_eq!(ann.ending().wait().await, withdrawn);
+        assert!(bob.ending().0.borrow().is_none());
     }
 }

@@ -6,13 +6,16 @@
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use rustls_pki_types::CertificateDer;
 use tokio::io::BufReader;
 use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use crate::error::{Code, Error, Result};
 use crate::protocol::Principal;
+use crate::server::policy::Asker;
 use crate::server::principal::principal;
 use crate::{socket, tls};
 
@@ -30,6 +33,28 @@ pub struct Peer {
     pub server_name: String,
     /// Who the certificate names, or why it names nobody.
     pub principal: Result<Principal>,
+    /// The certificates that it showed, its own first.
+    pub chain: Vec<CertificateDer<'static>>,
+}
+
+impl Peer {
+    /// The policy's question about this peer.
+    ///
+    /// # Errors
+    /// `unauthorized` where its certificate names nobody.
+    pub fn asker(&self) -> Result<Asker> {
+        Ok(Asker { principal: self.principal.clone()?, source: self.address.ip(), now: SystemTime::now() })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests(name: &str) -> Peer {
+        Peer {
+            address: SocketAddr::from(([127, 0, 0, 1], 1)),
+            server_name: "host123.example.net".to_owned(),
+            principal: Ok(Principal(name.to_owned())),
+            chain: Vec::new(),
+        }
+    }
 }
 
 /// Authenticates the peer of `tcp`.
@@ -45,10 +70,11 @@ pub async fn accept(
     socket::tune(&tcp);
     let stream = tls::accept(BufReader::with_capacity(READ_AHEAD_BYTES, tcp), config).await?;
     let server_name = stream.get_ref().1.server_name().unwrap_or_default().to_ascii_lowercase();
-    let leaf = stream.get_ref().1.peer_certificates().and_then(|chain| chain.first());
-    let principal = match leaf {
+    let chain: Vec<_> =
+        stream.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
+    let principal = match chain.first() {
         Some(leaf) => principal(leaf, allow_cn),
         None => Err(Error::new(Code::Unauthorized, "there is no client certificate")),
     };
-    Ok((stream, Peer { address, server_name, principal }))
+    Ok((stream, Peer { address, server_name, principal, chain }))
 }

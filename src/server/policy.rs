@@ -10,7 +10,9 @@ mod mutagen;
 pub mod target;
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use crate::error::{Code, Error, Result};
 use crate::protocol::{CommandRequest, HostId, Principal};
@@ -30,6 +32,17 @@ pub struct Policy {
     domain: Option<String>,
     hosts: BTreeMap<HostId, HostConfig>,
     grants: Vec<Grant>,
+}
+
+/// Who asks, from where, and when: all that a decision may depend on beside the request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asker {
+    /// The verified principal.
+    pub principal: Principal,
+    /// The address that the connection comes from.
+    pub source: IpAddr,
+    /// When.
+    pub now: SystemTime,
 }
 
 /// What a client asks for, as the server read it from the wire.
@@ -177,7 +190,8 @@ impl Policy {
     /// # Errors
     /// `host-unknown` where there is no such host or no grant to it, with the same words either way; `unauthorized` for
     /// another account than the host's or one outside the grant; `command-denied` and `bad-request` as tstunnel-protocol(7) has them.
-    pub fn decide(&self, principal: &Principal, server_name: &str, request: &Request) -> Result<Permit> {
+    pub fn decide(&self, asker: &Asker, server_name: &str, request: &Request) -> Result<Permit> {
+        let principal = &asker.principal;
         let unknown = || Error::new(Code::HostUnknown, format!("no host {server_name} for this principal"));
         let host = server_name_to_host(server_name, self.domain.as_deref(), &self.hosts).ok_or_else(unknown)?;
         let config = self.hosts.get(&host).ok_or_else(unknown)?;

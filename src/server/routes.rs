@@ -22,16 +22,18 @@ use crate::server::Shared;
 use crate::server::handshake::Peer;
 use crate::server::policy::{Permit, Request as PolicyRequest};
 use crate::server::refusal::Refusal;
+use crate::server::state::State;
 use upgrade::{Protocol, chosen_protocol};
 
 type Answer = Response<Full<Bytes>>;
 
 /// Answers one request.
 pub async fn answer(shared: Arc<Shared>, peer: Arc<Peer>, request: Request<Incoming>) -> Answer {
+    let state = shared.state();
     let method = request.method().clone();
     let path = request.uri().path().to_owned();
-    let route = Route::of(&shared.config.upgrade_base, &path);
-    match respond(shared, &peer, route, request).await {
+    let route = Route::of(&state.config.upgrade_base, &path);
+    match respond(&shared, &state, &peer, route, request).await {
         Ok(answer) => answer,
         Err(refusal) => {
             let principal = peer.principal.as_ref().map_or("-", |principal| principal.0.as_str());
@@ -79,13 +81,16 @@ impl<'a> Route<'a> {
 }
 
 async fn respond(
-    shared: Arc<Shared>,
+    shared: &Arc<Shared>,
+    state: &State,
     peer: &Arc<Peer>,
     route: Option<Route<'_>>,
     request: Request<Incoming>,
 ) -> Result<Answer, Refusal> {
-    let principal = peer.principal.clone()?;
-    let decide = |asked: &PolicyRequest| shared.policy.decide(&principal, &peer.server_name, asked);
+    let asker = peer.asker()?;
+    let limits = &state.config.limits;
+    let decide = |asked: &PolicyRequest| state.policy.decide(&asker, &peer.server_name, asked);
+    let admit = |asked| shared.admission.session(limits, &asker.principal, peer, Arc::new(asked));
     check_host(peer, request.headers())?;
     let here = decide(&PolicyRequest::Host)?;
     let route = route.ok_or_else(|| Refusal::bad_request(404, "there is nothing under this path"))?;
@@ -99,31 +104,31 @@ async fn respond(
         Route::Host => Ok(host(&here)),
         Route::Command => {
             let protocol = chosen_protocol(request.headers())?;
-            let (request, body) = read_body(request, MAX_COMMAND_BYTES, shared.config.limits.body_idle_timeout).await?;
+            let (request, body) = read_body(request, MAX_COMMAND_BYTES, limits.body_idle_timeout).await?;
             let asked: CommandRequest = serde_json::from_slice(&body)
                 .map_err(|error| Refusal::bad_request(400, format!("the body is not a command: {error}")))?;
-            let permit = decide(&asked.into())?;
-            let ticket = shared.admission.session(&principal)?;
-            upgrade::command(&shared, peer, protocol, permit, ticket, request)
+            let asked = asked.into();
+            let permit = decide(&asked)?;
+            upgrade::command(shared, peer, protocol, permit, admit(asked)?, request)
         }
         Route::Stream => {
             let protocol = chosen_protocol(request.headers())?;
             let target = target_of(request.uri().query())?;
-            let permit = decide(&PolicyRequest::Stream { target, user: None })?;
-            let ticket = shared.admission.session(&principal)?;
-            upgrade::stream(&shared, peer, protocol, permit, ticket, request).await
+            let asked = PolicyRequest::Stream { target, user: None };
+            let permit = decide(&asked)?;
+            upgrade::stream(shared, peer, protocol, permit, admit(asked)?, request).await
         }
         Route::Resume => {
             if chosen_protocol(request.headers())? != Protocol::Framed {
                 return Err(Refusal::bad_request(426, "only a framed session can be resumed"));
             }
-            upgrade::resume(&shared, peer, &here, request).await
+            upgrade::resume(shared, peer, &here, request).await
         }
         Route::Copy(name) => {
             let filename = decoded(name)?;
-            let permit = decide(&PolicyRequest::Copy { filename, user: None })?;
-            let ticket = shared.admission.session(&principal)?;
-            copy::copy(&shared, peer, permit, ticket, request).await
+            let asked = PolicyRequest::Copy { filename, user: None };
+            let permit = decide(&asked)?;
+            copy::copy(shared, state, peer, permit, admit(asked)?, request).await
         }
     }
 }

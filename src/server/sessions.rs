@@ -9,7 +9,7 @@ use crate::bridge::{self, Bridge, Connection, Event, RawEnd, Reader, Sinks, Sour
 use crate::protocol::frame::{Kind, Role};
 use crate::protocol::liveness::Policy;
 use crate::protocol::session::{Exit, Session};
-use crate::server::Stop;
+use crate::server::admission::{End, Ending};
 use crate::server::process::{self, Group, Ladder, Pipes, Process};
 use crate::server::registry::{Enrolment, Grant, Message};
 
@@ -58,8 +58,8 @@ impl Summary {
         }
     }
 
-    fn stopped() -> Summary {
-        Summary { reason: "the server stops".to_owned(), ..Summary::default() }
+    fn ended(end: &End) -> Summary {
+        Summary { reason: reason_of(end), ..Summary::default() }
     }
 }
 
@@ -70,7 +70,7 @@ pub async fn command(
     work: Work,
     window_bytes: usize,
     mut link: Link,
-    mut stop: Stop,
+    mut ending: Ending,
 ) -> Summary {
     let session = Session::new(Role::Server, window_bytes, LIVENESS, Instant::now());
     let mut exit = None;
@@ -105,7 +105,10 @@ pub async fn command(
             happening = link.next() => if let Some(reason) = link.follow(happening, &mut bridge) { break reason },
             end = ended(running) => exit = Some(end),
             () = tokio::time::sleep(DRAIN_QUIET), if exit.is_some() && !drain.is_over => drain.look(&bridge),
-            () = stop.wait(), if !ladder.is_started() => {
+            end = ending.wait(), if !ladder.is_started() => {
+                if matches!(end, End::Withdrawn(_)) {
+                    break withdraw(&end, &mut bridge).await;
+                }
                 bridge.close_sinks();
                 ladder.start();
             }
@@ -175,7 +178,7 @@ pub async fn stream(
     (reader, writer): (Reader, Writer),
     window_bytes: usize,
     mut link: Link,
-    mut stop: Stop,
+    mut ending: Ending,
 ) -> Summary {
     let session = Session::new(Role::Server, window_bytes, LIVENESS, Instant::now());
     let sources = vec![(Kind::Stdout, reader)];
@@ -204,7 +207,10 @@ pub async fn stream(
                 lingering_at = count;
                 linger.as_mut().reset(tokio::time::Instant::now() + LINGER);
             }
-            () = stop.wait(), if exit.is_none() => {
+            why = ending.wait(), if exit.is_none() => {
+                if matches!(why, End::Withdrawn(_)) {
+                    break withdraw(&why, &mut bridge).await;
+                }
                 bridge.abandon_sources();
                 bridge.close_sinks();
                 end = Some(Exit::Status(1));
@@ -310,14 +316,34 @@ impl Link {
             Event::PeerError(text) => format!("the client gave up: {}", crate::error::printable(&text)),
             other => format!("{other:?}"),
         };
-        let goodbye = async {
-            if bridge.shutdown().await.is_ok() {
-                bridge.drain().await;
-            }
-        };
-        let _ = tokio::time::timeout(GOODBYE, goodbye).await;
+        say_goodbye(bridge).await;
         Some(reason)
     }
+}
+
+/// Tells the client that what allowed its session does so no more; says it for the log too.
+async fn withdraw(end: &End, bridge: &mut Bridge) -> String {
+    if let End::Withdrawn(error) = end {
+        bridge.session().queue_error(&format!("{}: {}", error.code, error.text));
+    }
+    say_goodbye(bridge).await;
+    reason_of(end)
+}
+
+fn reason_of(end: &End) -> String {
+    match end {
+        End::ServerStops => "the server stops".to_owned(),
+        End::Withdrawn(error) => format!("withdrawn: {}", error.text),
+    }
+}
+
+async fn say_goodbye(bridge: &mut Bridge) {
+    let goodbye = async {
+        if bridge.shutdown().await.is_ok() {
+            bridge.drain().await;
+        }
+    };
+    let _ = tokio::time::timeout(GOODBYE, goodbye).await;
 }
 
 /// Carries a process's stdin and stdout without frames. Its stderr goes nowhere, but is read.
@@ -326,7 +352,7 @@ pub async fn raw_command(
     leftover: &[u8],
     mut process: Process,
     pipes: Pipes,
-    mut stop: Stop,
+    mut ending: Ending,
 ) -> Summary {
     let Pipes { stdin, stdout, mut stderr } = pipes;
     let mut connection = connection;
@@ -341,7 +367,7 @@ pub async fn raw_command(
         tokio::select! {
             result = &mut streams => break Summary::of_raw(result),
             end = process.wait(), if exit.is_none() => exit = Some(end),
-            () = stop.wait() => break Summary::stopped(),
+            end = ending.wait() => break Summary::ended(&end),
         }
     };
     discard.abort();
@@ -355,11 +381,11 @@ pub async fn raw_stream(
     connection: Box<dyn Connection>,
     leftover: &[u8],
     (reader, writer): (Reader, Writer),
-    mut stop: Stop,
+    mut ending: Ending,
 ) -> Summary {
     let mut connection = connection;
     tokio::select! {
         result = bridge::raw(&mut *connection, leftover, reader, writer, RawEnd::Both) => Summary::of_raw(result),
-        () = stop.wait() => Summary::stopped(),
+        end = ending.wait() => Summary::ended(&end),
     }
 }

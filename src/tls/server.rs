@@ -29,13 +29,12 @@ const LINGER: Duration = Duration::from_secs(1);
 /// How many bytes it may, while nobody knows who it is.
 const LINGER_BYTES: u64 = 256 << 10;
 
-/// Makes the server's configuration. With revocation lists every certificate of a client's chain below the anchor must be
-/// covered by one that has not expired; without any, revocation is not checked.
+/// Makes the server's configuration, for clients whose certificates `clients` verifies.
 ///
 /// # Errors
 /// `config`, with the file's name, where a file cannot be read, holds nothing that can be used, or is readable by others
 /// though it is this account's private key.
-pub fn server_config(cert: &Path, key: &Path, client_ca: &[PathBuf], crl: &[PathBuf]) -> Result<ServerConfig> {
+pub fn server_config(cert: &Path, key: &Path, clients: Arc<dyn ClientCertVerifier>) -> Result<ServerConfig> {
     let provider = provider();
     let chain = pem::certificates(cert)?;
     if let Some(Err(error)) = chain.first().map(|leaf| check_validity(cert, leaf, SystemTime::now())) {
@@ -49,7 +48,7 @@ pub fn server_config(cert: &Path, key: &Path, client_ca: &[PathBuf], crl: &[Path
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(|error| Error::new(Code::Internal, format!("the TLS library refuses its own version: {error}")))?
-        .with_client_cert_verifier(client_verifier(client_ca, crl)?)
+        .with_client_cert_verifier(clients)
         .with_cert_resolver(Arc::new(ForNamedHosts(Arc::new(certified_key))));
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.session_storage = Arc::new(NoServerSessionStorage {});
@@ -58,7 +57,12 @@ pub fn server_config(cert: &Path, key: &Path, client_ca: &[PathBuf], crl: &[Path
     Ok(config)
 }
 
-fn client_verifier(client_ca: &[PathBuf], crl: &[PathBuf]) -> Result<Arc<dyn ClientCertVerifier>> {
+/// Makes what verifies clients' certificates. With revocation lists every certificate of a chain below the anchor must be
+/// covered by one that has not expired; without any, revocation is not checked.
+///
+/// # Errors
+/// `config`, with the file's name, where a file cannot be read or holds nothing that can be used.
+pub fn client_verifier(client_ca: &[PathBuf], crl: &[PathBuf]) -> Result<Arc<dyn ClientCertVerifier>> {
     let mut roots = RootCertStore::empty();
     for path in client_ca {
         add_roots(&mut roots, path)?;

@@ -50,7 +50,7 @@ impl Scene {
 
     fn server_config(&self) -> Result<ServerConfig> {
         let path = |name: &str| self.files.path(name);
-        server_config(&path("server.crt"), &path("server.key"), &[path("clients-ca.crt")], &self.crl)
+        server(&path("server.crt"), &path("server.key"), &[path("clients-ca.crt")], &self.crl)
     }
 
     /// Connects, and has the server send `hello`: the client's negotiated connection, or what it is told.
@@ -89,6 +89,11 @@ impl Scene {
     async fn refusal(&self) -> Error {
         self.connect().await.expect_err("the connection was refused")
     }
+}
+
+/// The server's configuration from its files alone.
+fn server(cert: &Path, key: &Path, client_ca: &[PathBuf], crl: &[PathBuf]) -> Result<ServerConfig> {
+    server_config(cert, key, client_verifier(client_ca, crl)?)
 }
 
 fn hours(hours: i64) -> OffsetDateTime {
@@ -385,7 +390,14 @@ fn a_key_that_is_not_the_certificates_is_refused() {
     let error = complaint(&scene);
     assert!(error.text.contains("server.key: the private key is not that of the certificate in"), "{error}");
     assert_eq!(
-        server_config(&scene.files.path("server.crt"), &scene.files.path("client.key"), &[], &[]).unwrap_err().code,
+        server(
+            &scene.files.path("server.crt"),
+            &scene.files.path("client.key"),
+            &[scene.files.path("clients-ca.crt")],
+            &[]
+        )
+        .unwrap_err()
+        .code,
         Code::Config
     );
 }
@@ -440,7 +452,7 @@ fn a_ca_file_keeps_its_good_anchors_beside_a_bad_one() {
 fn a_server_without_authorities_or_with_a_bad_list_does_not_start() {
     let mut scene = Scene::new();
     let path = |name: &str| scene.files.path(name);
-    let error = server_config(&path("server.crt"), &path("server.key"), &[], &[]).unwrap_err();
+    let error = server(&path("server.crt"), &path("server.key"), &[], &[]).unwrap_err();
     assert_eq!((error.code, error.text.as_str()), (Code::Config, "no `client_ca` is configured"));
     scene.crl = vec![scene.files.path("none.crl")];
     assert!(scene.server_config().unwrap_err().text.contains("none.crl"));

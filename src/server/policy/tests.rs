@@ -43,6 +43,10 @@ fn policy(text: &str) -> Policy {
     Policy::new(&ServerConfig::parse(Path::new("server.toml"), &whole, &account).unwrap().0)
 }
 
+fn asker(principal: &str) -> Asker {
+    Asker { principal: Principal(principal.into()), source: [127, 0, 0, 1].into(), now: SystemTime::UNIX_EPOCH }
+}
+
 /// A host as an empty `[host.NAME]` makes it.
 pub(super) fn host_config() -> HostConfig {
     HostConfig {
@@ -68,7 +72,7 @@ fn to(target: Option<&str>) -> Request {
 }
 
 fn decide(principal: &str, server_name: &str, request: &Request) -> Result<Permit> {
-    policy(EXAMPLE).decide(&Principal(principal.into()), server_name, request)
+    policy(EXAMPLE).decide(&asker(principal), server_name, request)
 }
 fn code(host: &str, request: &Request) -> Code {
     decide(ANN, &format!("{host}.example.net"), request).unwrap_err().code
@@ -98,7 +102,7 @@ fn an_empty_policy_denies_everyone() {
         for request in
             [run(AGENT), run("uname -s -m"), upload(UPLOAD), to(None), to(Some("tcp:localhost:1")), Request::Host]
         {
-            let error = policy(text).decide(&Principal(ANN.into()), "a.example.net", &request).unwrap_err();
+            let error = policy(text).decide(&asker(ANN), "a.example.net", &request).unwrap_err();
             assert_eq!(error.code, Code::HostUnknown);
         }
     }
@@ -318,9 +322,9 @@ proptest! {
     #[test]
     fn a_decision_never_panics(principal in any::<String>(), name in any::<String>(), request in any_request()) {
         let policy = policy(EXAMPLE);
-        let _ = policy.decide(&Principal(principal), &name, &request);
+        let _ = policy.decide(&asker(&principal), &name, &request);
         for host in ["host123", "open", "listed", "both"] {
-            let _ = policy.decide(&Principal(ANN.into()), host, &request);
+            let _ = policy.decide(&asker(ANN), host, &request);
         }
     }
 

@@ -18,9 +18,11 @@ use crate::protocol::encoding::hex;
 use crate::protocol::{HEADER_MODE, HEADER_UNENCODED_DIGEST, HEADER_UPLOAD_OFFSET};
 use crate::server::Shared;
 use crate::server::admission::Ticket;
+use crate::server::config::Limits;
 use crate::server::handshake::Peer;
 use crate::server::policy::{Action, Permit};
 use crate::server::refusal::Refusal;
+use crate::server::state::State;
 use crate::server::upload::{Chunk, Encoding, Order, Sha256, Stored, Turn};
 
 /// Pieces of a body on their way to the disk: enough to keep both sides busy.
@@ -31,6 +33,7 @@ const DEFAULT_MODE: u32 = 0o644;
 /// Answers an upload, or the question how much of one is held.
 pub(super) async fn copy(
     shared: &Arc<Shared>,
+    state: &State,
     peer: &Arc<Peer>,
     permit: Permit,
     ticket: Ticket,
@@ -39,7 +42,7 @@ pub(super) async fn copy(
     let Action::Copy { filename, digests } = permit.action() else {
         return Err(internal("this permit is not for a file"));
     };
-    let order = order(shared, &permit, filename, request.headers())?;
+    let order = order(&state.config.limits, &permit, filename, request.headers())?;
     if !digests.is_empty() && !order.digest.is_some_and(|digest| digests.contains(&hex(&digest))) {
         return Err(Error::new(Code::CommandDenied, "this file is not one of those that the host trusts").into());
     }
@@ -48,7 +51,7 @@ pub(super) async fn copy(
     }
     length(request.headers(), order.max_bytes)?;
     // A task of its own: what has come is dealt with even where the connection ends.
-    let idle = shared.config.limits.body_idle_timeout;
+    let idle = state.config.limits.body_idle_timeout;
     let shared = shared.clone();
     let peer = peer.clone();
     let uploading = tokio::spawn(async move {
@@ -128,7 +131,7 @@ async fn upload(
     Ok((StatusCode::CREATED, stored))
 }
 
-fn order(shared: &Shared, permit: &Permit, filename: &str, headers: &HeaderMap) -> Result<Order, Refusal> {
+fn order(limits: &Limits, permit: &Permit, filename: &str, headers: &HeaderMap) -> Result<Order, Refusal> {
     let encoding = match text(headers, CONTENT_ENCODING.as_str())? {
         None | Some("identity") => Encoding::Identity,
         Some("zstd") => Encoding::Zstd,
@@ -160,7 +163,7 @@ fn order(shared: &Shared, permit: &Permit, filename: &str, headers: &HeaderMap) 
         body_digest: self::digest(headers, "Content-Digest")?,
         encoding,
         offset,
-        max_bytes: shared.config.limits.max_upload_bytes.get(),
+        max_bytes: limits.max_upload_bytes.get(),
     })
 }
 

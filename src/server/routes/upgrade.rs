@@ -17,13 +17,14 @@ use super::{Answer, internal};
 use crate::error::{Code, Error, printable};
 use crate::protocol::{HEADER_RECEIVED, HEADER_SESSION, UPGRADE_FRAMED, UPGRADE_RAW};
 use crate::server::admission::Ticket;
+use crate::server::connection::Lingering;
 use crate::server::handshake::{Peer, Stream};
 use crate::server::policy::{Action, Permit};
 use crate::server::process::{self, StartFailure};
 use crate::server::refusal::Refusal;
 use crate::server::registry::{Enrolment, Message};
 use crate::server::sessions::{self, Link, Summary, Work};
-use crate::server::{Lingering, Shared, target};
+use crate::server::{Shared, target};
 
 /// The protocol of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +59,7 @@ pub(super) fn command(
 ) -> Result<Answer, Refusal> {
     let started = process::start(&permit);
     let opened = Opened::new(shared, &permit, protocol)?;
-    let (window_bytes, stop) = (opened.window_bytes, shared.stop.clone());
+    let (window_bytes, ending) = (opened.window_bytes, ticket.ending());
     let work = match (started, protocol) {
         (Ok((process, pipes)), _) => Work::Process(process, pipes),
         (Err(StartFailure::Missing(text)), Protocol::Framed) => Work::Unstarted(text, 127),
@@ -75,10 +76,10 @@ pub(super) fn command(
     carry(request, session, move |upgraded| async move {
         match (upgraded, work) {
             (Some((stream, leftover)), work) if protocol == Protocol::Framed => {
-                sessions::command(Box::new(stream), &leftover, work, window_bytes, link, stop).await
+                sessions::command(Box::new(stream), &leftover, work, window_bytes, link, ending).await
             }
             (Some((stream, leftover)), Work::Process(process, pipes)) => {
-                sessions::raw_command(Box::new(stream), &leftover, process, pipes, stop).await
+                sessions::raw_command(Box::new(stream), &leftover, process, pipes, ending).await
             }
             // The client was gone before its answer.
             (_, Work::Process(process, pipes)) => {
@@ -106,7 +107,7 @@ pub(super) async fn stream(
     };
     let ends = target::connect(target).await?;
     let opened = Opened::new(shared, &permit, protocol)?;
-    let (window_bytes, stop) = (opened.window_bytes, shared.stop.clone());
+    let (window_bytes, ending) = (opened.window_bytes, ticket.ending());
     let session = Session { peer: peer.clone(), permit, ticket };
     let answer = opened.answer()?;
     let link = Link::new(opened.enrolment);
@@ -114,9 +115,9 @@ pub(super) async fn stream(
         match upgraded {
             None => Summary::default(),
             Some((stream, leftover)) if protocol == Protocol::Framed => {
-                sessions::stream(Box::new(stream), &leftover, ends, window_bytes, link, stop).await
+                sessions::stream(Box::new(stream), &leftover, ends, window_bytes, link, ending).await
             }
-            Some((stream, leftover)) => sessions::raw_stream(Box::new(stream), &leftover, ends, stop).await,
+            Some((stream, leftover)) => sessions::raw_stream(Box::new(stream), &leftover, ends, ending).await,
         }
     });
     Ok(answer)

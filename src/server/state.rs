@@ -1,0 +1,38 @@
+//! What the server goes by: its configuration, and the policy and TLS configuration made from it. One [`State`] is made whole
+//! or not at all, and is never changed: a reload makes another and puts it in the place of the first.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::server::danger::ClientCertVerifier;
+
+use crate::error::Result;
+use crate::server::config::{Account, ServerConfig};
+use crate::server::policy::Policy;
+use crate::tls;
+
+/// All that the server's files say.
+#[derive(Debug)]
+pub struct State {
+    /// The configuration.
+    pub config: ServerConfig,
+    /// Who may do what.
+    pub policy: Policy,
+    /// For accepting connections.
+    pub tls: Arc<rustls::ServerConfig>,
+    /// What verifies clients' certificates; the same that `tls` asks.
+    pub clients: Arc<dyn ClientCertVerifier>,
+}
+
+impl State {
+    /// Reads everything afresh for a server that runs as `account`. Also returns what is allowed but hardly meant.
+    ///
+    /// # Errors
+    /// `config` where the configuration or a file that it names is wrong.
+    pub fn load(path: &Path, account: &Account) -> Result<(State, Vec<String>)> {
+        let (config, warnings) = ServerConfig::load(path, account)?;
+        let clients = tls::client_verifier(&config.client_ca, &config.crl)?;
+        let tls = Arc::new(tls::server_config(&config.cert, &config.key, clients.clone())?);
+        Ok((State { policy: Policy::new(&config), config, tls, clients }, warnings))
+    }
+}
