@@ -24,6 +24,11 @@ const STATUS_FAILED: u8 = 1;
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
     let argv0 = args.next().unwrap_or_else(|| "tstunnel".into());
+    #[cfg(feature = "server")]
+    if argv0 == tstunnel::server::store::helper::NAME {
+        let stored = tstunnel::server::store::helper::run(&mut std::io::stdin().lock(), &mut std::io::stdout().lock());
+        return if stored.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(STATUS_FAILED) };
+    }
     let args: Vec<_> = args.collect();
     let is_standin = cli::stands_in(&argv0, &args);
     let result = cli::parse(&argv0, args).and_then(|command| {

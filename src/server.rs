@@ -3,6 +3,7 @@
 //! Data flows down: [`listener`] accepts, [`handshake`] authenticates, [`routes`] asks [`policy`] and answers, [`process`],
 //! [`target`] and [`upload`] do what was permitted, [`sessions`] carries the streams. [`state`] is what all of it goes by.
 
+pub mod account;
 pub mod admission;
 pub mod config;
 pub mod connection;
@@ -15,7 +16,9 @@ pub mod refusal;
 pub mod registry;
 pub mod routes;
 pub mod sessions;
+pub mod spawn;
 pub mod state;
+pub mod store;
 pub mod target;
 pub mod upload;
 
@@ -28,8 +31,9 @@ use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinSet;
 
 use crate::error::{Code, Error, Result};
+use crate::server::account::Login;
 use crate::server::admission::{Admission, End};
-use crate::server::config::Account;
+use crate::server::config::{Account, HostConfig};
 use crate::server::registry::Registry;
 use crate::server::state::State;
 use crate::server::upload::Uploads;
@@ -93,10 +97,8 @@ pub async fn run(path: &Path) -> Result<()> {
     let (admission, mut ended) = Admission::new();
     let handshakes = Arc::new(Semaphore::new(limits.max_handshakes.get()));
     let registry = Registry::new(limits);
-    let uploads = Uploads::new(limits.resume_grace);
-    for host in state.config.hosts.values() {
-        uploads.sweep(&host.home);
-    }
+    let uploads = Uploads::new();
+    tokio::spawn(sweep(state.config.hosts.values().cloned().collect(), limits.resume_grace));
     let state = RwLock::new(Arc::new(state));
     let shared = Arc::new(Shared { state, uploads, admission, registry, stop: Stop(stop) });
     let mut accepting = JoinSet::new();
@@ -116,6 +118,19 @@ pub async fn run(path: &Path) -> Result<()> {
         tracing::warn!("stopped with sessions that did not end in time");
     }
     Ok(())
+}
+
+/// Removes what an earlier server has left of broken uploads.
+async fn sweep(hosts: Vec<HostConfig>, grace: Duration) {
+    let mut accounts: Vec<_> = hosts.into_iter().map(|host| (host.account, host.home)).collect();
+    accounts.sort();
+    accounts.dedup();
+    for (name, home) in accounts {
+        let found = tokio::task::spawn_blocking(move || Login::find(&name, home.as_deref()));
+        if let Ok(Ok(login)) = found.await {
+            upload::sweep(&login, grace).await;
+        }
+    }
 }
 
 fn listen_for(kind: SignalKind) -> Result<tokio::signal::unix::Signal> {

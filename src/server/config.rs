@@ -47,8 +47,8 @@ pub struct ServerConfig {
 pub struct HostConfig {
     /// The account whose processes and files these are.
     pub account: String,
-    /// Its home directory, absolute.
-    pub home: PathBuf,
+    /// Its home directory, absolute, where it is not the account's own.
+    pub home: Option<PathBuf>,
     /// The commands and uploads that are allowed.
     pub commands: Commands,
     /// What `/stream` may reach.
@@ -137,6 +137,8 @@ pub struct Account {
     pub name: String,
     /// Its home directory, absolute.
     pub home: PathBuf,
+    /// Whether it may become other accounts.
+    pub is_root: bool,
 }
 
 impl Account {
@@ -175,7 +177,7 @@ impl Account {
                 Error::new(Code::Config, format!("the home directory of account `{name}` is unknown"))
                     .with_hint("set HOME to an absolute path")
             })?;
-        Ok(Account { name, home })
+        Ok(Account { name, home, is_root: uid == 0 })
     }
 }
 

@@ -108,7 +108,7 @@ pub struct Permit {
     host: HostId,
     principal: Principal,
     account: String,
-    home: PathBuf,
+    home: Option<PathBuf>,
     wrapper: Vec<String>,
     rule: String,
     action: Action,
@@ -158,9 +158,9 @@ impl Permit {
         &self.account
     }
 
-    /// Its home directory, absolute.
-    pub fn home(&self) -> &Path {
-        &self.home
+    /// The home directory that the host's configuration names for its account, if it names one.
+    pub fn home_override(&self) -> Option<&Path> {
+        self.home.as_deref()
     }
 
     /// The words to put before a command.

@@ -1,13 +1,11 @@
 //! A permitted command → a process in a group of its own, and its end: stdin closed, one second, SIGTERM to the group,
 //! five seconds, SIGKILL.
 //!
-//! Nothing of the server's environment reaches the process. Only [`start`] runs programs, and only with a [`Permit`].
+//! Nothing of the server's environment reaches the process. A command is run only with a [`Permit`].
 
 use std::io;
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
-use std::sync::RwLock;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
@@ -15,12 +13,14 @@ use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::time::Instant;
 
 use crate::protocol::session::Exit;
+use crate::server::account::{DEFAULT_SHELL, Login};
 use crate::server::policy::{Action, Invocation, Permit};
+use crate::server::spawn;
 
 /// Where programs without a slash are looked up, as sshd does where nothing else is configured.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
-/// What runs a line where the account has no shell of its own.
-const DEFAULT_SHELL: &str = "/bin/sh";
+/// This program's own file, wherever it is and whatever has taken its place there.
+const OWN_PROGRAM: &str = "/proc/self/exe";
 /// The folder that a confined agent's file must be in, below the home.
 const AGENTS: &str = ".mutagen/agents";
 /// Bytes that a pipe to or from a process holds, where the system allows it.
@@ -32,15 +32,6 @@ const TERM_GRACE: Duration = Duration::from_secs(5);
 
 /// How often a group without its leader is looked at; there is no event for its end.
 const GROUP_POLL: Duration = Duration::from_millis(20);
-
-/// Held while a program is started, and by whoever has written one: between fork(2) and execve(2) a child holds every
-/// descriptor of the server's, and a file that is open for writing cannot be executed (ETXTBSY).
-static SPAWNING: RwLock<()> = RwLock::new(());
-
-/// Waits until no child holds a descriptor that was closed before this call.
-pub fn wait_for_spawns() {
-    drop(SPAWNING.write());
-}
 
 /// Why a permitted command is not running.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -75,108 +66,138 @@ pub struct Pipes {
     pub stderr: ChildStderr,
 }
 
-/// Starts what `permit` allows, in the host's home directory.
+/// A permitted command that is ready to be started: all that may take its time is done.
+#[derive(Debug)]
+pub struct Prepared {
+    image: Image,
+    is_wrapped: bool,
+    login: Login,
+}
+
+/// A program with its arguments and its environment.
+#[derive(Debug)]
+pub struct Image {
+    /// The files to try in turn.
+    files: Vec<PathBuf>,
+    /// The name and the arguments.
+    words: Vec<String>,
+    /// What is added to the environment that a login gives.
+    env: Vec<(String, String)>,
+}
+
+/// Finds out what `permit` is to run as `login`, and checks it. Blocks.
 ///
 /// # Errors
 /// A [`StartFailure`]; its text is for the client.
-pub fn start(permit: &Permit) -> Result<(Process, Pipes), StartFailure> {
-    let home = permit.home();
+pub fn prepare(permit: &Permit, login: Login) -> Result<Prepared, StartFailure> {
     let Action::Command { invocation, env, confined_agent } = permit.action() else {
         return Err(StartFailure::Broken("this permit is not for a command".to_owned()));
     };
-    let login_shell = login_shell(permit.account());
-    if permit.wrapper().is_empty() && !home.is_dir() {
-        return Err(StartFailure::Broken(format!("the home directory {} does not exist", home.display())));
-    }
+    let is_wrapped = !permit.wrapper().is_empty();
     let mut words: Vec<String> = permit.wrapper().to_vec();
     match invocation {
-        Invocation::Argv(argv) => {
-            let mut argv = argv.clone();
-            if words.is_empty()
-                && let Some(program) = argv.first_mut()
-            {
-                *program = resolve(program, home, *confined_agent)?;
-            }
-            words.append(&mut argv);
-        }
+        Invocation::Argv(argv) => words.extend_from_slice(argv),
         Invocation::Shell(line) => {
-            let shell = if words.is_empty() { login_shell.as_str() } else { DEFAULT_SHELL };
-            words.extend([shell.to_owned(), "-c".to_owned(), line.clone()]);
+            let shell = if is_wrapped { DEFAULT_SHELL.to_owned() } else { login.shell.display().to_string() };
+            words.extend([shell, "-c".to_owned(), line.clone()]);
         }
     }
-    let [program, arguments @ ..] = words.as_slice() else {
+    let Some(program) = words.first() else {
         return Err(StartFailure::Missing("the command is empty".to_owned()));
     };
-    let mut command = Command::new(program);
-    command
-        .args(arguments)
-        .env_clear()
-        .env("HOME", home)
-        .env("USER", permit.account())
-        .env("LOGNAME", permit.account())
-        .env("SHELL", &login_shell)
-        .env("PATH", PATH)
-        .envs(env.iter().map(|(name, value)| (name, value)))
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(false);
-    if permit.wrapper().is_empty() {
-        command.current_dir(home);
-    } else {
-        command.current_dir("/");
-    }
-    let spawned = {
-        let _spawning = SPAWNING.read();
-        command.spawn()
-    };
-    let mut child = spawned.map_err(|error| explain(program, &error))?;
-    let group = Group(child.id().and_then(|id| Pid::from_raw(id as i32)));
-    let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
-    else {
-        return Err(StartFailure::Broken("the process has no standard streams".to_owned()));
-    };
-    let _ = rustix::pipe::fcntl_setpipe_size(&stdin, PIPE_BYTES);
-    let _ = rustix::pipe::fcntl_setpipe_size(&stdout, PIPE_BYTES);
-    Ok((Process { child: Box::new(child), group }, Pipes { stdin, stdout, stderr }))
+    let files =
+        if *confined_agent && !is_wrapped { vec![agent_file(program, &login)?] } else { files(program, &login.home) };
+    Ok(Prepared { image: Image { files, words, env: env.clone() }, is_wrapped, login })
 }
 
-/// The account's shell (passwd(5)).
-fn login_shell(account: &str) -> String {
-    let passwd = std::fs::read_to_string("/etc/passwd").unwrap_or_default();
-    let entry =
-        passwd.lines().map(|line| line.split(':').collect::<Vec<_>>()).find(|fields| fields.first() == Some(&account));
-    match entry.as_deref() {
-        Some([_, _, _, _, _, _, shell]) if !shell.is_empty() => (*shell).to_owned(),
-        _ => DEFAULT_SHELL.to_owned(),
+/// The files that `program` may name: relative to the home where it has a slash, else in each folder of [`PATH`].
+fn files(program: &str, home: &Path) -> Vec<PathBuf> {
+    if program.contains('/') {
+        return vec![home.join(program)];
     }
+    PATH.split(':').map(|folder| Path::new(folder).join(program)).collect()
 }
 
-/// The file that `program` names: relative to the home where it has a slash, else looked up in [`PATH`].
-fn resolve(program: &str, home: &Path, is_confined: bool) -> Result<String, StartFailure> {
-    let named = if program.contains('/') {
-        home.join(program)
-    } else {
-        let mut candidates = PATH.split(':').map(|folder| Path::new(folder).join(program));
-        candidates.find(|path| path.is_file()).ok_or_else(|| StartFailure::Missing(format!("{program}: not found")))?
-    };
-    let found = |path: &Path| -> io::Result<PathBuf> {
-        let path = if is_confined { path.canonicalize()? } else { path.to_owned() };
-        let metadata = path.metadata()?;
-        if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 {
-            return Err(io::ErrorKind::PermissionDenied.into());
-        }
+/// The file that an agent's name leads to, links resolved, with the account's rights; it must be one below [`AGENTS`].
+fn agent_file(program: &str, login: &Login) -> Result<PathBuf, StartFailure> {
+    let resolve = || Ok((login.home.join(program).canonicalize()?, login.home.join(AGENTS).canonicalize()?));
+    let (path, agents) = login.as_account(resolve).map_err(|error| explain(program, &error))?;
+    if path.starts_with(&agents) {
         Ok(path)
-    };
-    let path = found(&named).map_err(|error| explain(program, &error))?;
-    if is_confined {
-        let agents = home.join(AGENTS).canonicalize().map_err(|error| explain(program, &error))?;
-        if !path.starts_with(&agents) {
-            return Err(StartFailure::NotExecutable(format!("{program}: leads out of {AGENTS}")));
-        }
+    } else {
+        Err(StartFailure::NotExecutable(format!("{program}: leads out of {AGENTS}")))
     }
-    path.into_os_string().into_string().map_err(|_| StartFailure::Missing(format!("{program}: not found")))
+}
+
+impl Prepared {
+    /// Starts it in the account's home directory. To be called by one of the runtime's workers; see [`spawn::command`].
+    ///
+    /// # Errors
+    /// A [`StartFailure`]; its text is for the client.
+    pub fn start(self) -> Result<(Process, Pipes), StartFailure> {
+        // Where a wrapper starts is its own affair: the home is one behind it.
+        let folder = if self.is_wrapped { Path::new("/") } else { &self.login.home };
+        let mut child = start(self.image, &self.login, folder, Stdio::piped()).map_err(|(name, error)| {
+            if error.raw_os_error() == Some(spawn::NO_HOME.raw_os_error()) {
+                StartFailure::Broken(format!("the home directory {} cannot be entered", folder.display()))
+            } else {
+                explain(&name, &error)
+            }
+        })?;
+        let group = Group(child.id().and_then(|id| Pid::from_raw(id as i32)));
+        let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
+        else {
+            return Err(StartFailure::Broken("the process has no standard streams".to_owned()));
+        };
+        Ok((Process { child: Box::new(child), group }, Pipes { stdin, stdout, stderr }))
+    }
+}
+
+/// Starts this program itself as `login` in its home, under another name. To be called by one of the runtime's workers; see
+/// [`spawn::command`].
+///
+/// # Errors
+/// Those of fork(2) and execve(2), [`spawn::NO_HOME`] and [`spawn::NOT_BECOME`].
+pub fn start_own(name: &str, login: &Login) -> io::Result<Child> {
+    let image = Image { files: vec![OWN_PROGRAM.into()], words: vec![name.to_owned()], env: Vec::new() };
+    start(image, login, &login.home, Stdio::inherit()).map_err(|(_, error)| error)
+}
+
+/// Starts `image` with the environment that a login gives, and wide pipes for stdin and stdout. A failure has the program's name
+/// with it.
+fn start(image: Image, login: &Login, folder: &Path, stderr: Stdio) -> Result<Child, (String, io::Error)> {
+    let Image { files, words, env } = image;
+    let text = |path: &Path| path.display().to_string();
+    let mut environment: Vec<(String, String)> = [
+        ("HOME", text(&login.home)),
+        ("USER", login.name.clone()),
+        ("LOGNAME", login.name.clone()),
+        ("SHELL", text(&login.shell)),
+        ("PATH", PATH.to_owned()),
+    ]
+    .map(|(name, value)| (name.to_owned(), value))
+    .into();
+    environment.extend(env);
+    let setup = spawn::Setup {
+        login,
+        folder,
+        descriptors: rustix::process::getrlimit(rustix::process::Resource::Nofile),
+        program: spawn::Program::OneOf(files),
+        arguments: &words,
+        environment: &environment,
+    };
+    let spawned = spawn::command(&setup).and_then(|mut command| {
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
+        Command::from(command).spawn()
+    });
+    let child = spawned.map_err(|error| (words.into_iter().next().unwrap_or_default(), error))?;
+    if let Some(stdin) = &child.stdin {
+        let _ = rustix::pipe::fcntl_setpipe_size(stdin, PIPE_BYTES);
+    }
+    if let Some(stdout) = &child.stdout {
+        let _ = rustix::pipe::fcntl_setpipe_size(stdout, PIPE_BYTES);
+    }
+    Ok(child)
 }
 
 fn explain(program: &str, error: &io::Error) -> StartFailure {

@@ -6,6 +6,7 @@
 mod copy;
 mod upgrade;
 
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::error::{Code, Error, printable};
 use crate::protocol::encoding::percent_decode;
 use crate::protocol::{CommandRequest, MAX_COMMAND_BYTES, UPGRADE_FRAMED, UPGRADE_RAW};
 use crate::server::Shared;
+use crate::server::account::Login;
 use crate::server::handshake::Peer;
 use crate::server::policy::{Permit, Request as PolicyRequest};
 use crate::server::refusal::Refusal;
@@ -109,7 +111,7 @@ async fn respond(
                 .map_err(|error| Refusal::bad_request(400, format!("the body is not a command: {error}")))?;
             let asked = asked.into();
             let permit = decide(&asked)?;
-            upgrade::command(shared, peer, protocol, permit, admit(asked)?, request)
+            upgrade::command(shared, peer, protocol, permit, admit(asked)?, request).await
         }
         Route::Stream => {
             let protocol = chosen_protocol(request.headers())?;
@@ -172,6 +174,13 @@ async fn read_body(
         Refusal::bad_request(if error.is::<http_body_util::LengthLimitError>() { 413 } else { 400 }, error.to_string())
     })?;
     Ok((Request::from_parts(parts, ()), body.to_bytes()))
+}
+
+/// The account that `permit` is for.
+async fn login(permit: &Permit) -> Result<Login, Refusal> {
+    let (name, home) = (permit.account().to_owned(), permit.home_override().map(Path::to_owned));
+    let found = tokio::task::spawn_blocking(move || Login::find(&name, home.as_deref()));
+    Ok(found.await.map_err(internal)??)
 }
 
 fn host(permit: &Permit) -> Answer {

@@ -90,15 +90,19 @@ pub(super) fn parse(path: &Path, text: &str, account: &Account) -> Result<Server
             .with_hint("name each host; patterns belong into a grant's `hosts`"));
         }
         let id = HostId::parse(name.get_ref()).map_err(|cause| fails(cause.text))?;
-        if let Some(other) = host.account.as_ref().filter(|other| other.get_ref().0 != account.name) {
+        if let Some(other) = host.account.as_ref().filter(|other| !account.is_root && other.get_ref().0 != account.name)
+        {
             let what = format!("this server runs as `{}` and serves its own account only", account.name);
             return Err(toml_file::error_at(path, text, Some(other.span()), &what)
                 .with_hint(format!("leave `account` out, or run the server as `{}`", other.get_ref().0)));
         }
         let commands = host.commands.unwrap_or(Commands::Listed { mutagen: true, patterns: Vec::new() });
+        let of_host = host.account.map_or_else(|| account.name.clone(), |other| other.into_inner().0);
+        // The server's own home is what its environment says; that of another account, its entry in passwd(5).
+        let own_home = || (of_host == account.name).then(|| account.home.clone());
         let configured = HostConfig {
-            account: account.name.clone(),
-            home: host.home.map_or_else(|| account.home.clone(), |home| resolve(Text(home.0))),
+            home: host.home.map(|home| resolve(Text(home.0))).or_else(own_home),
+            account: of_host,
             shell: host.shell.unwrap_or(commands == Commands::Any),
             commands,
             targets: host.targets,

@@ -3,7 +3,7 @@ use super::*;
 const MINIMAL: &str = "cert = \"server.crt\"\nkey = \"server.key\"\nclient_ca = [\"ca.crt\"]\n";
 
 fn dev() -> Account {
-    Account { name: "dev".into(), home: "/home/dev".into() }
+    Account { name: "dev".into(), home: "/home/dev".into(), is_root: false }
 }
 
 fn parse(text: &str) -> (ServerConfig, Vec<String>) {
@@ -76,7 +76,7 @@ fn the_whole_example_is_read() {
     assert_eq!(config.domain.as_deref(), Some("containers.example.net"));
     assert_eq!(config.upgrade_base, "/other/v2");
     let host = &config.hosts[&HostId::parse("host123").unwrap()];
-    assert_eq!(host.home, Path::new("/srv/dev"));
+    assert_eq!(host.home.as_deref(), Some(Path::new("/srv/dev")));
     assert_eq!(host.commands, Commands::Listed { mutagen: true, patterns: vec!["git status *".into()] });
     assert_eq!(host.targets.len(), 2);
     assert_eq!(host.env, ["LC_*", "TZ"]);
@@ -97,7 +97,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!((config.upgrade_base.as_str(), config.domain, config.allow_cn), ("/tinyscale/v1", None, false));
     assert_eq!(config.limits, Limits::default());
     let host = &config.hosts[&HostId::parse("a").unwrap()];
-    assert_eq!((host.account.as_str(), host.home.as_path()), ("dev", Path::new("/home/dev")));
+    assert_eq!((host.account.as_str(), host.home.as_deref()), ("dev", Some(Path::new("/home/dev"))));
     assert_eq!(host.commands, Commands::Listed { mutagen: true, patterns: vec![] });
     assert_eq!(host.env, ["LC_*", "LANG"]);
     assert!(!host.shell && host.targets.is_empty() && host.wrapper.is_empty() && host.agent_digests.is_empty());
@@ -202,6 +202,20 @@ fn another_account_is_refused_with_a_hint() {
 }
 
 #[test]
+fn root_may_serve_any_account_from_its_own_home() {
+    let root = Account { name: "root".into(), home: "/root".into(), is_root: true };
+    let text = format!("{MINIMAL}[host.a]\naccount = \"ann\"\n[host.b]\naccount = \"ann\"\nhome = \"/srv\"\n[host.c]");
+    let hosts = ServerConfig::parse(Path::new("s.toml"), &text, &root).unwrap().0.hosts;
+    let of = |name: &str| {
+        let host = &hosts[&HostId::parse(name).unwrap()];
+        (host.account.as_str(), host.home.as_deref().and_then(Path::to_str))
+    };
+    assert_eq!(of("a"), ("ann", None));
+    assert_eq!(of("b"), ("ann", Some("/srv")));
+    assert_eq!(of("c"), ("root", Some("/root")));
+}
+
+#[test]
 fn a_root_upgrade_base_is_no_prefix() {
     assert_eq!(parse(&format!("{MINIMAL}upgrade_base = \"/\"")).0.upgrade_base, "");
 }
@@ -230,7 +244,11 @@ fn account(uid: u32, said: Option<&str>, home: Option<&str>) -> Result<Account> 
 
 #[test]
 fn the_account_is_the_one_with_this_number() {
-    let named = |name: &str, home: &str| Account { name: name.into(), home: home.into() };
+    let named = |name: &str, home: &str| Account {
+        name: name.into(),
+        home: home.into(),
+        is_root: matches!(name, "root" | "toor"),
+    };
     assert_eq!(account(1000, None, None).unwrap(), named("dev", "/home/dev"));
     assert_eq!(account(1000, Some("root"), Some("/h")).unwrap(), named("dev", "/h"));
     assert_eq!(account(0, Some("toor"), None).unwrap(), named("toor", "/toor"));

@@ -39,7 +39,7 @@ const EXAMPLE: &str = r#"
 
 fn policy(text: &str) -> Policy {
     let whole = format!("cert = \"c\"\nkey = \"k\"\nclient_ca = [\"a\"]\ndomain = \"example.net\"\n{text}");
-    let account = Account { name: "dev".into(), home: "/home/dev".into() };
+    let account = Account { name: "dev".into(), home: "/home/dev".into(), is_root: false };
     Policy::new(&ServerConfig::parse(Path::new("server.toml"), &whole, &account).unwrap().0)
 }
 
@@ -51,7 +51,7 @@ fn asker(principal: &str) -> Asker {
 pub(super) fn host_config() -> HostConfig {
     HostConfig {
         account: "dev".into(),
-        home: PathBuf::from("/home/dev"),
+        home: Some(PathBuf::from("/home/dev")),
         commands: Commands::Listed { mutagen: true, patterns: vec![] },
         targets: vec![],
         shell: false,
@@ -83,7 +83,7 @@ fn a_permit_carries_all_that_its_use_needs() {
     let permit = decide(ANN, "host123.example.net", &run(AGENT)).unwrap();
     assert_eq!(permit.host().as_str(), "host123");
     assert_eq!(permit.principal().0, ANN);
-    assert_eq!((permit.account(), permit.home()), ("dev", Path::new("/home/dev")));
+    assert_eq!((permit.account(), permit.home_override()), ("dev", Some(Path::new("/home/dev"))));
     assert_eq!(permit.wrapper(), ["docker", "exec", "-i", "web"]);
     assert_eq!(permit.rule(), "grant 1 `spiffe://example.org/users/*` on `host123`; command `mutagen`");
     let words = AGENT.split(' ').map(str::to_owned).collect();

@@ -1,4 +1,4 @@
-//! `POST /copy/{filename}` and `HEAD`: headers → an upload's order, the body → the thread that writes it.
+//! `POST /copy/{filename}` and `HEAD`: headers → an upload's order, the body → the process that writes it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -10,23 +10,23 @@ use http_body_util::{BodyExt, Full};
 use hyper::body::Incoming;
 use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
-use tokio::sync::mpsc;
 
-use super::{Answer, internal, json};
+use super::{Answer, internal, json, login};
 use crate::error::{Code, Error, Result, printable};
 use crate::protocol::encoding::hex;
 use crate::protocol::{HEADER_MODE, HEADER_UNENCODED_DIGEST, HEADER_UPLOAD_OFFSET};
 use crate::server::Shared;
+use crate::server::account::Login;
 use crate::server::admission::Ticket;
 use crate::server::config::Limits;
 use crate::server::handshake::Peer;
 use crate::server::policy::{Action, Permit};
 use crate::server::refusal::Refusal;
 use crate::server::state::State;
-use crate::server::upload::{Chunk, Encoding, Order, Sha256, Stored, Turn};
+use crate::server::store::helper::{Answer as Storing, Helper, Task};
+use crate::server::store::{Encoding, Order, Sha256, Stored};
+use crate::server::upload::Turn;
 
-/// Pieces of a body on their way to the disk: enough to keep both sides busy.
-const CHUNKS_IN_FLIGHT: usize = 8;
 /// A file's permission bits where the client says none.
 const DEFAULT_MODE: u32 = 0o644;
 
@@ -42,24 +42,26 @@ pub(super) async fn copy(
     let Action::Copy { filename, digests } = permit.action() else {
         return Err(internal("this permit is not for a file"));
     };
-    let order = order(&state.config.limits, &permit, filename, request.headers())?;
+    let login = login(&permit).await?;
+    let order = order(&state.config.limits, &permit, &login, filename, request.headers())?;
     if !digests.is_empty() && !order.digest.is_some_and(|digest| digests.contains(&hex(&digest))) {
         return Err(Error::new(Code::CommandDenied, "this file is not one of those that the host trusts").into());
     }
     if request.method() == Method::HEAD {
-        return held(shared, &order).await;
+        return held(shared, &order, login, state.config.limits.resume_grace).await;
     }
     length(request.headers(), order.max_bytes)?;
     // A task of its own: what has come is dealt with even where the connection ends.
     let idle = state.config.limits.body_idle_timeout;
+    let grace = state.config.limits.resume_grace;
     let shared = shared.clone();
     let peer = peer.clone();
     let uploading = tokio::spawn(async move {
-        let turn = Arc::new(shared.uploads.turn(&order.home, &order.name, order.digest.as_ref()).await);
-        let result = upload(turn.clone(), Arc::new(order), request.into_body(), idle).await;
-        if let Some(turn) = Arc::into_inner(turn) {
-            turn.finish();
-        }
+        let turn = shared.uploads.turn(Arc::new(login), &order.name, order.digest.as_ref(), grace).await;
+        let order = Order { part: turn.part(), may_hold: turn.may_hold(), ..order };
+        let result = upload(&turn, &order, request.into_body(), idle).await;
+        let is_broken = result.as_ref().is_err_and(|refusal| refusal.error.code == Code::NetworkLost);
+        turn.finish(is_broken && order.may_hold);
         let principal = &permit.principal().0;
         let result_text = result.as_ref().map_or_else(
             |refusal| printable(&refusal.error.to_string()),
@@ -76,13 +78,17 @@ pub(super) async fn copy(
     Ok(json(status, &serde_json::json!({"size": stored.size, "sha256": hex(&stored.sha256)})))
 }
 
-async fn held(shared: &Shared, order: &Order) -> Result<Answer, Refusal> {
+async fn held(shared: &Shared, order: &Order, login: Login, grace: Duration) -> Result<Answer, Refusal> {
     let Some(digest) = &order.digest else {
         return Err(Refusal::bad_request(400, format!("there is no {HEADER_UNENCODED_DIGEST}")));
     };
-    let turn = shared.uploads.turn(&order.home, &order.name, Some(digest)).await;
-    let offset = turn.held();
-    turn.finish();
+    let mut offset = 0;
+    if order.wrapper.is_empty() {
+        let turn = shared.uploads.turn(Arc::new(login), &order.name, Some(digest), grace).await;
+        let held = turn.held().await;
+        turn.finish(!matches!(held, Ok(0)));
+        offset = held?;
+    }
     let mut answer = Response::new(Full::new(Bytes::new()));
     *answer.status_mut() = StatusCode::NO_CONTENT;
     answer.headers_mut().insert("upload-offset", HeaderValue::from(offset));
@@ -90,48 +96,52 @@ async fn held(shared: &Shared, order: &Order) -> Result<Answer, Refusal> {
 }
 
 async fn upload(
-    turn: Arc<Turn>,
-    order: Arc<Order>,
+    turn: &Turn,
+    order: &Order,
     mut body: Incoming,
     idle: Duration,
 ) -> Result<(StatusCode, Stored), Refusal> {
-    let known = tokio::task::spawn_blocking({
-        let (turn, order) = (turn.clone(), order.clone());
-        move || turn.store_known(&order)
-    });
-    if let Some(stored) = known.await.map_err(internal)?? {
-        return Ok((StatusCode::OK, stored));
+    let mut helper = Helper::start(turn.login(), &Task::Store(Box::new(order.clone()))).await?;
+    match helper.answer().await? {
+        Storing::Send => {}
+        Storing::Known(stored) => return Ok((StatusCode::OK, stored)),
+        other => return Err(internal(format!("unexpected answer of a helper: {other:?}"))),
     }
-    let (chunks, mut receiver) = mpsc::channel(CHUNKS_IN_FLIGHT);
-    let storing = tokio::task::spawn_blocking({
-        let (turn, order) = (turn.clone(), order.clone());
-        move || turn.store(&order, &mut receiver)
-    });
+    let mut is_whole = false;
     loop {
         let frame = tokio::select! {
             frame = tokio::time::timeout(idle, body.frame()) => frame,
             () = turn.asked_for() => break,
         };
-        let chunk = match frame {
-            Ok(Some(Ok(frame))) => match frame.into_data() {
-                Ok(data) => Chunk::Data(data),
-                Err(_trailers) => continue,
-            },
-            Ok(None) => Chunk::End,
+        match frame {
+            Ok(Some(Ok(frame))) => {
+                let Ok(data) = frame.into_data() else { continue };
+                // Where it takes no more, its answer says why.
+                if !data.is_empty() && helper.send(&data).await.is_err() {
+                    break;
+                }
+            }
+            Ok(None) => {
+                is_whole = true;
+                break;
+            }
             // Broken off, or silent for too long.
             Ok(Some(Err(_))) | Err(_) => break,
-        };
-        let is_end = matches!(chunk, Chunk::End);
-        if chunks.send(chunk).await.is_err() || is_end {
-            break;
         }
     }
-    drop(chunks);
-    let stored = storing.await.map_err(internal)??;
-    Ok((StatusCode::CREATED, stored))
+    match helper.finish(is_whole).await? {
+        Storing::Stored(stored) => Ok((StatusCode::CREATED, stored)),
+        other => Err(internal(format!("unexpected answer of a helper: {other:?}"))),
+    }
 }
 
-fn order(limits: &Limits, permit: &Permit, filename: &str, headers: &HeaderMap) -> Result<Order, Refusal> {
+fn order(
+    limits: &Limits,
+    permit: &Permit,
+    login: &Login,
+    filename: &str,
+    headers: &HeaderMap,
+) -> Result<Order, Refusal> {
     let encoding = match text(headers, CONTENT_ENCODING.as_str())? {
         None | Some("identity") => Encoding::Identity,
         Some("zstd") => Encoding::Zstd,
@@ -156,8 +166,11 @@ fn order(limits: &Limits, permit: &Permit, filename: &str, headers: &HeaderMap) 
         return Err(Refusal::bad_request(400, format!("{HEADER_UPLOAD_OFFSET} without {HEADER_UNENCODED_DIGEST}")));
     }
     Ok(Order {
-        home: permit.home().to_owned(),
+        home: login.home.clone(),
         name: filename.to_owned(),
+        part: String::new(),
+        may_hold: false,
+        wrapper: permit.wrapper().to_vec(),
         mode,
         digest,
         body_digest: self::digest(headers, "Content-Digest")?,

@@ -20,7 +20,7 @@ use crate::server::admission::Ticket;
 use crate::server::connection::Lingering;
 use crate::server::handshake::{Peer, Stream};
 use crate::server::policy::{Action, Permit};
-use crate::server::process::{self, StartFailure};
+use crate::server::process::{self, Prepared, StartFailure};
 use crate::server::refusal::Refusal;
 use crate::server::registry::{Enrolment, Message};
 use crate::server::sessions::{self, Link, Summary, Work};
@@ -49,7 +49,7 @@ pub(super) fn chosen_protocol(headers: &HeaderMap) -> Result<Protocol, Refusal> 
 }
 
 /// `POST /command`: starts the process and answers.
-pub(super) fn command(
+pub(super) async fn command(
     shared: &Arc<Shared>,
     peer: &Arc<Peer>,
     protocol: Protocol,
@@ -57,7 +57,11 @@ pub(super) fn command(
     ticket: Ticket,
     request: Request<()>,
 ) -> Result<Answer, Refusal> {
-    let started = process::start(&permit);
+    let login = super::login(&permit).await?;
+    let (prepared, permit) =
+        tokio::task::spawn_blocking(move || (process::prepare(&permit, login), permit)).await.map_err(internal)?;
+    // Here, on one of the runtime's workers: the process ends with the thread that starts it.
+    let started = prepared.and_then(Prepared::start);
     let opened = Opened::new(shared, &permit, protocol)?;
     let (window_bytes, ending) = (opened.window_bytes, ticket.ending());
     let work = match (started, protocol) {

@@ -1,0 +1,403 @@
+//! An upload as the account: a body → a file in the home directory, whole or not at all. Runs in a process of its own that is the
+//! account's ([`helper`]), so what decodes a stranger's bytes has no rights but that account's.
+//!
+//! A file is written under a hidden name in the home, synced, verified, given its mode, and renamed over whatever has its
+//! name. The content of what was stored stays reachable by its digest (a hard link below `~/.cache/tstunnel`), so that it
+//! need not be sent again; it is verified whenever it is used. A part whose body broke off stays where the order says
+//! so; whatever fails otherwise leaves nothing behind.
+
+pub mod helper;
+mod wrapped;
+
+use std::fs::{self, DirBuilder, File};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
+
+use aws_lc_rs::digest::{Context, SHA256};
+use rustix::fs::OFlags;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Code, Error};
+use crate::protocol::encoding::hex;
+use crate::server::refusal::Refusal;
+
+/// What a part is called in the home: this, then what tells it from others.
+pub const PART_PREFIX: &str = ".tstunnel-part-";
+/// Where contents are kept, below the home.
+const CONTENT_FOLDER: &str = ".cache/tstunnel/content";
+/// Contents larger than this are not kept; an agent is some 20 MiB.
+const MAX_CONTENT_BYTES: u64 = 64 << 20;
+/// How many contents are kept in a home: agents of a few versions and platforms.
+const MAX_CONTENTS: usize = 8;
+/// Bytes of one read.
+const CHUNK_BYTES: usize = 128 << 10;
+
+/// A SHA-256 digest.
+pub type Sha256 = [u8; 32];
+
+/// How a body is encoded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Encoding {
+    /// As it is.
+    Identity,
+    /// RFC 8878.
+    Zstd,
+    /// RFC 1952.
+    Gzip,
+}
+
+/// What is to be stored.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Order {
+    /// The account's home directory.
+    pub home: PathBuf,
+    /// One name without a slash, as the policy has checked it.
+    pub name: String,
+    /// What the file is called in the home until it is whole.
+    pub part: String,
+    /// Whether a part whose body breaks off stays, to be gone on with.
+    pub may_hold: bool,
+    /// The words before every command of the host; where there are any, the file goes to what is behind them.
+    pub wrapper: Vec<String>,
+    /// Permission bits.
+    pub mode: u32,
+    /// The file's own digest, where the client sent it.
+    pub digest: Option<Sha256>,
+    /// The digest of the body as it is sent.
+    pub body_digest: Option<Sha256>,
+    /// How the body is encoded.
+    pub encoding: Encoding,
+    /// Bytes of the file that are held from before.
+    pub offset: u64,
+    /// Largest file.
+    pub max_bytes: u64,
+}
+
+/// What was stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stored {
+    /// Bytes of the file.
+    pub size: u64,
+    /// Its digest.
+    pub sha256: Sha256,
+}
+
+/// A piece of a body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Piece<'a> {
+    /// More of it.
+    Data(&'a [u8]),
+    /// It was whole.
+    End,
+    /// It broke off.
+    Broken,
+}
+
+/// A body, piece by piece.
+pub trait Body {
+    /// The next piece; nothing comes after an end.
+    fn next(&mut self) -> Piece<'_>;
+}
+
+/// Stores a body. Blocks.
+///
+/// # Errors
+/// `bad-request` where it is not what the order says, `storage` where the disk refuses, and `network-lost` where the body broke
+/// off: only then, and where the order says so, the part stays.
+pub fn store(order: &Order, body: &mut dyn Body) -> Result<Stored, Refusal> {
+    let path = order.home.join(&order.part);
+    let mut part = Part::open(&path, order)?;
+    match receive(&mut part, order, body).and_then(|()| part.complete(order)) {
+        Err(refusal) if refusal.error.code == Code::NetworkLost && order.may_hold => Err(refusal),
+        Err(refusal) => {
+            remove(&path);
+            Err(refusal)
+        }
+        Ok(stored) => {
+            keep_content(&order.home, &path, &stored);
+            publish(&part.sink, &path, order)?;
+            Ok(stored)
+        }
+    }
+}
+
+/// Stores content that is here already under a new name and mode; `None` if it is not here. Blocks.
+///
+/// # Errors
+/// `storage`.
+pub fn store_known(order: &Order) -> Result<Option<Stored>, Refusal> {
+    let Some(digest) = order.digest.filter(|_| order.wrapper.is_empty()) else { return Ok(None) };
+    let content = order.home.join(CONTENT_FOLDER).join(hex(&digest));
+    let Ok(mut source) = open_regular(&content) else { return Ok(None) };
+    let path = order.home.join(&order.part);
+    let mut part = Part::open(&path, &Order { offset: 0, ..order.clone() })?;
+    let copied = io::copy(&mut source, &mut part);
+    let stored = copied.map_err(|error| part.explain(&error)).and_then(|_| part.complete(order));
+    match stored {
+        Ok(stored) => {
+            // The newest content is the last to go.
+            let _ = source.set_modified(SystemTime::now());
+            publish(&part.sink, &path, order)?;
+            Ok(Some(stored))
+        }
+        Err(_) => {
+            // Somebody has written into the file that shares this content.
+            remove(&path);
+            remove(&content);
+            Ok(None)
+        }
+    }
+}
+
+/// How many bytes of a part are held.
+pub fn held(part: &Path) -> u64 {
+    fs::symlink_metadata(part).ok().filter(fs::Metadata::is_file).map_or(0, |metadata| metadata.len())
+}
+
+/// Removes parts that an earlier server has left in `home`, and that nobody has touched for `grace`.
+pub fn sweep(home: &Path, grace: Duration) {
+    let Ok(entries) = fs::read_dir(home) else { return };
+    for entry in entries.flatten() {
+        let is_part = entry.file_name().to_string_lossy().starts_with(PART_PREFIX);
+        let age = entry.metadata().and_then(|metadata| metadata.modified()).map(|time| time.elapsed());
+        if is_part && matches!(age, Ok(Ok(age)) if age > grace) {
+            remove(&entry.path());
+        }
+    }
+}
+
+/// Gives the file its mode and name.
+fn publish(file: &File, part: &Path, order: &Order) -> Result<(), Refusal> {
+    let published = file
+        .set_permissions(fs::Permissions::from_mode(order.mode & 0o777))
+        .and_then(|()| file.sync_all())
+        .and_then(|()| fs::rename(part, order.home.join(&order.name)));
+    published.map_err(|error| {
+        remove(part);
+        storage(&error)
+    })
+}
+
+/// Writes the body into `part`, decoded.
+fn receive<W: Write>(part: &mut Part<W>, order: &Order, body: &mut dyn Body) -> Result<(), Refusal> {
+    let mut body_hash = Context::new(&SHA256);
+    let mut is_whole = false;
+    let mut decoder = Decoder::new(&mut *part, order.encoding).map_err(|error| storage(&error))?;
+    let mut written = Ok(());
+    while written.is_ok() {
+        match body.next() {
+            Piece::Data(bytes) => {
+                body_hash.update(bytes);
+                written = decoder.write_all(bytes);
+            }
+            Piece::End => {
+                is_whole = true;
+                break;
+            }
+            Piece::Broken => break,
+        }
+    }
+    // Of a body that breaks off, what is decoded so far counts; one that has come whole must end where its encoding does.
+    let written = written.and_then(|()| if is_whole { decoder.finish() } else { decoder.flush() });
+    if let Err(error) = written {
+        return Err(part.explain(&error));
+    }
+    if !is_whole {
+        return Err(Error::new(Code::NetworkLost, "the body broke off").into());
+    }
+    let body_digest = body_hash.finish();
+    if order.body_digest.is_some_and(|expected| expected != body_digest.as_ref()) {
+        return Err(Refusal::bad_request(422, "the body's digest does not match `Content-Digest`"));
+    }
+    Ok(())
+}
+
+/// A part while it is written, to a file or to what is behind a wrapper.
+struct Part<W> {
+    sink: W,
+    hash: Context,
+    size: u64,
+    max_bytes: u64,
+    failure: Option<Refusal>,
+}
+
+impl Part<File> {
+    /// Opens a part, empty or at the order's offset.
+    fn open(path: &Path, order: &Order) -> Result<Part<File>, Refusal> {
+        let mut options = File::options();
+        options.read(true).write(true).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits() as i32);
+        if order.offset == 0 {
+            // Always a new file: what stood there may be held open, or be linked elsewhere.
+            remove(path);
+            options.create_new(true);
+        }
+        let file = options.open(path).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound if order.offset > 0 => Refusal::bad_request(400, "nothing is held of this file"),
+            _ => storage(&error),
+        })?;
+        let mut part = Part::new(file, order);
+        part.skip_to(order.offset)?;
+        Ok(part)
+    }
+
+    /// Goes to `offset`, with the digest of what stands before it.
+    fn skip_to(&mut self, offset: u64) -> Result<(), Refusal> {
+        let mut chunk = vec![0; CHUNK_BYTES];
+        while self.size < offset {
+            let wanted = (offset - self.size).min(CHUNK_BYTES as u64) as usize;
+            match self.sink.read(&mut chunk[..wanted]).map_err(|error| storage(&error))? {
+                0 => return Err(Refusal::bad_request(400, format!("only {} bytes of this file are held", self.size))),
+                count => {
+                    self.hash.update(&chunk[..count]);
+                    self.size += count as u64;
+                }
+            }
+        }
+        self.sink
+            .set_len(offset)
+            .and_then(|()| self.sink.seek(SeekFrom::Start(offset)))
+            .map_err(|error| storage(&error))?;
+        Ok(())
+    }
+}
+
+impl<W> Part<W> {
+    fn new(sink: W, order: &Order) -> Part<W> {
+        Part { sink, hash: Context::new(&SHA256), size: 0, max_bytes: order.max_bytes, failure: None }
+    }
+
+    /// Verifies what was written.
+    fn complete(&mut self, order: &Order) -> Result<Stored, Refusal> {
+        let hash = std::mem::replace(&mut self.hash, Context::new(&SHA256));
+        let mut sha256 = [0; 32];
+        sha256.copy_from_slice(hash.finish().as_ref());
+        if order.digest.is_some_and(|expected| expected != sha256) {
+            return Err(Refusal::bad_request(422, "the file's digest does not match `Unencoded-Digest`"));
+        }
+        Ok(Stored { size: self.size, sha256 })
+    }
+
+    /// The refusal behind a failed write: of this file, or of a decoder in front of it.
+    fn explain(&mut self, error: &io::Error) -> Refusal {
+        self.failure
+            .take()
+            .unwrap_or_else(|| Refusal::bad_request(400, format!("the body is not what its encoding says: {error}")))
+    }
+}
+
+impl<W: Write> Write for Part<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.size + bytes.len() as u64 > self.max_bytes {
+            self.failure = Some(Refusal::bad_request(413, format!("the file is larger than {} bytes", self.max_bytes)));
+            return Err(io::ErrorKind::FileTooLarge.into());
+        }
+        match self.sink.write(bytes) {
+            Ok(count) => {
+                self.hash.update(&bytes[..count]);
+                self.size += count as u64;
+                Ok(count)
+            }
+            Err(error) => {
+                if error.kind() != io::ErrorKind::Interrupted {
+                    self.failure = Some(storage(&error));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What decodes a body into a part.
+enum Decoder<'a> {
+    Identity(&'a mut dyn Write),
+    Zstd(zstd::stream::write::Decoder<'static, &'a mut dyn Write>),
+    Gzip(Box<flate2::write::GzDecoder<&'a mut dyn Write>>),
+}
+
+impl<'a> Decoder<'a> {
+    fn new(part: &'a mut dyn Write, encoding: Encoding) -> io::Result<Decoder<'a>> {
+        Ok(match encoding {
+            Encoding::Identity => Decoder::Identity(part),
+            Encoding::Zstd => Decoder::Zstd(zstd::stream::write::Decoder::new(part)?),
+            Encoding::Gzip => Decoder::Gzip(Box::new(flate2::write::GzDecoder::new(part))),
+        })
+    }
+
+    /// Writes what is left, and fails where the encoding says that there is more to come.
+    fn finish(self) -> io::Result<()> {
+        match self {
+            Decoder::Identity(part) => part.flush(),
+            Decoder::Zstd(decoder) => decoder.finish().map(drop),
+            Decoder::Gzip(decoder) => decoder.finish().map(drop),
+        }
+    }
+
+    fn writer(&mut self) -> &mut dyn Write {
+        match self {
+            Decoder::Identity(part) => part,
+            Decoder::Zstd(decoder) => decoder,
+            Decoder::Gzip(decoder) => decoder,
+        }
+    }
+}
+
+impl Write for Decoder<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.writer().write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.writer().flush()
+    }
+}
+
+fn storage(error: &io::Error) -> Refusal {
+    Error::new(Code::Storage, format!("the file cannot be stored: {}", error.kind())).into()
+}
+
+fn remove(path: &Path) {
+    if let Err(error) = fs::remove_file(path)
+        && error.kind() != io::ErrorKind::NotFound
+    {
+        tracing::warn!(path = %path.display(), %error, "cannot remove");
+    }
+}
+
+fn open_regular(path: &Path) -> io::Result<File> {
+    let file =
+        File::options().read(true).custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32).open(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
+}
+
+/// Keeps a part's content reachable by its digest, and lets the oldest contents go.
+fn keep_content(home: &Path, part: &Path, stored: &Stored) {
+    if stored.size > MAX_CONTENT_BYTES {
+        return;
+    }
+    let folder = home.join(CONTENT_FOLDER);
+    let kept = DirBuilder::new().recursive(true).mode(0o700).create(&folder).and_then(|()| {
+        let path = folder.join(hex(&stored.sha256));
+        remove(&path);
+        fs::hard_link(part, path)
+    });
+    if let Err(error) = kept {
+        tracing::debug!(folder = %folder.display(), %error, "content is not kept");
+        return;
+    }
+    let Ok(entries) = fs::read_dir(&folder) else { return };
+    let mut contents: Vec<(SystemTime, PathBuf)> =
+        entries.flatten().filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path()))).collect();
+    contents.sort();
+    for (_, path) in contents.iter().rev().skip(MAX_CONTENTS) {
+        remove(path);
+    }
+}
+
+#[cfg(test)]
+mod tests;

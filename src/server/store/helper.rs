@@ -1,0 +1,208 @@
+//! The process that stores an upload as the account, seen from both ends: a frame with a [`Task`] and then the body's frames on
+//! its stdin, one line of JSON for each [`Answer`] on its stdout.
+//!
+//! A frame is a length of four bytes, big-endian, and so many bytes; one of no bytes ends a body that is whole, and the end of
+//! stdin one that is not. The process is this program under another name ([`NAME`]), and does nothing by itself that
+//! whoever starts it could not do.
+
+use std::io::{self, BufRead, Write};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::process::{Child, ChildStdin, ChildStdout};
+
+use super::{Body, Order, Piece, Stored, wrapped};
+use crate::error::{Code, Error};
+use crate::server::account::Login;
+use crate::server::process;
+use crate::server::refusal::Refusal;
+
+/// What `argv[0]` of the process is.
+pub const NAME: &str = "tstunnel-store";
+/// Longest task and answer.
+const MAX_LINE_BYTES: u64 = 64 << 10;
+/// Longest frame; a body comes in pieces of what hyper reads.
+const MAX_FRAME_BYTES: usize = 1 << 20;
+
+/// What the process is to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Task {
+    /// Store a body.
+    Store(Box<Order>),
+    /// Say how much of this part is held.
+    Held(PathBuf),
+    /// Remove this part.
+    Remove(PathBuf),
+    /// Remove what an earlier server has left in this home, and nobody has touched for so long.
+    Sweep(PathBuf, Duration),
+}
+
+/// What the process says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Answer {
+    /// The content is here already, and was used.
+    Known(Stored),
+    /// The body is wanted.
+    Send,
+    /// It was stored.
+    Stored(Stored),
+    /// It was not: HTTP status, code and text.
+    Refused(u16, String, String),
+    /// So many bytes are held.
+    Held(u64),
+    /// It is done.
+    Done,
+}
+
+/// The process's own side: does what stdin says, and answers on stdout.
+///
+/// # Errors
+/// Where stdin holds no task, or stdout cannot be written.
+pub fn run(input: &mut dyn BufRead, output: &mut dyn Write) -> io::Result<()> {
+    let mut frame = Vec::new();
+    read_frame(input, &mut frame)?;
+    let answer = match serde_json::from_slice(&frame)? {
+        Task::Held(part) => Answer::Held(super::held(&part)),
+        Task::Remove(part) => {
+            super::remove(&part);
+            Answer::Done
+        }
+        Task::Sweep(home, grace) => {
+            super::sweep(&home, grace);
+            Answer::Done
+        }
+        Task::Store(order) => match super::store_known(&order) {
+            Ok(Some(stored)) => Answer::Known(stored),
+            Err(refusal) => refused(&refusal),
+            Ok(None) => {
+                say(output, &Answer::Send)?;
+                let mut body = Frames { input, frame };
+                let stored = if order.wrapper.is_empty() {
+                    super::store(&order, &mut body)
+                } else {
+                    wrapped::store(&order, &mut body)
+                };
+                stored.map_or_else(|refusal| refused(&refusal), Answer::Stored)
+            }
+        },
+    };
+    say(output, &answer)
+}
+
+fn refused(refusal: &Refusal) -> Answer {
+    Answer::Refused(refusal.status, refusal.error.code.name().to_owned(), refusal.error.text.clone())
+}
+
+fn say(output: &mut dyn Write, answer: &Answer) -> io::Result<()> {
+    output.write_all(format!("{}\n", serde_json::to_string(answer)?).as_bytes())?;
+    output.flush()
+}
+
+/// Reads one frame; no bytes are the end of a body.
+fn read_frame(input: &mut dyn BufRead, frame: &mut Vec<u8>) -> io::Result<()> {
+    let mut length = [0; 4];
+    input.read_exact(&mut length)?;
+    let length = u32::from_be_bytes(length) as usize;
+    if length > MAX_FRAME_BYTES {
+        return Err(io::ErrorKind::InvalidData.into());
+    }
+    frame.resize(length, 0);
+    input.read_exact(frame)
+}
+
+/// A body in frames.
+struct Frames<'a> {
+    input: &'a mut dyn BufRead,
+    frame: Vec<u8>,
+}
+
+impl Body for Frames<'_> {
+    fn next(&mut self) -> Piece<'_> {
+        match read_frame(self.input, &mut self.frame) {
+            Ok(()) if self.frame.is_empty() => Piece::End,
+            Ok(()) => Piece::Data(&self.frame),
+            Err(_) => Piece::Broken,
+        }
+    }
+}
+
+/// The server's side: a process that runs.
+#[derive(Debug)]
+pub struct Helper {
+    child: Child,
+    /// Nothing once the body has ended.
+    stdin: Option<ChildStdin>,
+    stdout: BufReader<ChildStdout>,
+}
+
+impl Helper {
+    /// Starts one as `login`. To be called by one of the runtime's workers; see [`crate::server::spawn::command`].
+    ///
+    /// # Errors
+    /// `storage` where it cannot be started.
+    pub async fn start(login: &Login, task: &Task) -> Result<Helper, Refusal> {
+        let mut child = process::start_own(NAME, login).map_err(|error| broken(&error))?;
+        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
+            return Err(broken(&io::ErrorKind::BrokenPipe.into()));
+        };
+        let mut helper = Helper { child, stdin: Some(stdin), stdout: BufReader::new(stdout) };
+        let task = serde_json::to_vec(task).map_err(|error| broken(&error.into()))?;
+        helper.send(&task).await.map_err(|error| broken(&error))?;
+        Ok(helper)
+    }
+
+    /// Sends one frame, in pieces where it is longer than one may be; one of no bytes ends the body.
+    ///
+    /// # Errors
+    /// Where the process takes no more: its answer says why.
+    pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let Some(stdin) = &mut self.stdin else { return Err(io::ErrorKind::BrokenPipe.into()) };
+        for piece in bytes.chunks(MAX_FRAME_BYTES) {
+            stdin.write_all(&(piece.len() as u32).to_be_bytes()).await?;
+            stdin.write_all(piece).await?;
+        }
+        if bytes.is_empty() {
+            stdin.write_all(&[0; 4]).await?;
+        }
+        stdin.flush().await
+    }
+
+    /// Waits for the next answer.
+    ///
+    /// # Errors
+    /// What the process refuses, and `storage` where it ended without an answer.
+    pub async fn answer(&mut self) -> Result<Answer, Refusal> {
+        let mut line = Vec::new();
+        let mut bounded = (&mut self.stdout).take(MAX_LINE_BYTES);
+        bounded.read_until(b'\n', &mut line).await.map_err(|error| broken(&error))?;
+        match serde_json::from_slice(&line) {
+            Ok(Answer::Refused(status, code, text)) => {
+                Err(Refusal { status, error: Error::new(Code::from_name(&code).unwrap_or(Code::Storage), text) })
+            }
+            Ok(answer) => Ok(answer),
+            Err(error) => Err(broken(&error.into())),
+        }
+    }
+
+    /// Ends the body, whole or not, waits for the last answer and for the process.
+    ///
+    /// # Errors
+    /// Those of [`Helper::answer`].
+    pub async fn finish(mut self, is_whole: bool) -> Result<Answer, Refusal> {
+        if is_whole {
+            // Where it takes no more it has said why.
+            let _ = self.send(&[]).await;
+        }
+        self.stdin = None;
+        let answer = self.answer().await;
+        let _ = self.child.wait().await;
+        answer
+    }
+}
+
+fn broken(error: &io::Error) -> Refusal {
+    tracing::warn!(%error, "an upload's own process failed");
+    Error::new(Code::Storage, "the file cannot be stored: the account's own process failed").into()
+}

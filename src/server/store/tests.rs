@@ -1,0 +1,219 @@
+//! Storing on a real file system, without a process or a connection.
+
+use super::*;
+use aws_lc_rs::digest::digest;
+
+const PART: &str = ".tstunnel-part-1";
+
+fn order(home: &Path, content: &[u8]) -> Order {
+    Order {
+        home: home.to_owned(),
+        name: "file".to_owned(),
+        part: PART.to_owned(),
+        may_hold: true,
+        wrapper: Vec::new(),
+        mode: 0o755,
+        digest: Some(sha256(content)),
+        body_digest: None,
+        encoding: Encoding::Identity,
+        offset: 0,
+        max_bytes: 1 << 20,
+    }
+}
+
+fn sha256(content: &[u8]) -> Sha256 {
+    digest(&SHA256, content).as_ref().try_into().unwrap()
+}
+
+/// A body in pieces of ten bytes.
+struct Pieces<'a> {
+    rest: &'a [u8],
+    end: Piece<'static>,
+}
+
+impl Body for Pieces<'_> {
+    fn next(&mut self) -> Piece<'_> {
+        if self.rest.is_empty() {
+            return self.end;
+        }
+        let (piece, rest) = self.rest.split_at(self.rest.len().min(10));
+        self.rest = rest;
+        Piece::Data(piece)
+    }
+}
+
+fn whole(order: &Order, body: &[u8]) -> Result<Stored, Refusal> {
+    store(order, &mut Pieces { rest: body, end: Piece::End })
+}
+
+fn broken(order: &Order, body: &[u8]) -> Refusal {
+    store(order, &mut Pieces { rest: body, end: Piece::Broken }).unwrap_err()
+}
+
+fn visible(home: &Path) -> Vec<String> {
+    let mut names: Vec<String> =
+        fs::read_dir(home).unwrap().map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.retain(|name| name != ".cache");
+    names.sort();
+    names
+}
+
+#[test]
+fn a_file_appears_whole_with_its_mode() {
+    let home = tempfile::tempdir().unwrap();
+    let stored = whole(&order(home.path(), b"content"), b"content").unwrap();
+    assert_eq!(stored, Stored { size: 7, sha256: sha256(b"content") });
+    assert_eq!(visible(home.path()), ["file"]);
+    let path = home.path().join("file");
+    assert_eq!(fs::read(&path).unwrap(), b"content");
+    assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o755);
+}
+
+#[test]
+fn a_symlink_in_the_files_place_is_replaced_and_not_followed() {
+    let home = tempfile::tempdir().unwrap();
+    let precious = home.path().join("precious");
+    fs::write(&precious, "precious").unwrap();
+    for place in ["file", PART] {
+        std::os::unix::fs::symlink(&precious, home.path().join(place)).unwrap();
+        whole(&order(home.path(), b"content"), b"content").unwrap();
+        assert_eq!(fs::read(&precious).unwrap(), b"precious");
+        assert!(home.path().join("file").symlink_metadata().unwrap().is_file());
+        fs::remove_file(home.path().join("file")).unwrap();
+    }
+}
+
+#[test]
+fn a_digest_that_does_not_match_leaves_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    let refusal = whole(&order(home.path(), b"content"), b"CONTENT").unwrap_err();
+    assert_eq!((refusal.status, refusal.error.code), (422, Code::BadRequest));
+    let wrong_body = Order { digest: None, body_digest: Some([0; 32]), ..order(home.path(), b"") };
+    let refusal = whole(&wrong_body, b"content").unwrap_err();
+    assert_eq!((refusal.status, refusal.error.code), (422, Code::BadRequest));
+    assert_eq!(visible(home.path()), Vec::<String>::new());
+}
+
+#[test]
+fn a_file_larger_than_allowed_leaves_nothing_however_small_its_body_is() {
+    let home = tempfile::tempdir().unwrap();
+    let content = vec![0; 2 << 20];
+    let bomb = zstd::encode_all(&content[..], 3).unwrap();
+    assert!(bomb.len() < 1000);
+    let order = Order { encoding: Encoding::Zstd, ..order(home.path(), &content) };
+    let refusal = whole(&order, &bomb).unwrap_err();
+    assert_eq!((refusal.status, refusal.error.code), (413, Code::BadRequest));
+    assert_eq!(visible(home.path()), Vec::<String>::new());
+}
+
+#[test]
+fn a_body_that_is_not_what_its_encoding_says_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    for encoding in [Encoding::Zstd, Encoding::Gzip] {
+        let order = Order { encoding, ..order(home.path(), b"content") };
+        let refusal = whole(&order, b"this is neither of them").unwrap_err();
+        assert_eq!((refusal.status, refusal.error.code), (400, Code::BadRequest), "{encoding:?}");
+    }
+    assert_eq!(visible(home.path()), Vec::<String>::new());
+}
+
+#[test]
+fn a_broken_upload_goes_on_where_it_was() {
+    let home = tempfile::tempdir().unwrap();
+    let order = order(home.path(), b"first and second");
+    assert_eq!(broken(&order, b"first ").error.code, Code::NetworkLost);
+    assert_eq!(held(&home.path().join(PART)), 6);
+    whole(&Order { offset: 6, ..order.clone() }, b"and second").unwrap();
+    assert_eq!(fs::read(home.path().join("file")).unwrap(), b"first and second");
+    assert_eq!(visible(home.path()), ["file"]);
+}
+
+#[test]
+fn a_broken_upload_that_may_not_be_held_leaves_nothing() {
+    let home = tempfile::tempdir().unwrap();
+    broken(&Order { may_hold: false, ..order(home.path(), b"content") }, b"con");
+    assert_eq!(visible(home.path()), Vec::<String>::new());
+}
+
+#[test]
+fn an_offset_beyond_what_is_held_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    let beyond = Order { offset: 3, ..order(home.path(), b"content") };
+    assert_eq!(whole(&beyond, b"tent").unwrap_err().status, 400);
+    broken(&order(home.path(), b"content"), b"co");
+    assert_eq!(whole(&beyond, b"tent").unwrap_err().status, 400);
+}
+
+#[test]
+fn known_content_is_stored_again_without_a_body_and_only_if_it_is_what_it_was() {
+    let home = tempfile::tempdir().unwrap();
+    whole(&order(home.path(), b"content"), b"content").unwrap();
+    let again = Order { name: "again".to_owned(), mode: 0o600, ..order(home.path(), b"content") };
+    assert_eq!(store_known(&again).unwrap().unwrap().size, 7);
+    let path = home.path().join("again");
+    assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o600);
+    // The first file shares its content with what is kept; somebody writes into it.
+    fs::write(home.path().join("file"), "another").unwrap();
+    assert_eq!(fs::read(&path).unwrap(), b"content");
+    assert_eq!(store_known(&again).unwrap(), None);
+    assert_eq!(visible(home.path()), ["again", "file"]);
+}
+
+#[test]
+fn what_an_earlier_server_has_left_is_swept_when_it_is_old() {
+    let home = tempfile::tempdir().unwrap();
+    let (old, young) = (home.path().join(".tstunnel-part-old"), home.path().join(".tstunnel-part-young"));
+    let file = File::create(&old).unwrap();
+    file.set_modified(SystemTime::now() - Duration::from_secs(120)).unwrap();
+    File::create(&young).unwrap();
+    sweep(home.path(), Duration::from_secs(60));
+    assert!(!old.exists() && young.exists());
+}
+
+#[test]
+fn a_file_behind_a_wrapper_appears_whole_or_not_at_all() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().to_str().unwrap();
+    let wrapper = ["env", "-C", folder].map(str::to_owned).to_vec();
+    let order = Order { wrapper, ..order(home.path(), b"content") };
+    let store = |order: &Order, body, end| wrapped::store(order, &mut Pieces { rest: body, end });
+    store(&order, b"content", Piece::End).unwrap();
+    let path = home.path().join("file");
+    assert_eq!(fs::read(&path).unwrap(), b"content");
+    assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o755);
+    fs::write(&path, "older").unwrap();
+    for (body, end) in [(&b"con"[..], Piece::Broken), (b"CONTENT", Piece::End)] {
+        store(&order, body, end).unwrap_err();
+        assert_eq!(fs::read(&path).unwrap(), b"older");
+        assert_eq!(visible(home.path()), ["file"]);
+    }
+    for odd in ["-rf", "$(touch x)", "a b", "'", "*"] {
+        store(&Order { name: odd.to_owned(), ..order.clone() }, b"content", Piece::End).unwrap();
+        assert_eq!(fs::read(home.path().join(odd)).unwrap(), b"content", "{odd}");
+    }
+    assert_eq!(visible(home.path()).len(), 6);
+}
+
+#[test]
+fn a_task_and_its_body_go_through_the_process_as_they_were() {
+    let home = tempfile::tempdir().unwrap();
+    let task = helper::Task::Store(Box::new(order(home.path(), b"first and second")));
+    let mut input = Vec::new();
+    for frame in [&serde_json::to_vec(&task).unwrap()[..], b"first ", b"and second", b""] {
+        input.extend_from_slice(&(frame.len() as u32).to_be_bytes());
+        input.extend_from_slice(frame);
+    }
+    let mut output = Vec::new();
+    helper::run(&mut &input[..], &mut output).unwrap();
+    let answers: Vec<helper::Answer> =
+        output.split(|byte| *byte == b'\n').filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    let stored = Stored { size: 16, sha256: sha256(b"first and second") };
+    assert_eq!(answers, [helper::Answer::Send, helper::Answer::Stored(stored)]);
+    for length in 0..input.len() {
+        // Whatever is missing of it, nothing half appears.
+        fs::remove_file(home.path().join("file")).ok();
+        fs::remove_dir_all(home.path().join(".cache")).ok();
+        let _ = helper::run(&mut &input[..length], &mut Vec::new());
+        assert!(!home.path().join("file").exists(), "{length}");
+    }
+}
