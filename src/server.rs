@@ -127,7 +127,9 @@ async fn sweep(hosts: Vec<HostConfig>, grace: Duration) {
     accounts.dedup();
     for (name, home) in accounts {
         let found = tokio::task::spawn_blocking(move || Login::find(&name, home.as_deref()));
-        if let Ok(Ok(login)) = found.await {
+        if let Ok(Ok(login)) = found.await
+            && login.home.is_dir()
+        {
             upload::sweep(&login, grace).await;
         }
     }

@@ -18,6 +18,7 @@ pub(crate) struct Server {
     address: SocketAddr,
     process: Group,
     level: &'static str,
+    launcher: Vec<String>,
 }
 
 impl Server {
@@ -28,9 +29,14 @@ impl Server {
 
     /// The same, with a log of this level.
     pub(crate) fn start_with_log(configuration: &Path, level: &'static str) -> Server {
+        Server::start_by(configuration, level, &[])
+    }
+
+    /// The same, by a command that ends in executing the words behind its own.
+    pub(crate) fn start_by(configuration: &Path, level: &'static str, launcher: &[String]) -> Server {
         let log = configuration.with_extension("log");
-        let (process, address) = spawn(configuration, &log, level);
-        Server { configuration: configuration.to_owned(), log, address, process, level }
+        let (process, address) = spawn(configuration, &log, level, launcher);
+        Server { configuration: configuration.to_owned(), log, address, process, level, launcher: launcher.to_vec() }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -61,7 +67,7 @@ impl Server {
         let text = fs::read_to_string(&self.configuration).unwrap();
         fs::write(&self.configuration, text.replace(&format!("{}:0", self.address.ip()), &self.address.to_string()))
             .unwrap();
-        let (process, address) = spawn(&self.configuration, &self.log, self.level);
+        let (process, address) = spawn(&self.configuration, &self.log, self.level, &self.launcher);
         assert_eq!(address, self.address, "the server listens where it was told to");
         self.process = process;
     }
@@ -80,10 +86,12 @@ impl Server {
     }
 }
 
-fn spawn(configuration: &Path, log: &Path, level: &str) -> (Group, SocketAddr) {
+fn spawn(configuration: &Path, log: &Path, level: &str, launcher: &[String]) -> (Group, SocketAddr) {
     let output = fs::File::create(log).unwrap();
+    let words = [launcher, &[TSTUNNEL.to_owned()]].concat();
     let mut process = Group::spawn(
-        Command::new(TSTUNNEL)
+        Command::new(&words[0])
+            .args(&words[1..])
             .args(["serve", "--config"])
             .arg(configuration)
             .env("TSTUNNEL_LOG", level)

@@ -109,6 +109,11 @@ impl Site {
 
     /// Starts the server, and writes the client's configuration.
     pub(crate) fn serve(&mut self, plan: &Plan) {
+        self.serve_by(plan, &[]);
+    }
+
+    /// The same by a command that ends in executing the words behind its own.
+    pub(crate) fn serve_by(&mut self, plan: &Plan, launcher: &[String]) {
         let Plan { top, host, rest, limits, .. } = plan;
         let home = self.home.display();
         let text = format!(
@@ -129,7 +134,7 @@ impl Site {
              {limits}\n"
         );
         fs::write(self.root.join("server.toml"), text).unwrap();
-        let server = Server::start(&self.root.join("server.toml"));
+        let server = Server::start_by(&self.root.join("server.toml"), "info", launcher);
         self.configure(server.address(), "");
         self.server = Some(server);
     }

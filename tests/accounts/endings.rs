@@ -1,0 +1,34 @@
+//! What is left of a server that was killed: nothing, whatever its commands think of their stdin's end.
+
+use std::process::Stdio;
+
+use crate::machine::Machine;
+use crate::support::process;
+use crate::support::wait::{SOON, wait_until};
+use crate::support_net::child::Watched;
+use crate::support_net::site::Plan;
+
+#[test]
+fn a_killed_server_leaves_no_process_of_an_account_behind() {
+    let mut machine = Machine::start("\"any\"", Plan::any());
+    let mut sessions = Vec::new();
+    for account in ["ann", "bob"] {
+        for words in [vec!["cat"], vec!["sh", "-c", "trap '' HUP TERM INT PIPE; echo up; while :; do sleep 1000; done"]]
+        {
+            let mut session = Watched::start(machine.exec(account, &words).stdin(Stdio::piped()));
+            session.write(b"up\n");
+            session.wait_for_output("up");
+            sessions.push(session);
+        }
+    }
+    let homes = ["ann", "bob"].map(|account| machine.home(account));
+    let left =
+        || homes.iter().flat_map(|home| process::with_home(home)).filter(|left| left.arguments[0] != "sleep").count();
+    assert_eq!(left(), 4);
+    machine.site.server().kill();
+    wait_until("no process that the server started is left", SOON, || left() == 0);
+    // What a command has started itself is its own affair; here it ends with the test.
+    for process in homes.iter().flat_map(|home| process::with_home(home)) {
+        process.signal(process::Signal::KILL);
+    }
+}
