@@ -10,6 +10,7 @@ pub mod connection;
 pub mod handshake;
 pub mod listener;
 pub mod policy;
+pub mod pool;
 pub mod principal;
 pub mod process;
 pub mod refusal;
@@ -34,6 +35,7 @@ use crate::error::{Code, Error, Result};
 use crate::server::account::Login;
 use crate::server::admission::{Admission, End};
 use crate::server::config::{Account, HostConfig};
+use crate::server::pool::Pool;
 use crate::server::registry::Registry;
 use crate::server::state::State;
 use crate::server::upload::Uploads;
@@ -46,6 +48,7 @@ const DRAIN: Duration = Duration::from_secs(10);
 pub struct Shared {
     state: RwLock<Arc<State>>,
     uploads: Uploads,
+    pool: Pool,
     admission: Admission,
     registry: Registry,
     stop: Stop,
@@ -100,7 +103,8 @@ pub async fn run(path: &Path) -> Result<()> {
     let uploads = Uploads::new();
     tokio::spawn(sweep(state.config.hosts.values().cloned().collect(), limits.resume_grace));
     let state = RwLock::new(Arc::new(state));
-    let shared = Arc::new(Shared { state, uploads, admission, registry, stop: Stop(stop) });
+    let shared =
+        Arc::new(Shared { state, uploads, pool: Pool::new(admission.alive()), admission, registry, stop: Stop(stop) });
     let mut accepting = JoinSet::new();
     for listener in listeners {
         accepting.spawn(listener::accept(listener, shared.clone(), handshakes.clone()));
@@ -113,6 +117,7 @@ pub async fn run(path: &Path) -> Result<()> {
     accepting.shutdown().await;
     let _ = stop_sender.send(true);
     shared.admission.end(|_| Some(End::ServerStops));
+    shared.pool.clear();
     drop(shared);
     if tokio::time::timeout(DRAIN, ended.recv()).await.is_err() {
         tracing::warn!("stopped with sessions that did not end in time");

@@ -59,6 +59,8 @@ pub struct HostConfig {
     pub env: Vec<String>,
     /// The words that are put before every command.
     pub wrapper: Vec<String>,
+    /// How many idle agents are kept started for each account and grant.
+    pub pool: usize,
     /// SHA-256 digests in lower-case hexadecimal; where there are any, no other file can be uploaded.
     pub agent_digests: Vec<String>,
 }
@@ -94,6 +96,10 @@ pub struct Limits {
     pub max_sessions_per_principal: NonZeroUsize,
     /// Largest file that can be uploaded.
     pub max_upload_bytes: NonZeroU64,
+    /// Idle agents that are kept started, in all.
+    pub max_pooled: usize,
+    /// How long an idle agent is kept.
+    pub pool_idle: Duration,
     /// How long an interrupted session is kept; not at all if zero.
     pub resume_grace: Duration,
     /// Most unacknowledged bytes of one session, per direction.
@@ -103,6 +109,9 @@ pub struct Limits {
 }
 
 const MIB: usize = 1024 * 1024;
+
+/// Largest `pool` of a host: more would never be used before they are replaced.
+pub const MAX_POOL: usize = 16;
 
 /// Smallest `resume_window_bytes`: less would stop a session at every round trip.
 pub const MIN_WINDOW_BYTES: usize = 64 * 1024;
@@ -122,6 +131,9 @@ impl Default for Limits {
             max_sessions_per_principal: at_least_one(64),
             // An agent is some 20 MiB; this leaves room for `tstunnel upload`.
             max_upload_bytes: NonZeroU64::new(1024 * MIB as u64).unwrap_or(NonZeroU64::MIN),
+            // Each is a process of some 20 MiB.
+            max_pooled: 16,
+            pool_idle: Duration::from_secs(600),
             resume_grace: Duration::from_secs(120),
             // 1 Gbit/s over 120 ms.
             resume_window_bytes: at_least_one(16 * MIB),

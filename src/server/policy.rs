@@ -110,6 +110,7 @@ pub struct Permit {
     account: String,
     home: Option<PathBuf>,
     wrapper: Vec<String>,
+    pool: usize,
     rule: String,
     action: Action,
 }
@@ -168,6 +169,14 @@ impl Permit {
         &self.wrapper
     }
 
+    /// How many agents may be kept started for what this permits; none but for an agent.
+    pub fn pool(&self) -> usize {
+        match &self.action {
+            Action::Command { confined_agent: true, .. } => self.pool,
+            _ => 0,
+        }
+    }
+
     /// What allows this, for the audit log: the grant, and the entry of the host's `commands` or `targets`.
     pub fn rule(&self) -> &str {
         &self.rule
@@ -211,6 +220,7 @@ impl Policy {
             account: config.account.clone(),
             home: config.home.clone(),
             wrapper: config.wrapper.clone(),
+            pool: config.pool,
             rule: if rule.is_empty() { grant_rule } else { format!("{grant_rule}; {rule}") },
             action,
         })

@@ -3,7 +3,9 @@
 //!
 //! Nothing of the server's environment reaches the process. A command is run only with a [`Permit`].
 
+use std::fs::Metadata;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
@@ -67,15 +69,38 @@ pub struct Pipes {
 }
 
 /// A permitted command that is ready to be started: all that may take its time is done.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prepared {
     image: Image,
+    /// Of an agent's file.
+    version: Option<FileVersion>,
     is_wrapped: bool,
     login: Login,
 }
 
+/// What tells a file from what it was before, or from another of its name: nobody but root can set the time of its last change
+/// (inode(7)).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct FileVersion {
+    device: u64,
+    number: u64,
+    size: u64,
+    changed: (i64, i64),
+}
+
+impl FileVersion {
+    fn of(metadata: &Metadata) -> FileVersion {
+        FileVersion {
+            device: metadata.dev(),
+            number: metadata.ino(),
+            size: metadata.size(),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+        }
+    }
+}
+
 /// A program with its arguments and its environment.
-#[derive(Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Image {
     /// The files to try in turn.
     files: Vec<PathBuf>,
@@ -105,9 +130,13 @@ pub fn prepare(permit: &Permit, login: Login) -> Result<Prepared, StartFailure> 
     let Some(program) = words.first() else {
         return Err(StartFailure::Missing("the command is empty".to_owned()));
     };
-    let files =
-        if *confined_agent && !is_wrapped { vec![agent_file(program, &login)?] } else { files(program, &login.home) };
-    Ok(Prepared { image: Image { files, words, env: env.clone() }, is_wrapped, login })
+    let (files, version) = if *confined_agent && !is_wrapped {
+        let (path, version) = agent_file(program, &login)?;
+        (vec![path], Some(version))
+    } else {
+        (files(program, &login.home), None)
+    };
+    Ok(Prepared { image: Image { files, words, env: env.clone() }, version, is_wrapped, login })
 }
 
 /// The files that `program` may name: relative to the home where it has a slash, else in each folder of [`PATH`].
@@ -119,11 +148,15 @@ fn files(program: &str, home: &Path) -> Vec<PathBuf> {
 }
 
 /// The file that an agent's name leads to, links resolved, with the account's rights; it must be one below [`AGENTS`].
-fn agent_file(program: &str, login: &Login) -> Result<PathBuf, StartFailure> {
-    let resolve = || Ok((login.home.join(program).canonicalize()?, login.home.join(AGENTS).canonicalize()?));
-    let (path, agents) = login.as_account(resolve).map_err(|error| explain(program, &error))?;
+fn agent_file(program: &str, login: &Login) -> Result<(PathBuf, FileVersion), StartFailure> {
+    let resolve = || {
+        let path = login.home.join(program).canonicalize()?;
+        let version = FileVersion::of(&path.symlink_metadata()?);
+        Ok((path, version, login.home.join(AGENTS).canonicalize()?))
+    };
+    let (path, version, agents) = login.as_account(resolve).map_err(|error| explain(program, &error))?;
     if path.starts_with(&agents) {
-        Ok(path)
+        Ok((path, version))
     } else {
         Err(StartFailure::NotExecutable(format!("{program}: leads out of {AGENTS}")))
     }
@@ -225,6 +258,11 @@ impl Process {
                 Exit::Status(255)
             }
         }
+    }
+
+    /// Whether it has ended by now.
+    pub fn has_ended(&mut self) -> bool {
+        !matches!(self.child.try_wait(), Ok(None))
     }
 
     /// The group that it leads.

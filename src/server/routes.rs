@@ -111,7 +111,7 @@ async fn respond(
                 .map_err(|error| Refusal::bad_request(400, format!("the body is not a command: {error}")))?;
             let asked = asked.into();
             let permit = decide(&asked)?;
-            upgrade::command(shared, peer, protocol, permit, admit(asked)?, request).await
+            upgrade::command(shared, state, peer, protocol, permit, admit(asked)?, request).await
         }
         Route::Stream => {
             let protocol = chosen_protocol(request.headers())?;

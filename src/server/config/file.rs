@@ -12,7 +12,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use toml::Spanned;
 
-use super::{Account, Commands, HostConfig, Limits, MIN_WINDOW_BYTES, ServerConfig};
+use super::{Account, Commands, HostConfig, Limits, MAX_POOL, MIN_WINDOW_BYTES, ServerConfig};
 use crate::config::{duration, pattern, toml_file};
 use crate::error::Result;
 use crate::protocol::{DEFAULT_UPGRADE_BASE, HostId, is_dns_name};
@@ -51,6 +51,7 @@ struct Host {
     env: Option<Vec<EnvPattern>>,
     #[serde(default)]
     wrapper: Vec<Text>,
+    pool: Option<Spanned<PoolSize>>,
     #[serde(default)]
     agent_digests: Vec<Digest>,
 }
@@ -65,6 +66,8 @@ struct LimitsTable {
     max_sessions: Option<NonZeroUsize>,
     max_sessions_per_principal: Option<NonZeroUsize>,
     max_upload_bytes: Option<NonZeroU64>,
+    max_pooled: Option<usize>,
+    pool_idle: Option<Timeout>,
     resume_grace: Option<Grace>,
     resume_window_bytes: Option<WindowBytes>,
     resume_memory_bytes: Option<usize>,
@@ -96,6 +99,11 @@ pub(super) fn parse(path: &Path, text: &str, account: &Account) -> Result<Server
             return Err(toml_file::error_at(path, text, Some(other.span()), &what)
                 .with_hint(format!("leave `account` out, or run the server as `{}`", other.get_ref().0)));
         }
+        if let Some(pool) = host.pool.as_ref().filter(|_| !host.wrapper.is_empty()) {
+            let what =
+                "agents behind a `wrapper` cannot be kept started: whether their file has changed cannot be told";
+            return Err(toml_file::error_at(path, text, Some(pool.span()), what).with_hint("leave `pool` out"));
+        }
         let commands = host.commands.unwrap_or(Commands::Listed { mutagen: true, patterns: Vec::new() });
         let of_host = host.account.map_or_else(|| account.name.clone(), |other| other.into_inner().0);
         // The server's own home is what its environment says; that of another account, its entry in passwd(5).
@@ -108,6 +116,7 @@ pub(super) fn parse(path: &Path, text: &str, account: &Account) -> Result<Server
             targets: host.targets,
             env: host.env.map_or_else(default_env, |patterns| patterns.into_iter().map(|pattern| pattern.0).collect()),
             wrapper: host.wrapper.into_iter().map(|word| word.0).collect(),
+            pool: host.pool.map_or(0, |pool| pool.into_inner().0),
             agent_digests: host.agent_digests.into_iter().map(|digest| digest.0).collect(),
         };
         if hosts.insert(id, configured).is_some() {
@@ -140,6 +149,8 @@ impl LimitsTable {
             max_sessions: self.max_sessions.unwrap_or(default.max_sessions),
             max_sessions_per_principal: self.max_sessions_per_principal.unwrap_or(default.max_sessions_per_principal),
             max_upload_bytes: self.max_upload_bytes.unwrap_or(default.max_upload_bytes),
+            max_pooled: self.max_pooled.unwrap_or(default.max_pooled),
+            pool_idle: self.pool_idle.map_or(default.pool_idle, |idle| idle.0),
             resume_grace: self.resume_grace.map_or(default.resume_grace, |grace| grace.0),
             resume_window_bytes: self.resume_window_bytes.map_or(default.resume_window_bytes, |window| window.0),
             resume_memory_bytes: self.resume_memory_bytes.unwrap_or(default.resume_memory_bytes),
@@ -208,6 +219,9 @@ checked! {
         } else {
             Err(format!("`{text}` is not a SHA-256 digest in hexadecimal"))
         }
+    };
+    PoolSize(usize) from "usize": usize = |size| {
+        if size <= MAX_POOL { Ok(size) } else { Err(format!("`pool` is at most {MAX_POOL}")) }
     };
     Timeout(Duration) from "String": String = |text| match duration::parse(&text)? {
         Duration::ZERO => Err("a timeout of zero lets nothing happen".to_owned()),

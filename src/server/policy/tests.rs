@@ -57,6 +57,7 @@ pub(super) fn host_config() -> HostConfig {
         shell: false,
         env: vec!["LC_*".into(), "LANG".into()],
         wrapper: vec![],
+        pool: 0,
         agent_digests: vec![],
     }
 }

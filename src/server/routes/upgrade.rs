@@ -20,10 +20,12 @@ use crate::server::admission::Ticket;
 use crate::server::connection::Lingering;
 use crate::server::handshake::{Peer, Stream};
 use crate::server::policy::{Action, Permit};
-use crate::server::process::{self, Prepared, StartFailure};
+use crate::server::pool::{Bounds, Label};
+use crate::server::process::{self, Pipes, Prepared, Process, StartFailure};
 use crate::server::refusal::Refusal;
 use crate::server::registry::{Enrolment, Message};
 use crate::server::sessions::{self, Link, Summary, Work};
+use crate::server::state::State;
 use crate::server::{Shared, target};
 
 /// The protocol of a session.
@@ -51,6 +53,7 @@ pub(super) fn chosen_protocol(headers: &HeaderMap) -> Result<Protocol, Refusal> 
 /// `POST /command`: starts the process and answers.
 pub(super) async fn command(
     shared: &Arc<Shared>,
+    state: &State,
     peer: &Arc<Peer>,
     protocol: Protocol,
     permit: Permit,
@@ -61,7 +64,7 @@ pub(super) async fn command(
     let (prepared, permit) =
         tokio::task::spawn_blocking(move || (process::prepare(&permit, login), permit)).await.map_err(internal)?;
     // Here, on one of the runtime's workers: the process ends with the thread that starts it.
-    let started = prepared.and_then(Prepared::start);
+    let started = prepared.and_then(|prepared| start(shared, state, &permit, prepared));
     let opened = Opened::new(shared, &permit, protocol)?;
     let (window_bytes, ending) = (opened.window_bytes, ticket.ending());
     let work = match (started, protocol) {
@@ -95,6 +98,25 @@ pub(super) async fn command(
         }
     });
     Ok(answer)
+}
+
+/// Starts what is prepared, or takes what was started ahead, and sees to the next.
+fn start(
+    shared: &Shared,
+    state: &State,
+    permit: &Permit,
+    prepared: Prepared,
+) -> Result<(Process, Pipes), StartFailure> {
+    if permit.pool() == 0 {
+        return prepared.start();
+    }
+    let label = Label::of(permit);
+    let ahead = shared.pool.take(&label, &prepared);
+    let started = ahead.map_or_else(|| prepared.clone().start(), Ok)?;
+    let limits = &state.config.limits;
+    let bounds = Bounds { of_shelf: permit.pool(), in_all: limits.max_pooled, idle: limits.pool_idle };
+    shared.pool.refill(label, &prepared, bounds);
+    Ok(started)
 }
 
 /// `POST /stream`: connects to the target and answers.
