@@ -5,6 +5,7 @@
 
 pub mod account;
 pub mod admission;
+pub mod agents;
 pub mod config;
 pub mod connection;
 pub mod handshake;

@@ -81,7 +81,7 @@ pub struct Prepared {
 /// What tells a file from what it was before, or from another of its name: nobody but root can set the time of its last change
 /// (inode(7)).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct FileVersion {
+pub struct FileVersion {
     device: u64,
     number: u64,
     size: u64,
@@ -89,7 +89,8 @@ struct FileVersion {
 }
 
 impl FileVersion {
-    fn of(metadata: &Metadata) -> FileVersion {
+    /// Of the file that `metadata` is of.
+    pub fn of(metadata: &Metadata) -> FileVersion {
         FileVersion {
             device: metadata.dev(),
             number: metadata.ino(),
