@@ -1,14 +1,17 @@
 //! `tstunnel serve`: listener, handshakes, requests; and the end, which leaves nothing running.
 //!
 //! Data flows down: [`listener`] accepts, [`handshake`] authenticates, [`routes`] asks [`policy`] and answers, [`process`],
-//! [`target`] and [`upload`] do what was permitted, [`sessions`] carries the streams. [`state`] is what all of it goes by.
+//! [`target`] and [`upload`] do what was permitted, [`sessions`] carries the streams. [`state`] is what all of it goes by;
+//! [`life`] exchanges it, and brings the server to its end.
 
 pub mod account;
 pub mod admission;
 pub mod agents;
 pub mod config;
 pub mod connection;
+pub mod files;
 pub mod handshake;
+pub mod life;
 pub mod listener;
 pub mod policy;
 pub mod pool;
@@ -16,6 +19,8 @@ pub mod principal;
 pub mod process;
 pub mod refusal;
 pub mod registry;
+pub mod reload;
+pub mod review;
 pub mod routes;
 pub mod sessions;
 pub mod spawn;
@@ -26,23 +31,20 @@ pub mod upload;
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use tokio::signal::unix::{SignalKind, signal};
-use tokio::sync::{Semaphore, watch};
-use tokio::task::JoinSet;
+use tokio::sync::watch;
 
-use crate::error::{Code, Error, Result};
+use crate::error::Result;
 use crate::server::account::Login;
-use crate::server::admission::{Admission, End};
+use crate::server::admission::Admission;
 use crate::server::config::{Account, HostConfig};
+use crate::server::life::Life;
 use crate::server::pool::Pool;
 use crate::server::registry::Registry;
 use crate::server::state::State;
 use crate::server::upload::Uploads;
-
-/// Longest wait for sessions to end once the server stops: the ladder of a process and a little.
-const DRAIN: Duration = Duration::from_secs(10);
+use crate::tls;
 
 /// What all connections share.
 #[derive(Debug)]
@@ -59,6 +61,14 @@ impl Shared {
     /// What the server goes by now. A connection takes it once, so that its checks are all of one state.
     pub fn state(&self) -> Arc<State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Goes by another state from now on.
+    pub fn exchange(&self, state: State) {
+        self.registry.follow(&state.config.limits);
+        *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
+        // What was started ahead was started by the rules of before.
+        self.pool.clear();
     }
 
     fn is_stopping(&self) -> bool {
@@ -84,45 +94,26 @@ impl Stop {
 pub async fn run(path: &Path) -> Result<()> {
     let account = Account::of_process()?;
     let (state, warnings) = State::load(path, &account)?;
-    if state.config.listen.is_empty() {
-        let text = format!("{}: `listen` names no address", path.display());
-        return Err(Error::new(Code::Config, text).with_hint("set `listen = [\"0.0.0.0:8443\"]`"));
-    }
     for warning in warnings {
         tracing::warn!("{}: {warning}", path.display());
     }
-    let mut listeners = Vec::new();
-    for address in &state.config.listen {
-        listeners.push(listener::listen(*address).await?);
+    if let Err(error) = tls::check_lists(&state.config.crl, SystemTime::now()) {
+        tracing::warn!("{}, so nobody is let in", error.text);
     }
-    let mut endings = (listen_for(SignalKind::terminate())?, listen_for(SignalKind::interrupt())?);
-    let (stop_sender, stop) = watch::channel(false);
+    let bound = listener::bind(&state.config.listen).await?;
     let limits = &state.config.limits;
-    let (admission, mut ended) = Admission::new();
-    let handshakes = Arc::new(Semaphore::new(limits.max_handshakes.get()));
-    let registry = Registry::new(limits);
-    let uploads = Uploads::new();
     tokio::spawn(sweep(state.config.hosts.values().cloned().collect(), limits.resume_grace));
-    let state = RwLock::new(Arc::new(state));
-    let shared =
-        Arc::new(Shared { state, uploads, pool: Pool::new(admission.alive()), admission, registry, stop: Stop(stop) });
-    let mut accepting = JoinSet::new();
-    for listener in listeners {
-        accepting.spawn(listener::accept(listener, shared.clone(), handshakes.clone()));
-    }
-    tokio::select! {
-        _ = endings.0.recv() => {}
-        _ = endings.1.recv() => {}
-    }
-    tracing::info!("stopping");
-    accepting.shutdown().await;
-    let _ = stop_sender.send(true);
-    shared.admission.end(|_| Some(End::ServerStops));
-    shared.pool.clear();
-    drop(shared);
-    if tokio::time::timeout(DRAIN, ended.recv()).await.is_err() {
-        tracing::warn!("stopped with sessions that did not end in time");
-    }
+    let (admission, ended) = Admission::new();
+    let (stop_sender, stop) = watch::channel(false);
+    let shared = Arc::new(Shared {
+        uploads: Uploads::new(),
+        pool: Pool::new(admission.alive()),
+        admission,
+        registry: Registry::new(limits),
+        stop: Stop(stop),
+        state: RwLock::new(Arc::new(state)),
+    });
+    Life::new(path, account, shared, stop_sender, ended, bound)?.run().await;
     Ok(())
 }
 
@@ -139,8 +130,4 @@ async fn sweep(hosts: Vec<HostConfig>, grace: Duration) {
             upload::sweep(&login, grace).await;
         }
     }
-}
-
-fn listen_for(kind: SignalKind) -> Result<tokio::signal::unix::Signal> {
-    signal(kind).map_err(|error| Error::new(Code::Internal, format!("cannot listen for signals: {error}")))
 }

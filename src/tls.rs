@@ -27,7 +27,9 @@ use x509_parser::prelude::{ASN1Time, FromDer as _, X509Certificate};
 
 pub use failure::{classify_client_error, classify_tls_error};
 #[cfg(feature = "server")]
-pub use server::{UNRECOGNIZED_NAME, accept, client_verifier, linger, server_config};
+pub use server::{
+    UNRECOGNIZED_NAME, accept, check_lists, check_standing, client_verifier, linger, server_config, verify_again,
+};
 
 pub(crate) use pem::private_key;
 
@@ -111,8 +113,7 @@ fn check_validity(path: &Path, certificate: &CertificateDer<'_>, now: SystemTime
     let Ok((_, parsed)) = X509Certificate::from_der(certificate) else {
         return wrong("is malformed".to_owned());
     };
-    let now = now.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());
-    let now = i64::try_from(now).unwrap_or(i64::MAX);
+    let now = seconds_since_1970(now);
     let validity = parsed.validity();
     if now > validity.not_after.timestamp() {
         return wrong(format!("expired at {}", date(validity.not_after.timestamp())))
@@ -123,6 +124,11 @@ fn check_validity(path: &Path, certificate: &CertificateDer<'_>, now: SystemTime
             .map_err(|error| error.with_hint("check this machine's clock"));
     }
     Ok(())
+}
+
+fn seconds_since_1970(time: SystemTime) -> i64 {
+    let seconds = time.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |time| time.as_secs());
+    i64::try_from(seconds).unwrap_or(i64::MAX)
 }
 
 /// Seconds since 1970 as `2026-01-31 12:00:00 UTC`.

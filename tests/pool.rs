@@ -177,6 +177,16 @@ fn a_principal_without_a_grant_gets_nothing_of_what_is_kept() {
 }
 
 #[test]
+fn a_reload_ends_what_was_started_by_the_rules_of_before() {
+    let mut site = site("pool = 2", Plan::mutagen());
+    session(&site, &SYNCHRONIZER);
+    wait_for_idle(&site, 2);
+    site.server().reconfigure("pool = 2", "");
+    site.server().signal(Signal::HUP);
+    site.wait_until_idle();
+}
+
+#[test]
 fn a_server_that_stops_or_is_killed_leaves_no_agent() {
     for signal in [Signal::TERM, Signal::KILL] {
         let mut site = site("pool = 4", Plan::mutagen());

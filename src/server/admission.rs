@@ -23,7 +23,7 @@ pub struct Admission {
 #[derive(Debug, Default)]
 struct Live {
     next_id: u64,
-    sessions: HashMap<u64, Session>,
+    sessions: HashMap<u64, Arc<Session>>,
 }
 
 /// What is known of a session while it lives.
@@ -31,10 +31,9 @@ struct Live {
 pub struct Session {
     /// Whose it is.
     pub principal: Principal,
-    /// Who asked for it, and from where.
-    pub peer: Arc<Peer>,
     /// What was asked for.
     pub asked: Arc<Request>,
+    peer: Mutex<Arc<Peer>>,
     end: watch::Sender<Option<End>>,
 }
 
@@ -52,7 +51,7 @@ pub enum End {
 pub struct Ticket {
     admission: Admission,
     id: u64,
-    end: watch::Receiver<Option<End>>,
+    session: Arc<Session>,
 }
 
 /// Tells when a session has to end.
@@ -85,21 +84,17 @@ impl Admission {
         if count >= limits.max_sessions_per_principal.get() {
             return Err(Error::new(Code::TooMany, "this principal has as many sessions as it may have"));
         }
-        let (sender, end) = watch::channel(None);
-        let session = Session { principal: principal.clone(), peer: peer.clone(), asked, end: sender };
+        let peer = Mutex::new(peer.clone());
+        let session = Arc::new(Session { principal: principal.clone(), asked, peer, end: watch::Sender::new(None) });
         let id = live.next_id;
         live.next_id += 1;
-        live.sessions.insert(id, session);
-        Ok(Ticket { admission: self.clone(), id, end })
+        live.sessions.insert(id, session.clone());
+        Ok(Ticket { admission: self.clone(), id, session })
     }
 
-    /// Tells each live session to end for which `why` has a reason; one that has been told is not asked about again.
-    pub fn end(&self, why: impl Fn(&Session) -> Option<End>) {
-        for session in self.lock().sessions.values().filter(|session| session.end.borrow().is_none()) {
-            if let Some(end) = why(session) {
-                session.end.send_replace(Some(end));
-            }
-        }
+    /// The sessions that are alive now.
+    pub fn live(&self) -> Vec<Arc<Session>> {
+        self.lock().sessions.values().cloned().collect()
     }
 
     /// Keeps the server from ending while the clone lives.
@@ -112,10 +107,43 @@ impl Admission {
     }
 }
 
+impl Session {
+    /// Who asked for it, from where and by which certificate: the client that resumed it last, where one has.
+    pub fn peer(&self) -> Arc<Peer> {
+        self.peer.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    #[cfg(test)]
+    pub(crate) fn for_tests(name: &str) -> Session {
+        let peer = Mutex::new(Arc::new(Peer::for_tests(name)));
+        let (principal, asked) = (Principal(name.to_owned()), Arc::new(Request::Host));
+        Session { principal, asked, peer, end: watch::Sender::new(None) }
+    }
+
+    /// The same principal goes on from elsewhere, or by another certificate.
+    pub fn moved_to(&self, peer: &Arc<Peer>) {
+        *self.peer.lock().unwrap_or_else(PoisonError::into_inner) = peer.clone();
+    }
+
+    /// Tells the session to end, unless it has been told before.
+    pub fn end(&self, why: End) {
+        self.end.send_if_modified(|end| {
+            let is_first = end.is_none();
+            end.get_or_insert(why);
+            is_first
+        });
+    }
+}
+
 impl Ticket {
+    /// What is known of the session.
+    pub fn session(&self) -> &Arc<Session> {
+        &self.session
+    }
+
     /// Tells when the session has to end.
     pub fn ending(&self) -> Ending {
-        Ending(self.end.clone())
+        Ending(self.session.end.subscribe())
     }
 }
 
@@ -124,8 +152,23 @@ impl Ending {
     pub async fn wait(&mut self) -> End {
         match self.0.wait_for(Option::is_some).await {
             Ok(end) => end.clone().unwrap_or(End::ServerStops),
-            // Its ticket is gone.
+            // The session is over.
             Err(_) => End::ServerStops,
+        }
+    }
+
+    /// Waits until what allowed the session does so no more. Cancel-safe.
+    pub async fn withdrawn(&mut self) {
+        if self.0.wait_for(|end| matches!(end, Some(End::Withdrawn(_)))).await.is_err() {
+            std::future::pending().await
+        }
+    }
+
+    /// Why the session is not allowed any more, where that is so.
+    pub fn is_withdrawn(&self) -> Option<Error> {
+        match &*self.0.borrow() {
+            Some(End::Withdrawn(why)) => Some(why.clone()),
+            _ => None,
         }
     }
 }
@@ -166,12 +209,16 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn only_the_sessions_that_are_meant_are_told_to_end_and_only_once() {
+    async fn only_the_session_that_is_meant_is_told_to_end_and_only_once() {
         let (admission, _ended) = Admission::new();
         let (ann, bob) = (session(&admission, "ann").unwrap(), session(&admission, "bob").unwrap());
         let withdrawn = End::Withdrawn(Error::new(Code::Unauthorized, "revoked"));
-        admission.end(|session| (session.principal.0 == "ann").then(|| withdrawn.clone()));
-        admission.end(|session| (session.principal.0 == "ann").then_some(End::ServerStops));
+        let live = admission.live();
+        assert_eq!(live.len(), 2);
+        for session in live.iter().filter(|session| session.principal.0 == "ann") {
+            session.end(withdrawn.clone());
+            session.end(End::ServerStops);
+        }
         assert_eq!(ann.ending().wait().await, withdrawn);
         assert!(bob.ending().0.borrow().is_none());
     }

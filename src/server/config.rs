@@ -28,6 +28,8 @@ pub struct ServerConfig {
     pub client_ca: Vec<PathBuf>,
     /// Their revocation lists, PEM.
     pub crl: Vec<PathBuf>,
+    /// Whether a change of any of the files is noticed without a signal.
+    pub watch: bool,
     /// What is removed from a server name to get the host id, in lower case.
     pub domain: Option<String>,
     /// The path prefix of every request, without a trailing slash.
@@ -212,6 +214,12 @@ impl ServerConfig {
         let config = file::parse(path, text, account)?;
         let warnings = config.warnings();
         Ok((config, warnings))
+    }
+
+    /// The files that are read beside the configuration's own.
+    pub fn files(&self) -> Vec<PathBuf> {
+        let own = [&self.cert, &self.key];
+        own.into_iter().chain(&self.client_ca).chain(&self.crl).cloned().collect()
     }
 
     fn warnings(&self) -> Vec<String> {

@@ -5,7 +5,7 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
 use rustls_pki_types::CertificateDer;
@@ -17,6 +17,7 @@ use crate::error::{Code, Error, Result};
 use crate::protocol::Principal;
 use crate::server::policy::Asker;
 use crate::server::principal::principal;
+use crate::server::state::State;
 use crate::{socket, tls};
 
 /// Bytes read ahead of TLS: rustls by itself asks the kernel for 4 KiB at a time.
@@ -35,15 +36,14 @@ pub struct Peer {
     pub principal: Result<Principal>,
     /// The certificates that it showed, its own first.
     pub chain: Vec<CertificateDer<'static>>,
+    /// What the chain was verified by.
+    pub verified_by: Weak<State>,
 }
 
 impl Peer {
-    /// The policy's question about this peer.
-    ///
-    /// # Errors
-    /// `unauthorized` where its certificate names nobody.
-    pub fn asker(&self) -> Result<Asker> {
-        Ok(Asker { principal: self.principal.clone()?, source: self.address.ip(), now: SystemTime::now() })
+    /// The policy's question about this peer as `principal`.
+    pub fn asker(&self, principal: Principal) -> Asker {
+        Asker { principal, source: self.address.ip(), now: SystemTime::now() }
     }
 
     #[cfg(test)]
@@ -53,28 +53,32 @@ impl Peer {
             server_name: "host123.example.net".to_owned(),
             principal: Ok(Principal(name.to_owned())),
             chain: Vec::new(),
+            verified_by: Weak::new(),
         }
     }
 }
 
-/// Authenticates the peer of `tcp`.
+/// Authenticates the peer of `tcp` by `state`.
 ///
 /// # Errors
 /// Those of the handshake, for the log; the peer has its alert.
-pub async fn accept(
-    tcp: TcpStream,
-    address: SocketAddr,
-    config: Arc<rustls::ServerConfig>,
-    allow_cn: bool,
-) -> io::Result<(Stream, Peer)> {
+pub async fn accept(tcp: TcpStream, address: SocketAddr, state: &Arc<State>) -> io::Result<(Stream, Peer)> {
     socket::tune(&tcp);
-    let stream = tls::accept(BufReader::with_capacity(READ_AHEAD_BYTES, tcp), config).await?;
+    let stream = tls::accept(BufReader::with_capacity(READ_AHEAD_BYTES, tcp), state.tls.clone()).await?;
     let server_name = stream.get_ref().1.server_name().unwrap_or_default().to_ascii_lowercase();
     let chain: Vec<_> =
         stream.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
-    let principal = match chain.first() {
-        Some(leaf) => principal(leaf, allow_cn),
+    let principal = principal_of(&chain, state);
+    Ok((stream, Peer { address, server_name, principal, chain, verified_by: Arc::downgrade(state) }))
+}
+
+/// Who the first certificate of a chain names, as `state` has it.
+///
+/// # Errors
+/// `unauthorized` where it names nobody.
+pub fn principal_of(chain: &[CertificateDer<'_>], state: &State) -> Result<Principal> {
+    match chain.first() {
+        Some(leaf) => principal(leaf, state.config.allow_cn),
         None => Err(Error::new(Code::Unauthorized, "there is no client certificate")),
-    };
-    Ok((stream, Peer { address, server_name, principal, chain }))
+    }
 }

@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::net::TcpListener;
-use tokio::sync::Semaphore;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::error::{Code, Error, Result, printable};
 use crate::server::{Shared, connection, handshake};
@@ -14,48 +14,122 @@ use crate::server::{Shared, connection, handshake};
 /// Pause after a failed accept: it fails for want of descriptors, which only time brings back.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Listens on `address`.
+/// The sockets that the server listens on.
+#[derive(Debug)]
+pub struct Listeners {
+    shared: Arc<Shared>,
+    handshakes: Arc<Semaphore>,
+    open: Vec<Open>,
+}
+
+#[derive(Debug)]
+struct Open {
+    /// As it was asked for; its port may be 0.
+    address: SocketAddr,
+    /// Its end stops the accepting.
+    _accepting: watch::Sender<()>,
+}
+
+/// A socket that nobody accepts from yet, and the address that it was asked for by.
+#[derive(Debug)]
+pub struct Bound {
+    address: SocketAddr,
+    socket: TcpListener,
+}
+
+/// Listens on each of `addresses`, or on none.
 ///
 /// # Errors
 /// `config` where that is not possible.
-pub async fn listen(address: SocketAddr) -> Result<TcpListener> {
-    let failed = |error: io::Error| {
-        Error::new(Code::Config, format!("cannot listen on {address}: {error}"))
-            .with_hint("choose another address in `listen`, or stop what has this one")
-    };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    tracing::info!("listening on {}", listener.local_addr().map_err(failed)?);
-    Ok(listener)
+pub async fn bind(addresses: &[SocketAddr]) -> Result<Vec<Bound>> {
+    let mut bound = Vec::new();
+    for &address in addresses {
+        let socket = TcpListener::bind(address).await.map_err(|error| {
+            Error::new(Code::Config, format!("cannot listen on {address}: {error}"))
+                .with_hint("choose another address in `listen`, or stop what has this one")
+        })?;
+        bound.push(Bound { address, socket });
+    }
+    Ok(bound)
 }
 
-/// Accepts connections for ever, each served in a task of its own.
-pub async fn accept(listener: TcpListener, shared: Arc<Shared>, handshakes: Arc<Semaphore>) {
+impl Listeners {
+    /// Listens on nothing yet. `max_handshakes` may be under way at once.
+    pub fn new(shared: Arc<Shared>, max_handshakes: usize) -> Listeners {
+        Listeners { shared, handshakes: Arc::new(Semaphore::new(max_handshakes)), open: Vec::new() }
+    }
+
+    /// Those of `addresses` that nothing listens on yet.
+    pub fn missing(&self, addresses: &[SocketAddr]) -> Vec<SocketAddr> {
+        let mut open: Vec<SocketAddr> = self.open.iter().map(|open| open.address).collect();
+        let mut missing = addresses.to_vec();
+        missing.retain(|address| match open.iter().position(|open| open == address) {
+            Some(index) => {
+                open.swap_remove(index);
+                false
+            }
+            None => true,
+        });
+        missing
+    }
+
+    /// Accepts from `bound` too, and lets go of whatever is not one of `addresses`. A connection that the kernel has taken by
+    /// then is served.
+    pub fn exchange(&mut self, bound: Vec<Bound>, addresses: &[SocketAddr]) {
+        self.open.retain(|open| addresses.contains(&open.address));
+        for Bound { address, socket } in bound {
+            match socket.local_addr() {
+                Ok(local) => tracing::info!("listening on {local}"),
+                Err(error) => tracing::warn!(%error, "listening on {address}"),
+            }
+            let (accepting, stop) = watch::channel(());
+            tokio::spawn(accept(socket, self.shared.clone(), self.handshakes.clone(), stop));
+            self.open.push(Open { address, _accepting: accepting });
+        }
+    }
+}
+
+/// Accepts connections until the other end of `stop` is gone, each served in a task of its own.
+async fn accept(listener: TcpListener, shared: Arc<Shared>, handshakes: Arc<Semaphore>, mut stop: watch::Receiver<()>) {
     loop {
-        let (tcp, address) = match listener.accept().await {
-            Ok(accepted) => accepted,
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            _ = stop.changed() => break,
+        };
+        match accepted {
+            Ok((tcp, address)) => serve(&shared, &handshakes, tcp, address).await,
             Err(error) => {
                 tracing::warn!(%error, "cannot accept");
                 tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
             }
-        };
-        // With all places taken a newcomer waits in the kernel's queue, for as long as a handshake may take.
-        let Ok(place) = handshakes.clone().acquire_owned().await else { return };
-        let shared = shared.clone();
-        tokio::spawn(async move {
-            let state = shared.state();
-            let limit = state.config.limits.handshake_timeout;
-            let handshake = handshake::accept(tcp, address, state.tls.clone(), state.config.allow_cn);
-            let result = tokio::time::timeout(limit, handshake).await;
-            drop(state);
-            drop(place);
-            match result {
-                Ok(Ok((stream, peer))) => connection::serve(shared, stream, peer).await,
-                Ok(Err(error)) => {
-                    tracing::info!(peer = %address, reason = %printable(&error.to_string()), "handshake failed")
-                }
-                Err(_) => tracing::info!(peer = %address, reason = "too slow", "handshake failed"),
-            }
-        });
+        }
     }
+    // What the kernel has taken by now would be reset.
+    let Ok(listener) = listener.into_std() else { return };
+    while let Ok((tcp, address)) = listener.accept() {
+        if let Ok(tcp) = tcp.set_nonblocking(true).and_then(|()| TcpStream::from_std(tcp)) {
+            serve(&shared, &handshakes, tcp, address).await;
+        }
+    }
+}
+
+/// Serves a connection in a task of its own. With all places taken a newcomer waits, and those behind it in the kernel's queue, for
+/// as long as a handshake may take.
+async fn serve(shared: &Arc<Shared>, handshakes: &Arc<Semaphore>, tcp: TcpStream, address: SocketAddr) {
+    if let Ok(place) = handshakes.clone().acquire_owned().await {
+        tokio::spawn(authenticate(shared.clone(), tcp, address, place));
+    }
+}
+
+async fn authenticate(shared: Arc<Shared>, tcp: TcpStream, address: SocketAddr, place: OwnedSemaphorePermit) {
+    let state = shared.state();
+    let handshake = handshake::accept(tcp, address, &state);
+    let result = tokio::time::timeout(state.config.limits.handshake_timeout, handshake).await;
+    drop((state, place));
+    let reason: io::Error = match result {
+        Ok(Ok((stream, peer))) => return connection::serve(shared, stream, peer).await,
+        Ok(Err(error)) => error,
+        Err(_) => io::Error::new(io::ErrorKind::TimedOut, "too slow"),
+    };
+    tracing::info!(peer = %address, reason = %printable(&reason.to_string()), "handshake failed");
 }

@@ -17,6 +17,7 @@ use crate::bridge::Connection;
 use crate::error::{Code, Error, Result};
 use crate::protocol::session::Violation;
 use crate::protocol::{HostId, Principal};
+use crate::server::admission::Session;
 use crate::server::config::{Limits, MIN_WINDOW_BYTES};
 
 /// A session's name: not secret.
@@ -33,8 +34,11 @@ const MESSAGES: usize = 4;
 
 /// Sessions by id; one for a server.
 #[derive(Clone, Debug)]
-pub struct Registry {
-    entries: Arc<Mutex<HashMap<SessionId, Entry>>>,
+pub struct Registry(Arc<Mutex<Kept>>);
+
+#[derive(Debug)]
+struct Kept {
+    entries: HashMap<SessionId, Entry>,
     grace: Duration,
     max_window_bytes: usize,
     memory_bytes: usize,
@@ -43,10 +47,19 @@ pub struct Registry {
 #[derive(Debug)]
 struct Entry {
     secret: Secret,
-    principal: Principal,
     host: HostId,
+    session: Arc<Session>,
     messages: mpsc::Sender<Message>,
     parked: Option<Parked>,
+}
+
+/// A session that can be resumed.
+#[derive(Clone, Debug)]
+pub struct Found {
+    /// Where the task that carries it is reached.
+    pub task: mpsc::Sender<Message>,
+    /// What is known of it.
+    pub session: Arc<Session>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -91,6 +104,7 @@ pub struct Grant {
 pub struct Enrolment {
     registry: Registry,
     id: SessionId,
+    grace: Duration,
     /// `<id>.<secret>`, for the client.
     pub token: String,
     messages: mpsc::Receiver<Message>,
@@ -99,38 +113,41 @@ pub struct Enrolment {
 impl Registry {
     /// A registry within `limits`.
     pub fn new(limits: &Limits) -> Registry {
-        Registry {
-            entries: Arc::default(),
-            grace: limits.resume_grace,
-            max_window_bytes: limits.resume_window_bytes.get(),
-            memory_bytes: limits.resume_memory_bytes,
-        }
+        let registry = Registry(Arc::new(Mutex::new(Kept {
+            entries: HashMap::new(),
+            grace: Duration::ZERO,
+            max_window_bytes: 0,
+            memory_bytes: 0,
+        })));
+        registry.follow(limits);
+        registry
     }
 
-    /// How long an interrupted session is kept.
-    pub fn grace(&self) -> Duration {
-        self.grace
+    /// Goes by other limits from now on. What a session was promised stays.
+    pub fn follow(&self, limits: &Limits) {
+        let mut kept = self.lock();
+        kept.grace = limits.resume_grace;
+        kept.max_window_bytes = limits.resume_window_bytes.get();
+        kept.memory_bytes = limits.resume_memory_bytes;
     }
 
     /// The window of a new session: smaller where memory is short.
     pub fn window_bytes(&self) -> usize {
-        let parked: usize = self.lock().values().filter_map(|entry| entry.parked).map(|parked| parked.bytes).sum();
-        let free = self.memory_bytes.saturating_sub(parked);
+        let kept = self.lock();
+        let parked: usize = kept.entries.values().filter_map(|entry| entry.parked).map(|parked| parked.bytes).sum();
+        let free = kept.memory_bytes.saturating_sub(parked);
         // Without resuming there is nothing to keep for longer than it is in flight.
-        let share = if self.can_resume() { free / WINDOW_SHARE } else { self.max_window_bytes };
-        share.clamp(MIN_WINDOW_BYTES.min(self.max_window_bytes), self.max_window_bytes)
+        let share = if kept.can_resume() { free / WINDOW_SHARE } else { kept.max_window_bytes };
+        share.clamp(MIN_WINDOW_BYTES.min(kept.max_window_bytes), kept.max_window_bytes)
     }
 
-    fn can_resume(&self) -> bool {
-        self.memory_bytes > 0 && !self.grace.is_zero()
-    }
-
-    /// Enrols a new session; `None` where sessions cannot be resumed.
+    /// Enrols a new session on `host`; `None` where sessions cannot be resumed.
     ///
     /// # Errors
     /// `internal` where the system has no random numbers.
-    pub fn enrol(&self, principal: &Principal, host: &HostId) -> Result<Option<Enrolment>> {
-        if !self.can_resume() {
+    pub fn enrol(&self, host: &HostId, session: &Arc<Session>) -> Result<Option<Enrolment>> {
+        let mut kept = self.lock();
+        if !kept.can_resume() {
             return Ok(None);
         }
         let (mut id, mut secret) = ([0; 16], [0; 32]);
@@ -138,33 +155,39 @@ impl Registry {
         filled.map_err(|_| Error::new(Code::Internal, "the system has no random numbers"))?;
         let (sender, messages) = mpsc::channel(MESSAGES);
         let token = format!("{}.{}", BASE64URL.encode(id), BASE64URL.encode(secret));
-        let (principal, host) = (principal.clone(), host.clone());
-        self.lock().insert(id, Entry { secret, principal, host, messages: sender, parked: None });
-        Ok(Some(Enrolment { registry: self.clone(), id, token, messages }))
+        let (host, session) = (host.clone(), session.clone());
+        kept.entries.insert(id, Entry { secret, host, session, messages: sender, parked: None });
+        Ok(Some(Enrolment { registry: self.clone(), id, grace: kept.grace, token, messages }))
     }
 
-    /// Finds the task of the session that `token` names, for its own principal on its own host.
+    /// Finds the session that `token` names, for its own principal on its own host.
     ///
     /// # Errors
     /// `session-lost`, whatever does not fit.
-    pub fn find(&self, token: &str, principal: &Principal, host: &HostId) -> Result<mpsc::Sender<Message>> {
+    pub fn find(&self, token: &str, principal: &Principal, host: &HostId) -> Result<Found> {
         let lost = || Error::new(Code::SessionLost, "there is no such session");
         let (id, secret) = token.split_once('.').ok_or_else(lost)?;
         let decode = |text: &str| BASE64URL.decode(text).map_err(|_| lost());
         let id = SessionId::try_from(decode(id)?).map_err(|_| lost())?;
         let secret = decode(secret)?;
-        let entries = self.lock();
-        let entry = entries.get(&id).ok_or_else(lost)?;
+        let kept = self.lock();
+        let entry = kept.entries.get(&id).ok_or_else(lost)?;
         let is_its_own = verify_slices_are_equal(&entry.secret, &secret).is_ok();
-        if is_its_own && entry.principal == *principal && entry.host == *host {
-            Ok(entry.messages.clone())
+        if is_its_own && entry.session.principal == *principal && entry.host == *host {
+            Ok(Found { task: entry.messages.clone(), session: entry.session.clone() })
         } else {
             Err(lost())
         }
     }
 
-    fn lock(&self) -> MutexGuard<'_, HashMap<SessionId, Entry>> {
-        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Kept {
+    fn can_resume(&self) -> bool {
+        self.memory_bytes > 0 && !self.grace.is_zero()
     }
 }
 
@@ -177,23 +200,23 @@ impl Enrolment {
 
     /// How long the session is kept while it is interrupted.
     pub fn grace(&self) -> Duration {
-        self.registry.grace
+        self.grace
     }
 
     /// The session is interrupted, and holds `bytes`.
     pub fn park(&self, bytes: usize) {
-        let mut entries = self.registry.lock();
+        let mut kept = self.registry.lock();
+        let Kept { entries, memory_bytes, .. } = &mut *kept;
         let Some(entry) = entries.get_mut(&self.id) else { return };
         entry.parked = Some(Parked { since: Instant::now(), bytes });
-        let principal = entry.principal.clone();
-        let limit = self.registry.memory_bytes;
-        make_room(&mut entries, limit / PRINCIPAL_SHARE, |entry| entry.principal == principal);
-        make_room(&mut entries, limit, |_| true);
+        let principal = entry.session.principal.clone();
+        make_room(entries, *memory_bytes / PRINCIPAL_SHARE, |entry| entry.session.principal == principal);
+        make_room(entries, *memory_bytes, |_| true);
     }
 
     /// The session has a connection again.
     pub fn unpark(&self) {
-        if let Some(entry) = self.registry.lock().get_mut(&self.id) {
+        if let Some(entry) = self.registry.lock().entries.get_mut(&self.id) {
             entry.parked = None;
         }
     }
@@ -207,7 +230,7 @@ fn make_room(entries: &mut HashMap<SessionId, Entry>, limit: usize, scope: impl 
         let bytes: usize = parked().map(|(_, parked)| parked.bytes).sum();
         let oldest = parked().min_by_key(|(_, parked)| parked.since).map(|(id, _)| id);
         let Some(entry) = oldest.filter(|_| bytes > limit).and_then(|id| entries.get_mut(&id)) else { return };
-        tracing::warn!(principal = %entry.principal, host = %entry.host, "interrupted session gives way: memory is short");
+        tracing::warn!(principal = %entry.session.principal, host = %entry.host, "interrupted session gives way: memory is short");
         entry.parked = None;
         let _ = entry.messages.try_send(Message::GiveWay);
     }
@@ -215,7 +238,7 @@ fn make_room(entries: &mut HashMap<SessionId, Entry>, limit: usize, scope: impl 
 
 impl Drop for Enrolment {
     fn drop(&mut self) {
-        self.registry.lock().remove(&self.id);
+        self.registry.lock().entries.remove(&self.id);
     }
 }
 
@@ -233,6 +256,10 @@ mod tests {
         Principal(name.to_owned())
     }
 
+    fn enrol(registry: &Registry, name: &str) -> Option<Enrolment> {
+        registry.enrol(&host(), &Arc::new(Session::for_tests(name))).unwrap()
+    }
+
     fn host() -> HostId {
         HostId::parse("host1").unwrap()
     }
@@ -241,7 +268,7 @@ mod tests {
     fn only_its_own_client_finds_a_session() {
         let registry = registry(64 << 20);
         let ann = principal("ann");
-        let enrolment = registry.enrol(&ann, &host()).unwrap().unwrap();
+        let enrolment = enrol(&registry, "ann").unwrap();
         let token = enrolment.token.clone();
         assert!(registry.find(&token, &ann, &host()).is_ok());
         let mut wrong = token.clone();
@@ -267,8 +294,7 @@ mod tests {
     #[test]
     fn the_session_that_was_interrupted_first_gives_way() {
         let registry = registry(4000);
-        let ann = principal("ann");
-        let mut sessions: Vec<Enrolment> = (0..3).map(|_| registry.enrol(&ann, &host()).unwrap().unwrap()).collect();
+        let mut sessions: Vec<Enrolment> = (0..3).map(|_| enrol(&registry, "ann").unwrap()).collect();
         sessions[0].park(500);
         sessions[1].park(400);
         assert!(sessions[0].messages.try_recv().is_err());
@@ -281,13 +307,13 @@ mod tests {
     fn windows_shrink_where_memory_is_short_and_nothing_is_resumed_without_any() {
         let full = registry(64 << 20);
         assert_eq!(full.window_bytes(), 1 << 20);
-        let enrolment = full.enrol(&principal("ann"), &host()).unwrap().unwrap();
+        let enrolment = enrol(&full, "ann").unwrap();
         enrolment.park(15 << 20);
-        let other = full.enrol(&principal("bob"), &host()).unwrap().unwrap();
+        let other = enrol(&full, "bob").unwrap();
         other.park(15 << 20);
         assert!(full.window_bytes() >= MIN_WINDOW_BYTES);
         enrolment.unpark();
         let none = registry(0);
-        assert!(none.enrol(&principal("ann"), &host()).unwrap().is_none());
+        assert!(enrol(&none, "ann").is_none());
     }
 }

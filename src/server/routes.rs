@@ -84,15 +84,15 @@ impl<'a> Route<'a> {
 
 async fn respond(
     shared: &Arc<Shared>,
-    state: &State,
+    state: &Arc<State>,
     peer: &Arc<Peer>,
     route: Option<Route<'_>>,
     request: Request<Incoming>,
 ) -> Result<Answer, Refusal> {
-    let asker = peer.asker()?;
+    let asker = peer.asker(shared.principal(state, peer)?);
     let limits = &state.config.limits;
     let decide = |asked: &PolicyRequest| state.policy.decide(&asker, &peer.server_name, asked);
-    let admit = |asked| shared.admission.session(limits, &asker.principal, peer, Arc::new(asked));
+    let admit = |asked| shared.admit(state, &asker.principal, peer, Arc::new(asked));
     check_host(peer, request.headers())?;
     let here = decide(&PolicyRequest::Host)?;
     let route = route.ok_or_else(|| Refusal::bad_request(404, "there is nothing under this path"))?;
@@ -124,7 +124,7 @@ async fn respond(
             if chosen_protocol(request.headers())? != Protocol::Framed {
                 return Err(Refusal::bad_request(426, "only a framed session can be resumed"));
             }
-            upgrade::resume(shared, peer, &here, request).await
+            upgrade::resume(shared, state, peer, &here, request).await
         }
         Route::Copy(name) => {
             let filename = decoded(name)?;

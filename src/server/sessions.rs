@@ -321,8 +321,10 @@ impl Link {
     }
 }
 
-/// Tells the client that what allowed its session does so no more; says it for the log too.
+/// Tells the client that what allowed its session does so no more; says it for the log too. Nothing that the client still
+/// sends reaches anything.
 async fn withdraw(end: &End, bridge: &mut Bridge) -> String {
+    bridge.close_sinks();
     if let End::Withdrawn(error) = end {
         bridge.session().queue_error(&format!("{}: {}", error.code, error.text));
     }

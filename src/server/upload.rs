@@ -120,6 +120,12 @@ impl Turn {
         !self.grace.is_zero() && slots.len() <= MAX_HELD
     }
 
+    /// Gives the turn back, and removes what is left of the part.
+    pub async fn discard(self) {
+        do_aside(&self.login, Task::Remove(self.path.clone())).await;
+        self.finish(false);
+    }
+
     /// Gives the turn back. A part that is held is removed when the grace is over and nobody has asked for it.
     pub fn finish(self, is_held: bool) {
         let Turn { uploads, login, path, slot, number, grace, _guard: guard } = self;

@@ -11,14 +11,15 @@ use std::time::{Duration, SystemTime};
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{RootCertStore, ServerConfig};
-use rustls_pki_types::CertificateRevocationListDer;
+use rustls::{CertificateError, RootCertStore, ServerConfig};
+use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
+use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
 
 use crate::error::{Code, Error, Result};
-use crate::tls::{ALPN, add_roots, check_validity, pem, provider, unusable_pair};
+use crate::tls::{ALPN, add_roots, check_validity, date, pem, provider, seconds_since_1970, unusable_pair};
 
 /// A fatal alert `unrecognized_name` (RFC 6066 §3) as the record that is sent before any key is agreed on: content type
 /// alert, the legacy version, two bytes of payload (RFC 8446 §5.1 and §6).
@@ -28,6 +29,8 @@ pub const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 const LINGER: Duration = Duration::from_secs(1);
 /// How many bytes it may, while nobody knows who it is.
 const LINGER_BYTES: u64 = 256 << 10;
+/// How many expired certificates and lists of one chain are looked behind.
+const MAX_LOOKS_BACK: usize = 16;
 
 /// Makes the server's configuration, for clients whose certificates `clients` verifies.
 ///
@@ -83,6 +86,88 @@ pub fn client_verifier(client_ca: &[PathBuf], crl: &[PathBuf]) -> Result<Arc<dyn
     }
     verifier(&roots, lists)
         .map_err(|why| Error::new(Code::Config, format!("clients' certificates cannot be verified: {why}")))
+}
+
+/// Refuses revocation lists that have expired: nobody whom they cover could be let in.
+///
+/// # Errors
+/// `config`, with the file's name and the date.
+pub fn check_lists(crl: &[PathBuf], now: SystemTime) -> Result<()> {
+    for path in crl {
+        for list in pem::revocation_lists(path)? {
+            let next_update = CertificateRevocationList::from_der(&list).ok().and_then(|(_, list)| list.next_update());
+            if let Some(end) = next_update.filter(|end| end.timestamp() <= seconds_since_1970(now)) {
+                let what = format!("{}: the revocation list expired at {}", path.display(), date(end.timestamp()));
+                return Err(Error::new(Code::Config, what)
+                    .with_hint("get a new list from the authority, and check this machine's clock"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Verifies the chain of a client that was let in before, as a handshake would.
+///
+/// # Errors
+/// `unauthorized`.
+pub fn verify_again(clients: &dyn ClientCertVerifier, chain: &[CertificateDer<'_>], now: SystemTime) -> Result<()> {
+    match verify_at(clients, chain, unix_time(now)) {
+        None => Ok(()),
+        Some(error) => Err(distrusted(&error)),
+    }
+}
+
+/// Whether the chain of a client that was let in before is now known to be bad: revoked, of an authority that is not trusted
+/// any more, or with a signature that does not fit. What has merely expired is asked about as of its last moment, so that
+/// it hides nothing.
+///
+/// # Errors
+/// `unauthorized`, with the reason.
+pub fn check_standing(clients: &dyn ClientCertVerifier, chain: &[CertificateDer<'_>], now: SystemTime) -> Result<()> {
+    let mut at = unix_time(now);
+    for _ in 0..MAX_LOOKS_BACK {
+        let Some(error) = verify_at(clients, chain, at) else { return Ok(()) };
+        let earlier = match &error {
+            rustls::Error::InvalidCertificate(why) => match why {
+                CertificateError::Revoked | CertificateError::UnknownIssuer | CertificateError::BadSignature => {
+                    return Err(distrusted(&error));
+                }
+                CertificateError::ExpiredContext { not_after, .. } => not_after.as_secs(),
+                CertificateError::ExpiredRevocationListContext { next_update, .. } => {
+                    next_update.as_secs().saturating_sub(1)
+                }
+                _ => return Ok(()),
+            },
+            _ => return Ok(()),
+        };
+        if earlier >= at.as_secs() {
+            break;
+        }
+        at = UnixTime::since_unix_epoch(Duration::from_secs(earlier));
+    }
+    Ok(())
+}
+
+fn verify_at(clients: &dyn ClientCertVerifier, chain: &[CertificateDer<'_>], at: UnixTime) -> Option<rustls::Error> {
+    match chain {
+        [leaf, issuers @ ..] => clients.verify_client_cert(leaf, issuers, at).err(),
+        [] => Some(rustls::Error::NoCertificatesPresented),
+    }
+}
+
+fn unix_time(time: SystemTime) -> UnixTime {
+    UnixTime::since_unix_epoch(time.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default())
+}
+
+fn distrusted(error: &rustls::Error) -> Error {
+    let text = match error {
+        rustls::Error::InvalidCertificate(CertificateError::Revoked) => "the client certificate was revoked".to_owned(),
+        rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
+            "the client certificate's authority is no longer trusted".to_owned()
+        }
+        other => format!("the client certificate is no longer accepted: {other}"),
+    };
+    Error::new(Code::Unauthorized, text).with_hint("ask whoever runs the endpoint for a new certificate")
 }
 
 /// The library's own defaults are the strict ones, and relied on: a certificate is required, the whole chain is checked, and

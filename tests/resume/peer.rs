@@ -228,6 +228,12 @@ impl Session {
         self.wire = None;
     }
 
+    /// Goes on over a new connection of somebody else's.
+    pub(crate) fn resume_as(&mut self, caller: &Caller) {
+        self.caller = caller.clone();
+        self.resume().unwrap();
+    }
+
     /// Goes on over a new connection.
     pub(crate) fn resume(&mut self) -> io::Result<()> {
         let (answer, wire) = self.caller.try_resume(&self.token, &self.received.to_string())?;

@@ -72,6 +72,22 @@ fn another_principal_and_another_host_get_the_answer_of_no_session() {
 }
 
 #[test]
+fn session_stands_by_the_certificate_that_resumed_it_last() {
+    let remote = host().start();
+    let mut session = Session::start(&Caller::of(&remote), "exec cat");
+    session.assert_alive();
+    remote.clients().client(PRINCIPAL).write(&remote.folder(), "renewed");
+    session.drop_connection();
+    session.resume_as(&Caller::named(&remote, "renewed", remote.host()));
+    session.assert_alive();
+
+    remote.server().reconfigure("\ndomain = ", "\ncrl = [\"revoked.crl\"]\ndomain = ");
+    wait_until("the first certificate is revoked", SOON, || remote.server().log().contains("reloaded"));
+    assert!(Caller::of(&remote).try_resume(&session.token, "0").is_err());
+    session.assert_alive();
+}
+
+#[test]
 fn session_that_has_ended_or_expired_is_gone() {
     let remote = host().with_grace(Duration::from_secs(1)).start();
     let caller = Caller::of(&remote);

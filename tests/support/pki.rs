@@ -30,7 +30,10 @@ pub(crate) enum Usage {
 }
 
 /// A certificate authority.
-pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
+pub(crate) struct Authority {
+    issuer: CertifiedIssuer<'static, KeyPair>,
+    serial: SerialNumber,
+}
 
 /// A certificate and its key.
 pub(crate) struct Identity {
@@ -41,17 +44,32 @@ pub(crate) struct Identity {
 
 impl Authority {
     pub(crate) fn new(name: &str) -> Authority {
+        let (params, serial) = Authority::params(name);
+        Authority { issuer: CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap(), serial }
+    }
+
+    /// An authority whose own certificate is this one's.
+    pub(crate) fn intermediate(&self, name: &str) -> Authority {
+        let (params, serial) = Authority::params(name);
+        let key = KeyPair::generate().unwrap();
+        Authority { issuer: CertifiedIssuer::signed_by(params, key, &self.issuer).unwrap(), serial }
+    }
+
+    fn params(name: &str) -> (CertificateParams, SerialNumber) {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         (params.not_before, params.not_after) = (date_time_ymd(2020, 1, 1), date_time_ymd(2100, 1, 1));
-        Authority(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
+        params.use_authority_key_identifier_extension = true;
+        let serial = SerialNumber::from(NEXT_SERIAL.fetch_add(1, Ordering::Relaxed));
+        params.serial_number = Some(serial.clone());
+        (params, serial)
     }
 
     /// The authority's own certificate, PEM.
     pub(crate) fn certificate(&self) -> String {
-        self.0.pem()
+        self.issuer.pem()
     }
 
     /// A certificate for a server with these DNS names or addresses.
@@ -90,14 +108,23 @@ impl Authority {
         let serial = SerialNumber::from(NEXT_SERIAL.fetch_add(1, Ordering::Relaxed));
         params.serial_number = Some(serial.clone());
         let key = KeyPair::generate().unwrap();
-        let certificate = params.signed_by(&key, &self.0).unwrap();
+        let certificate = params.signed_by(&key, &self.issuer).unwrap();
         Identity { certificate: certificate.pem(), key: key.serialize_pem(), serial }
     }
 
     /// A revocation list, PEM, that is good for ever or long out of date.
     pub(crate) fn revoke(&self, revoked: &[&Identity], validity: Validity) -> String {
-        let entry = |identity: &&Identity| RevokedCertParams {
-            serial_number: identity.serial.clone(),
+        self.list(revoked.iter().map(|identity| &identity.serial), validity)
+    }
+
+    /// A revocation list with the certificate of an authority in it.
+    pub(crate) fn revoke_authority(&self, revoked: &Authority) -> String {
+        self.list([&revoked.serial].into_iter(), Validity::Now)
+    }
+
+    fn list<'a>(&self, revoked: impl Iterator<Item = &'a SerialNumber>, validity: Validity) -> String {
+        let entry = |serial: &SerialNumber| RevokedCertParams {
+            serial_number: serial.clone(),
             revocation_time: date_time_ymd(2020, 6, 1),
             reason_code: None,
             invalidity_date: None,
@@ -108,10 +135,10 @@ impl Authority {
             next_update: date_time_ymd(next_update, 1, 1),
             crl_number: SerialNumber::from(1),
             issuing_distribution_point: None,
-            revoked_certs: revoked.iter().map(entry).collect(),
+            revoked_certs: revoked.map(entry).collect(),
             key_identifier_method: KeyIdMethod::Sha256,
         };
-        list.signed_by(&self.0).unwrap().pem().unwrap()
+        list.signed_by(&self.issuer).unwrap().pem().unwrap()
     }
 }
 

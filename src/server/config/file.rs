@@ -28,6 +28,7 @@ struct File {
     client_ca: Spanned<Vec<Text>>,
     #[serde(default)]
     crl: Vec<Text>,
+    watch: Option<bool>,
     domain: Option<Domain>,
     upgrade_base: Option<UpgradeBase>,
     #[serde(default)]
@@ -129,6 +130,7 @@ pub(super) fn parse(path: &Path, text: &str, account: &Account) -> Result<Server
         key: resolve(file.key),
         client_ca: file.client_ca.into_inner().into_iter().map(resolve).collect(),
         crl: file.crl.into_iter().map(resolve).collect(),
+        watch: file.watch.unwrap_or(true),
         domain: file.domain.map(|domain| domain.0),
         upgrade_base: file.upgrade_base.map_or_else(|| DEFAULT_UPGRADE_BASE.to_owned(), |base| base.0),
         allow_cn: file.allow_cn,

@@ -17,7 +17,7 @@ use crate::protocol::encoding::hex;
 use crate::protocol::{HEADER_MODE, HEADER_UNENCODED_DIGEST, HEADER_UPLOAD_OFFSET};
 use crate::server::Shared;
 use crate::server::account::Login;
-use crate::server::admission::Ticket;
+use crate::server::admission::{Ending, Ticket};
 use crate::server::config::Limits;
 use crate::server::handshake::Peer;
 use crate::server::policy::{Action, Permit};
@@ -59,9 +59,15 @@ pub(super) async fn copy(
     let uploading = tokio::spawn(async move {
         let turn = shared.uploads.turn(Arc::new(login), &order.name, order.digest.as_ref(), grace).await;
         let order = Order { part: turn.part(), may_hold: turn.may_hold(), ..order };
-        let result = upload(&turn, &order, request.into_body(), idle).await;
+        let mut ending = ticket.ending();
+        let mut result = upload(&turn, &order, request.into_body(), idle, &mut ending).await;
         let is_broken = result.as_ref().is_err_and(|refusal| refusal.error.code == Code::NetworkLost);
-        turn.finish(is_broken && order.may_hold);
+        if is_broken && let Some(withdrawn) = ending.is_withdrawn() {
+            turn.discard().await;
+            result = Err(withdrawn.into());
+        } else {
+            turn.finish(is_broken && order.may_hold);
+        }
         let principal = &permit.principal().0;
         let result_text = result.as_ref().map_or_else(
             |refusal| printable(&refusal.error.to_string()),
@@ -100,6 +106,7 @@ async fn upload(
     order: &Order,
     mut body: Incoming,
     idle: Duration,
+    ending: &mut Ending,
 ) -> Result<(StatusCode, Stored), Refusal> {
     let mut helper = Helper::start(turn.login(), &Task::Store(Box::new(order.clone()))).await?;
     match helper.answer().await? {
@@ -112,6 +119,7 @@ async fn upload(
         let frame = tokio::select! {
             frame = tokio::time::timeout(idle, body.frame()) => frame,
             () = turn.asked_for() => break,
+            () = ending.withdrawn() => break,
         };
         match frame {
             Ok(Some(Ok(frame))) => {

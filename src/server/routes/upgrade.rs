@@ -23,7 +23,7 @@ use crate::server::policy::{Action, Permit};
 use crate::server::pool::{Bounds, Label};
 use crate::server::process::{self, Pipes, Prepared, Process, StartFailure};
 use crate::server::refusal::Refusal;
-use crate::server::registry::{Enrolment, Message};
+use crate::server::registry::{Enrolment, Found, Message};
 use crate::server::sessions::{self, Link, Summary, Work};
 use crate::server::state::State;
 use crate::server::{Shared, target};
@@ -65,7 +65,7 @@ pub(super) async fn command(
         tokio::task::spawn_blocking(move || (process::prepare(&permit, login), permit)).await.map_err(internal)?;
     // Here, on one of the runtime's workers: the process ends with the thread that starts it.
     let started = prepared.and_then(|prepared| start(shared, state, &permit, prepared));
-    let opened = Opened::new(shared, &permit, protocol)?;
+    let opened = Opened::new(shared, &permit, protocol, &ticket)?;
     let (window_bytes, ending) = (opened.window_bytes, ticket.ending());
     let work = match (started, protocol) {
         (Ok((process, pipes)), _) => Work::Process(process, pipes),
@@ -132,7 +132,7 @@ pub(super) async fn stream(
         return Err(Error::new(Code::Internal, "this permit is not for a stream").into());
     };
     let ends = target::connect(target).await?;
-    let opened = Opened::new(shared, &permit, protocol)?;
+    let opened = Opened::new(shared, &permit, protocol, &ticket)?;
     let (window_bytes, ending) = (opened.window_bytes, ticket.ending());
     let session = Session { peer: peer.clone(), permit, ticket };
     let answer = opened.answer()?;
@@ -152,12 +152,16 @@ pub(super) async fn stream(
 /// `POST /resume`: the session's task takes over the connection behind the answer.
 pub(super) async fn resume(
     shared: &Arc<Shared>,
+    state: &Arc<State>,
     peer: &Arc<Peer>,
     here: &Permit,
     mut request: Request<Incoming>,
 ) -> Result<Answer, Refusal> {
     let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
-    let task = shared.registry.find(text(HEADER_SESSION).unwrap_or_default(), here.principal(), here.host())?;
+    let found = shared.registry.find(text(HEADER_SESSION).unwrap_or_default(), here.principal(), here.host())?;
+    let Found { task, session } = found;
+    // From where and by which certificate it is asked for may be new.
+    state.policy.decide(&peer.asker(here.principal().clone()), &peer.server_name, &session.asked)?;
     let peer_received = text(HEADER_RECEIVED)
         .and_then(|count| count.parse().ok())
         .ok_or_else(|| Refusal::bad_request(400, format!("{HEADER_RECEIVED} is not a number")))?;
@@ -168,6 +172,7 @@ pub(super) async fn resume(
         .await
         .map_err(|_| lost())?
         .map_err(|violation| Refusal::bad_request(400, format!("{HEADER_RECEIVED}: {violation}")))?;
+    shared.go_on(state, peer, &session);
     let upgrading = hyper::upgrade::on(&mut request);
     let peer = peer.clone();
     tokio::spawn(async move {
@@ -190,9 +195,9 @@ struct Opened {
 }
 
 impl Opened {
-    fn new(shared: &Shared, permit: &Permit, protocol: Protocol) -> Result<Opened, Refusal> {
+    fn new(shared: &Shared, permit: &Permit, protocol: Protocol, ticket: &Ticket) -> Result<Opened, Refusal> {
         let enrolment = match protocol {
-            Protocol::Framed => shared.registry.enrol(permit.principal(), permit.host())?,
+            Protocol::Framed => shared.registry.enrol(permit.host(), ticket.session())?,
             Protocol::Raw => None,
         };
         Ok(Opened { protocol, window_bytes: shared.registry.window_bytes(), enrolment })

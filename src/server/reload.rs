@@ -1,0 +1,80 @@
+//! Everything that the server's files say, read again and put in the place of what it went by: whole, or not at all.
+//!
+//! A new state that would not start is refused with one line that names file and line, and the old one stays. What lives is then
+//! asked again ([`review`](crate::server::review)).
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::error::{Result, printable};
+use crate::server::Shared;
+use crate::server::config::{Account, ServerConfig};
+use crate::server::files::Files;
+use crate::server::listener::{self, Listeners};
+use crate::server::review::Scope;
+use crate::server::state::State;
+use crate::tls;
+
+/// What a server's state comes from.
+#[derive(Debug)]
+pub struct Source {
+    path: PathBuf,
+    account: Account,
+    files: Files,
+}
+
+impl Source {
+    /// The configuration at `path`, for a server that runs as `account` and goes by `state`.
+    pub fn new(path: &Path, account: Account, state: &State) -> Source {
+        let mut source = Source { path: path.to_owned(), account, files: Files::new() };
+        source.watch(&state.config);
+        source
+    }
+
+    /// Waits until a file has changed. Cancel-safe.
+    pub async fn changed(&mut self) {
+        self.files.changed().await;
+    }
+
+    /// Reads everything again, and goes by it where all of it is right.
+    pub async fn reload(&mut self, shared: &Arc<Shared>, listeners: &mut Listeners) {
+        // What changes while it is read is another change.
+        match ServerConfig::load(&self.path, &self.account) {
+            Ok((config, _)) => self.watch(&config),
+            Err(_) => self.files.watch_on(),
+        }
+        match self.try_reload(shared, listeners).await {
+            Ok(()) => {
+                tracing::info!("reloaded {}", self.path.display());
+                shared.review(Scope::Everything);
+            }
+            Err(error) => {
+                tracing::error!("the new state is refused and the old one stays: {}", printable(&error.text));
+            }
+        }
+    }
+
+    async fn try_reload(&self, shared: &Arc<Shared>, listeners: &mut Listeners) -> Result<()> {
+        let (state, warnings) = State::load(&self.path, &self.account)?;
+        // A server starts with such a list, and lets nobody in; one that runs has something better.
+        tls::check_lists(&state.config.crl, SystemTime::now())?;
+        let bound = listener::bind(&listeners.missing(&state.config.listen)).await?;
+        for warning in warnings {
+            tracing::warn!("{}: {warning}", self.path.display());
+        }
+        let addresses = state.config.listen.clone();
+        shared.exchange(state);
+        listeners.exchange(bound, &addresses);
+        Ok(())
+    }
+
+    fn watch(&mut self, config: &ServerConfig) {
+        let mut paths = Vec::new();
+        if config.watch {
+            paths.push(self.path.clone());
+            paths.extend(config.files());
+        }
+        self.files.watch(paths);
+    }
+}

@@ -1,0 +1,96 @@
+//! What was allowed under an earlier state, asked again under a later one: sessions that live, and peers whose handshake was
+//! before a reload. Fails closed for whatever is new; a live session ends only where the later state refuses it.
+
+use std::sync::Arc;
+use std::time::SystemTime;
+
+use crate::error::{Code, Error, Result};
+use crate::protocol::Principal;
+use crate::server::Shared;
+use crate::server::admission::{End, Session, Ticket};
+use crate::server::handshake::{Peer, principal_of};
+use crate::server::policy::Request;
+use crate::server::state::State;
+use crate::tls;
+
+/// How much of a live session is asked again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// Its certificate and its request: the state is another one.
+    Everything,
+    /// Its request alone: only time has passed.
+    Request,
+}
+
+impl Shared {
+    /// Asks again for every live session, and ends those that are refused now.
+    pub fn review(&self, scope: Scope) {
+        let state = self.state();
+        for session in self.admission.live() {
+            review(&state, &session, scope);
+        }
+    }
+
+    /// The principal of a peer under `state`, which may be a later one than that of its handshake.
+    ///
+    /// # Errors
+    /// `unauthorized`.
+    pub fn principal(&self, state: &Arc<State>, peer: &Peer) -> Result<Principal> {
+        if peer.verified_by.ptr_eq(&Arc::downgrade(state)) {
+            return peer.principal.clone();
+        }
+        tls::verify_again(&*state.clients, &peer.chain, SystemTime::now())?;
+        principal_of(&peer.chain, state)
+    }
+
+    /// Admits a session that `state` allows.
+    ///
+    /// # Errors
+    /// Those of [`Admission::session`](crate::server::admission::Admission::session).
+    pub fn admit(
+        &self,
+        state: &Arc<State>,
+        principal: &Principal,
+        peer: &Arc<Peer>,
+        asked: Arc<Request>,
+    ) -> Result<Ticket> {
+        let ticket = self.admission.session(&state.config.limits, principal, peer, asked)?;
+        self.review_if_late(state, ticket.session());
+        Ok(ticket)
+    }
+
+    /// Goes on with a session that `state` allows `peer` to resume.
+    pub fn go_on(&self, state: &Arc<State>, peer: &Arc<Peer>, session: &Session) {
+        session.moved_to(peer);
+        self.review_if_late(state, session);
+    }
+
+    /// A reload between the decision by `state` and its effect has not seen the session as it is now.
+    fn review_if_late(&self, state: &Arc<State>, session: &Session) {
+        let now = self.state();
+        if !Arc::ptr_eq(state, &now) {
+            review(&now, session, Scope::Everything);
+        }
+    }
+}
+
+fn review(state: &State, session: &Session, scope: Scope) {
+    if let Err(refusal) = stands(state, session, scope) {
+        session.end(End::Withdrawn(refusal));
+    }
+}
+
+/// Whether `state` allows a live session now.
+fn stands(state: &State, session: &Session, scope: Scope) -> Result<()> {
+    let peer = session.peer();
+    if scope == Scope::Everything {
+        tls::check_standing(&*state.clients, &peer.chain, SystemTime::now())?;
+        if principal_of(&peer.chain, state).as_ref() != Ok(&session.principal) {
+            let text = format!("the client certificate does not name `{}` any more", session.principal);
+            return Err(Error::new(Code::Unauthorized, text));
+        }
+    }
+    let asker = peer.asker(session.principal.clone());
+    let decided = state.policy.decide(&asker, &peer.server_name, &session.asked);
+    decided.map(drop).map_err(|refusal| Error { text: format!("no longer allowed: {}", refusal.text), ..refusal })
+}
