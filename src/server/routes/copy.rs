@@ -107,31 +107,32 @@ async fn upload(
         Storing::Known(stored) => return Ok((StatusCode::OK, stored)),
         other => return Err(internal(format!("unexpected answer of a helper: {other:?}"))),
     }
-    let mut is_whole = false;
-    loop {
+    let why_broken = loop {
         let frame = tokio::select! {
             frame = tokio::time::timeout(idle, body.frame()) => frame,
-            () = turn.asked_for() => break,
+            () = turn.asked_for() => {
+                break Some(Error::new(Code::TooMany, "another connection has taken this upload over").into());
+            }
         };
         match frame {
             Ok(Some(Ok(frame))) => {
                 let Ok(data) = frame.into_data() else { continue };
                 // Where it takes no more, its answer says why.
                 if !data.is_empty() && helper.send(&data).await.is_err() {
-                    break;
+                    break Some(internal("a helper took no more"));
                 }
             }
-            Ok(None) => {
-                is_whole = true;
-                break;
-            }
-            // Broken off, or silent for too long.
-            Ok(Some(Err(_))) | Err(_) => break,
+            Ok(None) => break None,
+            Ok(Some(Err(_))) => break Some(Refusal::bad_request(400, "the body broke off")),
+            Err(_) => break Some(Refusal::bad_request(408, "the body did not come in time")),
         }
-    }
-    match helper.finish(is_whole).await? {
-        Storing::Stored(stored) => Ok((StatusCode::CREATED, stored)),
-        other => Err(internal(format!("unexpected answer of a helper: {other:?}"))),
+    };
+    match helper.finish(why_broken.is_none()).await {
+        Ok(Storing::Stored(stored)) => Ok((StatusCode::CREATED, stored)),
+        Ok(other) => Err(internal(format!("unexpected answer of a helper: {other:?}"))),
+        // Of a body that is not whole only this side knows why.
+        Err(refusal) if refusal.error.code == Code::NetworkLost => Err(why_broken.unwrap_or(refusal)),
+        Err(refusal) => Err(refusal),
     }
 }
 
