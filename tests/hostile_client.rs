@@ -12,10 +12,20 @@ mod support_net;
 mod bodies;
 #[path = "hostile_client/caller.rs"]
 mod caller;
+#[path = "hostile_client/certificates.rs"]
+mod certificates;
+#[path = "hostile_client/flights.rs"]
+mod flights;
 #[path = "hostile_client/framing.rs"]
 mod framing;
 #[path = "hostile_client/heads.rs"]
 mod heads;
+#[path = "hostile_client/hello.rs"]
+mod hello;
+#[path = "hostile_client/hellos.rs"]
+mod hellos;
+#[path = "hostile_client/names.rs"]
+mod names;
 #[path = "hostile_client/siege.rs"]
 mod siege;
 #[path = "hostile_client/targets.rs"]

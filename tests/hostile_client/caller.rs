@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use rustls::sign::{CertifiedKey, SingleCertAndKey};
 use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::Value;
 
@@ -48,17 +49,21 @@ pub(crate) struct Answer {
 
 impl Caller {
     pub(crate) fn new(site: &Site, identity: &Identity) -> Caller {
+        let chain = CertificateDer::pem_slice_iter(identity.certificate.as_bytes()).map(Result::unwrap).collect();
+        Caller::with_chain(site, chain, &PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).unwrap())
+    }
+
+    /// One that shows any chain, and proves that it has this key, whether that fits or not.
+    pub(crate) fn with_chain(site: &Site, chain: Vec<CertificateDer<'static>>, key: &PrivateKeyDer<'_>) -> Caller {
         let mut roots = RootCertStore::empty();
         roots.add(CertificateDer::from_pem_slice(site.servers.certificate().as_bytes()).unwrap()).unwrap();
-        let chain = CertificateDer::pem_slice_iter(identity.certificate.as_bytes()).map(Result::unwrap).collect();
-        let key = PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).unwrap();
+        let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(key).unwrap();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ClientConfig::builder_with_provider(provider)
             .with_protocol_versions(&[&rustls::version::TLS13])
             .unwrap()
             .with_root_certificates(roots)
-            .with_client_auth_cert(chain, key)
-            .unwrap();
+            .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, key))));
         Caller { config: Arc::new(config), address: site.address() }
     }
 
