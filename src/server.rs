@@ -25,7 +25,7 @@ pub mod upload;
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::{Semaphore, watch};
@@ -101,7 +101,10 @@ pub async fn run(path: &Path) -> Result<()> {
     let handshakes = Arc::new(Semaphore::new(limits.max_handshakes.get()));
     let registry = Registry::new(limits);
     let uploads = Uploads::new();
-    tokio::spawn(sweep(state.config.hosts.values().cloned().collect(), limits.resume_grace));
+    // What is written from now on is this server's own.
+    if let Some(end) = SystemTime::now().checked_sub(limits.resume_grace) {
+        tokio::spawn(sweep(state.config.hosts.values().cloned().collect(), end));
+    }
     let state = RwLock::new(Arc::new(state));
     let shared =
         Arc::new(Shared { state, uploads, pool: Pool::new(admission.alive()), admission, registry, stop: Stop(stop) });
@@ -125,8 +128,8 @@ pub async fn run(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes what an earlier server has left of broken uploads.
-async fn sweep(hosts: Vec<HostConfig>, grace: Duration) {
+/// Removes what an earlier server has left of uploads that broke before `end`.
+async fn sweep(hosts: Vec<HostConfig>, end: SystemTime) {
     let mut accounts: Vec<_> = hosts.into_iter().map(|host| (host.account, host.home)).collect();
     accounts.sort();
     accounts.dedup();
@@ -135,7 +138,7 @@ async fn sweep(hosts: Vec<HostConfig>, grace: Duration) {
         if let Ok(Ok(login)) = found.await
             && login.home.is_dir()
         {
-            upload::sweep(&login, grace).await;
+            upload::sweep(&login, end).await;
         }
     }
 }
