@@ -78,6 +78,7 @@ impl Siege {
     pub(crate) fn end(self) {
         self.serves();
         self.site.wait_until_idle();
+        wait_until("nothing is stored any more", SOON, || self.site.names().is_empty());
         let before = self.before;
         let mut now = Figures::of(self.pid);
         wait_until("the server holds no more descriptors and processes than before", SOON, || {
