@@ -31,7 +31,7 @@ pub mod upload;
 
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use tokio::sync::watch;
 
@@ -102,7 +102,10 @@ pub async fn run(path: &Path) -> Result<()> {
     }
     let bound = listener::bind(&state.config.listen).await?;
     let limits = &state.config.limits;
-    tokio::spawn(sweep(state.config.hosts.values().cloned().collect(), limits.resume_grace));
+    // What is written from now on is this server's own.
+    if let Some(end) = SystemTime::now().checked_sub(limits.resume_grace) {
+        tokio::spawn(sweep(state.config.hosts.values().cloned().collect(), end));
+    }
     let (admission, ended) = Admission::new();
     let (stop_sender, stop) = watch::channel(false);
     let shared = Arc::new(Shared {
@@ -117,8 +120,8 @@ pub async fn run(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Removes what an earlier server has left of broken uploads.
-async fn sweep(hosts: Vec<HostConfig>, grace: Duration) {
+/// Removes what an earlier server has left of uploads that broke before `end`.
+async fn sweep(hosts: Vec<HostConfig>, end: SystemTime) {
     let mut accounts: Vec<_> = hosts.into_iter().map(|host| (host.account, host.home)).collect();
     accounts.sort();
     accounts.dedup();
@@ -127,7 +130,7 @@ async fn sweep(hosts: Vec<HostConfig>, grace: Duration) {
         if let Ok(Ok(login)) = found.await
             && login.home.is_dir()
         {
-            upload::sweep(&login, grace).await;
+            upload::sweep(&login, end).await;
         }
     }
 }

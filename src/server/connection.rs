@@ -2,17 +2,25 @@
 
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 use crate::protocol::MAX_HEAD_BYTES;
 use crate::server::handshake::{Peer, Stream};
+use crate::server::refusal::Refusal;
 use crate::server::{Shared, routes};
 use crate::tls;
+
+/// How long a peer has to take the refusal of a head that was none.
+const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
+
+/// What became of a request's head: nothing yet, a request, or a refusal.
+type Head = Arc<OnceLock<Option<Refusal>>>;
 
 /// Serves the one request of an authenticated connection.
 pub async fn serve(shared: Arc<Shared>, stream: Stream, peer: Peer) {
@@ -21,7 +29,11 @@ pub async fn serve(shared: Arc<Shared>, stream: Stream, peer: Peer) {
     let alive = shared.admission.alive();
     let head_timeout = shared.state().config.limits.head_timeout;
     let mut stop = shared.stop.clone();
+    let head = Head::default();
+    let stream = Lingering { stream: Some(stream), linger: None, head: head.clone() };
+    let request_head = head.clone();
     let service = service_fn(move |request| {
+        let _ = request_head.set(None);
         let (shared, peer) = (shared.clone(), peer.clone());
         async move { Ok::<_, std::convert::Infallible>(routes::answer(shared, peer, request).await) }
     });
@@ -31,7 +43,7 @@ pub async fn serve(shared: Arc<Shared>, stream: Stream, peer: Peer) {
         .max_buf_size(MAX_HEAD_BYTES)
         .half_close(true)
         .keep_alive(false)
-        .serve_connection(TokioIo::new(Lingering { stream: Some(stream), linger: None }), service)
+        .serve_connection(TokioIo::new(stream), service)
         .with_upgrades();
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {
@@ -42,9 +54,30 @@ pub async fn serve(shared: Arc<Shared>, stream: Stream, peer: Peer) {
         }
     };
     if let Err(error) = result {
-        tracing::debug!(peer = %address, %error, "connection ended");
+        // hyper itself says nothing to a head that is late, nor to the preface of HTTP/2.
+        if error.is_timeout() {
+            let _ = head.set(Some(Refusal::bad_request(408, "the head did not come in time")));
+        } else if error.is_parse() {
+            let _ = head.set(Some(refused_head(400)));
+        }
+        match head.get() {
+            Some(Some(refusal)) => {
+                tracing::info!(peer = %address, status = refusal.status, reason = %error, "refused")
+            }
+            _ => tracing::debug!(peer = %address, %error, "connection ended"),
+        }
     }
     drop(alive);
+}
+
+/// The refusal behind a status that hyper gives to a head that it cannot read.
+fn refused_head(status: u16) -> Refusal {
+    let text = match status {
+        414 => "the request's target is too long",
+        431 => "the head or the length that it says is too large",
+        _ => "the head is malformed",
+    };
+    Refusal::bad_request(status, text)
 }
 
 /// A stream that is closed only after what the peer has sent was read, or a short time has passed: an answer must not be
@@ -52,6 +85,7 @@ pub async fn serve(shared: Arc<Shared>, stream: Stream, peer: Peer) {
 pub struct Lingering {
     stream: Option<Stream>,
     linger: Option<Pin<Box<dyn Future<Output = ()> + Send>>>,
+    head: Head,
 }
 
 impl std::fmt::Debug for Lingering {
@@ -71,6 +105,15 @@ impl Lingering {
     }
 }
 
+/// Ends a connection, with the refusal of its head if that was refused.
+async fn end(mut stream: Stream, head: Head) {
+    if let Some(Some(refusal)) = head.get() {
+        let _ = tokio::time::timeout(REFUSAL_TIMEOUT, stream.write_all(&refusal.to_bytes())).await;
+    }
+    // All of an upload that was refused in its middle: only time bounds what an authenticated peer still sends.
+    tls::linger(stream, u64::MAX).await;
+}
+
 impl Drop for Lingering {
     /// hyper drops a connection without shutting it down where an upgrade was asked for and refused, and where a head did
     /// not come in time.
@@ -78,7 +121,7 @@ impl Drop for Lingering {
         if let Some(stream) = self.stream.take()
             && let Ok(runtime) = tokio::runtime::Handle::try_current()
         {
-            runtime.spawn(tls::linger(stream, u64::MAX));
+            runtime.spawn(end(stream, self.head.clone()));
         }
     }
 }
@@ -94,7 +137,12 @@ impl AsyncRead for Lingering {
 }
 
 impl AsyncWrite for Lingering {
+    /// What hyper says before there was a request is its own refusal of the head, and has no body: it gets one in its place.
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let status = || str::from_utf8(bytes.get(9..12)?).ok()?.parse().ok();
+        if self.head.get_or_init(|| Some(refused_head(status().unwrap_or(400)))).is_some() {
+            return Poll::Ready(Ok(bytes.len()));
+        }
         self.stream()?.poll_write(cx, bytes)
     }
 
@@ -109,8 +157,7 @@ impl AsyncWrite for Lingering {
 
     fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         if let Some(stream) = self.stream.take() {
-            // All of an upload that was refused in its middle: only time bounds what an authenticated peer still sends.
-            self.linger = Some(Box::pin(tls::linger(stream, u64::MAX)));
+            self.linger = Some(Box::pin(end(stream, self.head.clone())));
         }
         match &mut self.linger {
             Some(linger) => linger.as_mut().poll(cx).map(Ok),

@@ -242,6 +242,9 @@ fn explain(program: &str, error: &io::Error) -> StartFailure {
         io::ErrorKind::PermissionDenied | io::ErrorKind::ExecutableFileBusy => {
             StartFailure::NotExecutable(format!("{program}: cannot be executed"))
         }
+        io::ErrorKind::ArgumentListTooLong => {
+            StartFailure::NotExecutable(format!("{program}: the arguments are too long for this system"))
+        }
         _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
             StartFailure::NotExecutable(format!("{program}: not a program of this system"))
         }

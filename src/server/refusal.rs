@@ -1,5 +1,7 @@
 //! An error → the answer that refuses a request: `application/problem+json` (RFC 9457), with the status of its code.
 
+use std::time::SystemTime;
+
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::header::{ALLOW, CONTENT_TYPE, HeaderName, HeaderValue, RETRY_AFTER, UPGRADE};
@@ -8,6 +10,8 @@ use hyper::{Response, StatusCode};
 use crate::error::{Code, Error};
 use crate::protocol::{PROBLEM_TYPE_PREFIX, UPGRADE_FRAMED, UPGRADE_RAW};
 
+/// The media type of a refusal's body (RFC 9457 §3).
+const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
 /// Seconds after which a client that met a limit may ask again.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("5");
 
@@ -34,19 +38,12 @@ impl Refusal {
 
     /// The answer. `allow` are the methods of a path that was asked with another.
     pub fn response(&self, allow: &'static str) -> Response<Full<Bytes>> {
-        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
-        let problem = serde_json::json!({
-            "type": format!("{PROBLEM_TYPE_PREFIX}{}", self.error.code),
-            "title": status.canonical_reason().unwrap_or("Refused"),
-            "status": self.status,
-            "detail": self.error.text,
-        });
-        let mut response = Response::new(Full::new(Bytes::from(problem.to_string())));
-        *response.status_mut() = status;
+        let mut response = Response::new(Full::new(Bytes::from(self.problem())));
+        *response.status_mut() = self.status_code();
         let mut set = |name: HeaderName, value: HeaderValue| {
             response.headers_mut().insert(name, value);
         };
-        set(CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        set(CONTENT_TYPE, HeaderValue::from_static(PROBLEM_MEDIA_TYPE));
         match self.status {
             405 => set(ALLOW, HeaderValue::from_static(allow)),
             426 => {
@@ -58,5 +55,30 @@ impl Refusal {
             _ => {}
         }
         response
+    }
+
+    /// The whole answer as it is sent, for a connection whose head could not be read.
+    pub fn to_bytes(&self) -> Vec<u8> {
+        let (problem, date) = (self.problem(), httpdate::fmt_http_date(SystemTime::now()));
+        format!(
+            "HTTP/1.1 {}\r\ncontent-type: {PROBLEM_MEDIA_TYPE}\r\ncontent-length: {}\r\nconnection: close\r\ndate: {date}\r\n\r\n{problem}",
+            self.status_code(),
+            problem.len()
+        )
+        .into_bytes()
+    }
+
+    fn status_code(&self) -> StatusCode {
+        StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    fn problem(&self) -> String {
+        serde_json::json!({
+            "type": format!("{PROBLEM_TYPE_PREFIX}{}", self.error.code),
+            "title": self.status_code().canonical_reason().unwrap_or("Refused"),
+            "status": self.status,
+            "detail": self.error.text,
+        })
+        .to_string()
     }
 }

@@ -13,8 +13,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue};
-use hyper::{Method, Request, Response, StatusCode};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderValue, TRANSFER_ENCODING};
+use hyper::http::uri::{Authority, Scheme};
+use hyper::{Method, Request, Response, StatusCode, Version};
 
 use crate::error::{Code, Error, printable};
 use crate::protocol::encoding::percent_decode;
@@ -93,7 +94,7 @@ async fn respond(
     let limits = &state.config.limits;
     let decide = |asked: &PolicyRequest| state.policy.decide(&asker, &peer.server_name, asked);
     let admit = |asked| shared.admit(state, &asker.principal, peer, Arc::new(asked));
-    check_host(peer, request.headers())?;
+    check_head(peer, &request)?;
     let here = decide(&PolicyRequest::Host)?;
     let route = route.ok_or_else(|| Refusal::bad_request(404, "there is nothing under this path"))?;
     if !route.allows(request.method()) {
@@ -135,15 +136,39 @@ async fn respond(
     }
 }
 
-/// tstunnel-protocol(7): a request whose `Host` is not the server name, port and case aside, is for somebody else.
-fn check_host(peer: &Peer, headers: &HeaderMap) -> Result<(), Refusal> {
-    let host = headers.get(HOST).and_then(|value| value.to_str().ok()).unwrap_or_default();
-    let name = host.rsplit_once(':').map_or(host, |(name, _)| name);
-    if name.eq_ignore_ascii_case(&peer.server_name) {
-        return Ok(());
+/// What no request may be, whatever it asks for: read in two ways, or meant for another server name.
+///
+/// HTTP/1.0 could not be upgraded (RFC 9110 §7.8). A Transfer-Encoding would be a second way to say a length (RFC 9112
+/// §6.1). There is exactly one valid Host (§3.2), and an authority in the target counts like it (§3.2.2).
+fn check_head(peer: &Peer, request: &Request<Incoming>) -> Result<(), Refusal> {
+    let malformed = |text: &str| Err(Refusal::bad_request(400, text));
+    let (uri, headers) = (request.uri(), request.headers());
+    if request.version() != Version::HTTP_11 {
+        return malformed("this server speaks HTTP/1.1");
     }
-    let text = format!("the request is for another host than {}", peer.server_name);
-    Err(Error::new(Code::HostUnknown, text).into())
+    if headers.contains_key(TRANSFER_ENCODING) {
+        return malformed("a body has a Content-Length here, and no Transfer-Encoding");
+    }
+    let mut hosts = headers.get_all(HOST).into_iter();
+    let (Some(host), None) = (hosts.next(), hosts.next()) else { return malformed("a request has one Host") };
+    for authority in [Some(host.as_bytes()), uri.authority().map(|authority| authority.as_str().as_bytes())] {
+        let Some(authority) = authority else { continue };
+        let Some(authority) = plain_authority(authority) else { return malformed("the request's host is malformed") };
+        let is_https = uri.scheme().is_none_or(|scheme| *scheme == Scheme::HTTPS);
+        if !is_https || !authority.host().eq_ignore_ascii_case(&peer.server_name) {
+            let text = format!("the request is for another host than {}", peer.server_name);
+            return Err(Error::new(Code::HostUnknown, text).into());
+        }
+    }
+    Ok(())
+}
+
+/// A host and perhaps a port, and no user (RFC 9110 §4.2.4, §7.2).
+fn plain_authority(text: &[u8]) -> Option<Authority> {
+    let authority = Authority::try_from(text).ok()?;
+    let after = authority.as_str().strip_prefix(authority.host())?;
+    let port = after.strip_prefix(':').unwrap_or(after);
+    port.bytes().all(|byte| byte.is_ascii_digit()).then_some(authority)
 }
 
 fn target_of(query: Option<&str>) -> Result<Option<String>, Refusal> {
@@ -170,7 +195,7 @@ async fn read_body(
         return Err(Refusal::bad_request(413, format!("the body is larger than {max_bytes} bytes")));
     }
     let collected = tokio::time::timeout(idle, Limited::new(body, max_bytes).collect()).await;
-    let body = collected.map_err(|_| Refusal::bad_request(400, "the body did not come in time"))?.map_err(|error| {
+    let body = collected.map_err(|_| Refusal::bad_request(408, "the body did not come in time"))?.map_err(|error| {
         Refusal::bad_request(if error.is::<http_body_util::LengthLimitError>() { 413 } else { 400 }, error.to_string())
     })?;
     Ok((Request::from_parts(parts, ()), body.to_bytes()))

@@ -13,7 +13,7 @@ use std::fs::{self, DirBuilder, File};
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use rustix::fs::OFlags;
@@ -156,13 +156,13 @@ pub fn held(part: &Path) -> u64 {
     fs::symlink_metadata(part).ok().filter(fs::Metadata::is_file).map_or(0, |metadata| metadata.len())
 }
 
-/// Removes parts that an earlier server has left in `home`, and that nobody has touched for `grace`.
-pub fn sweep(home: &Path, grace: Duration) {
+/// Removes the parts in `home` that nobody has written to since `end`.
+pub fn sweep(home: &Path, end: SystemTime) {
     let Ok(entries) = fs::read_dir(home) else { return };
     for entry in entries.flatten() {
         let is_part = entry.file_name().to_string_lossy().starts_with(PART_PREFIX);
-        let age = entry.metadata().and_then(|metadata| metadata.modified()).map(|time| time.elapsed());
-        if is_part && matches!(age, Ok(Ok(age)) if age > grace) {
+        let written = entry.metadata().and_then(|metadata| metadata.modified());
+        if is_part && written.is_ok_and(|written| written < end) {
             remove(&entry.path());
         }
     }

@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use tokio::sync::{OwnedMutexGuard, watch};
@@ -74,9 +74,9 @@ impl Default for Uploads {
     }
 }
 
-/// Removes parts that an earlier server has left in the home of `login`.
-pub async fn sweep(login: &Login, grace: Duration) {
-    do_aside(login, Task::Sweep(login.home.clone(), grace)).await;
+/// Removes parts that nobody has written to since `end` from the home of `login`.
+pub async fn sweep(login: &Login, end: SystemTime) {
+    do_aside(login, Task::Sweep(login.home.clone(), end)).await;
 }
 
 /// Has something done that nobody waits to hear of.

@@ -60,8 +60,9 @@ pub(super) async fn copy(
         let turn = shared.uploads.turn(Arc::new(login), &order.name, order.digest.as_ref(), grace).await;
         let order = Order { part: turn.part(), may_hold: turn.may_hold(), ..order };
         let mut ending = ticket.ending();
-        let mut result = upload(&turn, &order, request.into_body(), idle, &mut ending).await;
-        let is_broken = result.as_ref().is_err_and(|refusal| refusal.error.code == Code::NetworkLost);
+        let uploaded = upload(&turn, &order, request.into_body(), idle, &mut ending).await;
+        let is_broken = matches!(uploaded, Err(Failed::Broken(_)));
+        let mut result = uploaded.map_err(Failed::into_refusal);
         if is_broken && let Some(withdrawn) = ending.is_withdrawn() {
             turn.discard().await;
             result = Err(withdrawn.into());
@@ -101,45 +102,67 @@ async fn held(shared: &Shared, order: &Order, login: Login, grace: Duration) -> 
     Ok(answer)
 }
 
+/// Why nothing was stored.
+enum Failed {
+    /// The body broke off, and the part may be gone on with.
+    Broken(Refusal),
+    /// Anything else.
+    Refused(Refusal),
+}
+
+impl Failed {
+    fn into_refusal(self) -> Refusal {
+        let (Failed::Broken(refusal) | Failed::Refused(refusal)) = self;
+        refusal
+    }
+}
+
+impl From<Refusal> for Failed {
+    fn from(refusal: Refusal) -> Failed {
+        Failed::Refused(refusal)
+    }
+}
+
 async fn upload(
     turn: &Turn,
     order: &Order,
     mut body: Incoming,
     idle: Duration,
     ending: &mut Ending,
-) -> Result<(StatusCode, Stored), Refusal> {
+) -> Result<(StatusCode, Stored), Failed> {
     let mut helper = Helper::start(turn.login(), &Task::Store(Box::new(order.clone()))).await?;
     match helper.answer().await? {
         Storing::Send => {}
         Storing::Known(stored) => return Ok((StatusCode::OK, stored)),
-        other => return Err(internal(format!("unexpected answer of a helper: {other:?}"))),
+        other => return Err(internal(format!("unexpected answer of a helper: {other:?}")).into()),
     }
-    let mut is_whole = false;
-    loop {
+    let why_broken = loop {
         let frame = tokio::select! {
             frame = tokio::time::timeout(idle, body.frame()) => frame,
-            () = turn.asked_for() => break,
-            () = ending.withdrawn() => break,
+            () = turn.asked_for() => {
+                break Some(Error::new(Code::TooMany, "another connection has taken this upload over").into());
+            }
+            () = ending.withdrawn() => break Some(Refusal::bad_request(400, "the upload was stopped")),
         };
         match frame {
             Ok(Some(Ok(frame))) => {
                 let Ok(data) = frame.into_data() else { continue };
                 // Where it takes no more, its answer says why.
                 if !data.is_empty() && helper.send(&data).await.is_err() {
-                    break;
+                    break Some(internal("a helper took no more"));
                 }
             }
-            Ok(None) => {
-                is_whole = true;
-                break;
-            }
-            // Broken off, or silent for too long.
-            Ok(Some(Err(_))) | Err(_) => break,
+            Ok(None) => break None,
+            Ok(Some(Err(_))) => break Some(Refusal::bad_request(400, "the body broke off")),
+            Err(_) => break Some(Refusal::bad_request(408, "the body did not come in time")),
         }
-    }
-    match helper.finish(is_whole).await? {
-        Storing::Stored(stored) => Ok((StatusCode::CREATED, stored)),
-        other => Err(internal(format!("unexpected answer of a helper: {other:?}"))),
+    };
+    match helper.finish(why_broken.is_none()).await {
+        Ok(Storing::Stored(stored)) => Ok((StatusCode::CREATED, stored)),
+        Ok(other) => Err(internal(format!("unexpected answer of a helper: {other:?}")).into()),
+        // Of a body that is not whole only this side knows why.
+        Err(refusal) if refusal.error.code == Code::NetworkLost => Err(Failed::Broken(why_broken.unwrap_or(refusal))),
+        Err(refusal) => Err(refusal.into()),
     }
 }
 

@@ -7,7 +7,7 @@
 
 use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::SystemTime;
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -35,8 +35,8 @@ pub enum Task {
     Held(PathBuf),
     /// Remove this part.
     Remove(PathBuf),
-    /// Remove what an earlier server has left in this home, and nobody has touched for so long.
-    Sweep(PathBuf, Duration),
+    /// Remove the parts in this home that nobody has written to since then.
+    Sweep(PathBuf, SystemTime),
 }
 
 /// What the process says.
@@ -69,8 +69,8 @@ pub fn run(input: &mut dyn BufRead, output: &mut dyn Write) -> io::Result<()> {
             super::remove(&part);
             Answer::Done
         }
-        Task::Sweep(home, grace) => {
-            super::sweep(&home, grace);
+        Task::Sweep(home, end) => {
+            super::sweep(&home, end);
             Answer::Done
         }
         Task::Store(order) => match super::store_known(&order) {

@@ -1,5 +1,7 @@
 //! Storing on a real file system, without a process or a connection.
 
+use std::time::Duration;
+
 use super::*;
 use aws_lc_rs::digest::digest;
 
@@ -166,7 +168,7 @@ fn what_an_earlier_server_has_left_is_swept_when_it_is_old() {
     let file = File::create(&old).unwrap();
     file.set_modified(SystemTime::now() - Duration::from_secs(120)).unwrap();
     File::create(&young).unwrap();
-    sweep(home.path(), Duration::from_secs(60));
+    sweep(home.path(), SystemTime::now() - Duration::from_secs(60));
     assert!(!old.exists() && young.exists());
 }
 
