@@ -2,6 +2,7 @@
 //! that names file and line; nothing is guessed. Only [`ServerConfig::load`] reads, and that file alone.
 
 mod file;
+mod grants;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -36,6 +37,8 @@ pub struct ServerConfig {
     pub upgrade_base: String,
     /// Whether a certificate without any usable alternative name is known by its common name.
     pub allow_cn: bool,
+    /// The trust domains whose SPIFFE IDs are principals; all of them if `None`.
+    pub trust_domains: Option<Vec<String>>,
     /// The hosts, by exact id.
     pub hosts: BTreeMap<HostId, HostConfig>,
     /// Who may reach which of them; nobody does without one.
@@ -63,7 +66,7 @@ pub struct HostConfig {
     pub wrapper: Vec<String>,
     /// How many idle agents are kept started for each account and grant.
     pub pool: usize,
-    /// SHA-256 digests in lower-case hexadecimal; where there are any, no other file can be uploaded.
+    /// SHA-256 digests in lower-case hexadecimal; where there are any, no other file can be uploaded, and no other agent run.
     pub agent_digests: Vec<String>,
 }
 
@@ -211,8 +214,8 @@ impl ServerConfig {
     /// # Errors
     /// `config`, with file and line.
     pub fn parse(path: &Path, text: &str, account: &Account) -> Result<(ServerConfig, Vec<String>)> {
-        let config = file::parse(path, text, account)?;
-        let warnings = config.warnings();
+        let (config, mut warnings) = file::parse(path, text, account)?;
+        warnings.extend(config.warnings());
         Ok((config, warnings))
     }
 
@@ -231,10 +234,15 @@ impl ServerConfig {
             warnings.push("the configuration has no [[grant]]: nobody is let in".to_owned());
         }
         for (index, grant) in self.grants.iter().enumerate() {
+            let principal = &grant.principal;
+            let mut warn = |why: &str| warnings.push(format!("grant {} for `{}` {why}", index + 1, principal.as_str()));
             let opens_any = self.hosts.keys().any(|host| grant.hosts.iter().any(|pattern| pattern.covers(host)));
             if !opens_any && !self.hosts.is_empty() {
-                let (number, principal) = (index + 1, grant.principal.as_str());
-                warnings.push(format!("grant {number} for `{principal}` covers none of the hosts"));
+                warn("covers none of the hosts");
+            }
+            let is_trusted = |domain| self.trust_domains.as_ref().is_none_or(|all| all.iter().any(|one| one == domain));
+            if !principal.trust_domain().is_none_or(is_trusted) {
+                warn("is of none of the `trust_domains`");
             }
         }
         warnings
