@@ -1,4 +1,4 @@
-//! What a grant says, over the wire: the account that a request asks for.
+//! What a grant says, over the wire: the account that a request asks for, and the agents that a host trusts.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -8,14 +8,21 @@ mod support_net;
 use std::ffi::OsStr;
 use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 use std::process::Command;
 use std::sync::mpsc;
 
+use aws_lc_rs::digest::{SHA256, digest};
+use flate2::Compression;
+use flate2::write::GzEncoder;
 use support::process::program;
 use support_net::child::run;
 use support_net::fake::{finish, https_server};
 use support_net::report::fails;
 use support_net::site::{HOST, Plan, SERVER_NAME, Site, text};
+
+/// What Mutagen calls an agent that it uploads.
+const UPLOAD: &str = ".mutagen-agent0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
 
 /// The account that the tests, and so their servers, run as.
 fn own_account() -> String {
@@ -114,4 +121,46 @@ fn two_accounts_in_one_request_are_malformed() {
     assert_eq!(ask("/command", &["--header", &field, "--data", &body("www")]), "400");
     assert_eq!(ask("/command", &["--header", "Tstunnel-User: www", "--data", &body(&own)]), "400");
     assert_eq!(ask("/command", &["--header", "Tstunnel-User: www", "--data", &body("www")]), "403");
+}
+
+#[test]
+fn only_a_trusted_agent_can_be_uploaded() {
+    let mut site = Site::new();
+    let agents = site.local_file("agents.tar.gz", &bundle(b"an agent"));
+    let sum: String = digest(&SHA256, b"another agent").as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
+    let list = site.local_file("agents", format!("# by hand\n{sum}  agent\n").as_bytes());
+    site.serve(&Plan::mutagen().host(&format!("trusted_agents = [{agents:?}, {list:?}]")));
+    let upload = |contents: &[u8]| {
+        let file = site.local_file("agent", contents);
+        site.tstunnel(&["upload", text(&file), &format!("{HOST}:{UPLOAD}")])
+    };
+    for trusted in [&b"an agent"[..], b"another agent"] {
+        run(&mut upload(trusted)).ok();
+    }
+    fails(&mut upload(b"a program of mine"), 1, "command-denied");
+    assert_eq!(std::fs::read(site.home.join(UPLOAD)).unwrap(), b"another agent");
+}
+
+#[test]
+fn a_server_does_not_start_with_a_list_of_agents_that_it_cannot_read() {
+    let site = Site::start(&Plan::mutagen());
+    let file = site.root.join("server.toml");
+    let good = std::fs::read_to_string(&file).unwrap();
+    let damaged = site.local_file("damaged.tar.gz", &bundle(b"an agent")[..40]);
+    let empty = site.local_file("empty", b"# nothing\n");
+    for agents in [Path::new("/no/such/file"), &damaged, &empty] {
+        let host = format!("[host.{HOST}]\n");
+        std::fs::write(&file, good.replace(&host, &format!("{host}trusted_agents = [{agents:?}]\n"))).unwrap();
+        let said = fails(&mut site.tstunnel(&["serve", "--config", text(&file)]), 1, "config");
+        assert!(said.contains(text(agents)), "{said}");
+    }
+}
+
+/// A bundle as Mutagen ships it, with one agent.
+fn bundle(agent: &[u8]) -> Vec<u8> {
+    let mut tar = tar::Builder::new(GzEncoder::new(Vec::new(), Compression::fast()));
+    let mut header = tar::Header::new_gnu();
+    header.set_size(agent.len() as u64);
+    tar.append_data(&mut header, "linux_amd64", agent).unwrap();
+    tar.into_inner().unwrap().finish().unwrap()
 }

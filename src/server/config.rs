@@ -68,6 +68,8 @@ pub struct HostConfig {
     pub pool: usize,
     /// SHA-256 digests in lower-case hexadecimal; where there are any, no other file can be uploaded, and no other agent run.
     pub agent_digests: Vec<String>,
+    /// Files with more of these, which are read into `agent_digests` with the rest of the state.
+    pub trusted_agents: Vec<PathBuf>,
 }
 
 /// Which commands a host allows.
@@ -222,7 +224,8 @@ impl ServerConfig {
     /// The files that are read beside the configuration's own.
     pub fn files(&self) -> Vec<PathBuf> {
         let own = [&self.cert, &self.key];
-        own.into_iter().chain(&self.client_ca).chain(&self.crl).cloned().collect()
+        let of_hosts = self.hosts.values().flat_map(|host| &host.trusted_agents);
+        own.into_iter().chain(&self.client_ca).chain(&self.crl).chain(of_hosts).cloned().collect()
     }
 
     fn warnings(&self) -> Vec<String> {

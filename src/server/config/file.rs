@@ -57,6 +57,7 @@ struct Host {
     pool: Option<Spanned<PoolSize>>,
     #[serde(default)]
     agent_digests: Vec<Digest>,
+    trusted_agents: Option<Spanned<Vec<Text>>>,
 }
 
 #[derive(Deserialize)]
@@ -107,6 +108,10 @@ pub(super) fn parse(path: &Path, text: &str, account: &Account) -> Result<(Serve
                 "agents behind a `wrapper` cannot be kept started: whether their file has changed cannot be told";
             return Err(toml_file::error_at(path, text, Some(pool.span()), what).with_hint("leave `pool` out"));
         }
+        if let Some(empty) = host.trusted_agents.as_ref().filter(|files| files.get_ref().is_empty()) {
+            let what = "`trusted_agents` names no file, so no agent could be run: leave it out to trust every one";
+            return Err(toml_file::error_at(path, text, Some(empty.span()), what));
+        }
         let commands = host.commands.unwrap_or(Commands::Listed { mutagen: true, patterns: Vec::new() });
         let of_host = host.account.map_or_else(|| account.name.clone(), |other| other.into_inner().0);
         // The server's own home is what its environment says; that of another account, its entry in passwd(5).
@@ -121,6 +126,7 @@ pub(super) fn parse(path: &Path, text: &str, account: &Account) -> Result<(Serve
             wrapper: host.wrapper.into_iter().map(|word| word.0).collect(),
             pool: host.pool.map_or(0, |pool| pool.into_inner().0),
             agent_digests: host.agent_digests.into_iter().map(|digest| digest.0).collect(),
+            trusted_agents: host.trusted_agents.into_iter().flat_map(Spanned::into_inner).map(resolve).collect(),
         };
         if hosts.insert(id, configured).is_some() {
             return Err(fails(format!("host `{}` is there twice: case does not matter", name.get_ref())));

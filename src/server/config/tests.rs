@@ -40,6 +40,7 @@ fn the_whole_example_is_read() {
         shell = false
         env = ["LC_*", "TZ"]
         wrapper = ["docker", "exec", "-i", "web"]
+        trusted_agents = ["mutagen-agents.tar.gz", "/etc/agents"]
 
         [host."Dev-7.lab"]
         commands = "any"
@@ -89,6 +90,8 @@ fn the_whole_example_is_read() {
     assert_eq!(host.wrapper, ["docker", "exec", "-i", "web"]);
     let any = &config.hosts[&HostId::parse("dev-7.lab").unwrap()];
     assert!(any.shell && any.commands == Commands::Any);
+    let in_folder = Path::new("/etc/tstunnel/mutagen-agents.tar.gz");
+    assert_eq!(host.trusted_agents, [in_folder, Path::new("/etc/agents")]);
     assert_eq!(config.trust_domains, Some(vec!["example.org".into(), "a_b-1.c".into()]));
     assert_eq!(config.grants.len(), 2);
     assert_eq!(config.grants[0].terms, Terms::default());
@@ -195,6 +198,9 @@ fn a_bad_value_is_refused_with_its_line() {
         ("trust_domains = [\"*\"]", 4, "not a trust domain"),
         ("trust_domains = [\"\"]", 4, "not a trust domain"),
         ("trust_domains = \"example.org\"", 4, "invalid type"),
+        ("[host.a]\ntrusted_agents = []", 5, "names no file"),
+        ("[host.a]\ntrusted_agents = [\"\"]", 5, "empty"),
+        ("[host.a]\ntrusted_agents = \"agents\"", 5, "invalid type"),
         ("[limits]\nhandshake_timeout = 10", 5, "invalid type"),
         ("[limits]\nhandshake_timeout = \"10\"", 5, "not a duration"),
         ("[limits]\nhead_timeout = \"0s\"", 5, "zero"),

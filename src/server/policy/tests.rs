@@ -66,6 +66,7 @@ pub(super) fn host_config() -> HostConfig {
         wrapper: vec![],
         pool: 0,
         agent_digests: vec![],
+        trusted_agents: vec![],
     }
 }
 
