@@ -41,6 +41,8 @@ pub const HEADER_GRACE: &str = "Tstunnel-Grace";
 pub const HEADER_RECEIVED: &str = "Tstunnel-Received";
 /// The header that carries an uploaded file's permission bits, in octal.
 pub const HEADER_MODE: &str = "Tstunnel-Mode";
+/// The header that carries the account asked for.
+pub const HEADER_USER: &str = "Tstunnel-User";
 /// The header that carries an uploaded file's own digest (draft-ietf-httpbis-unencoded-digest).
 pub const HEADER_UNENCODED_DIGEST: &str = "Unencoded-Digest";
 /// The header that carries how much of a broken upload is held (draft-ietf-httpbis-resumable-upload).

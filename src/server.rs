@@ -27,6 +27,7 @@ pub mod spawn;
 pub mod state;
 pub mod store;
 pub mod target;
+pub mod trusted;
 pub mod upload;
 
 use std::path::Path;

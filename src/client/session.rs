@@ -18,7 +18,7 @@ use crate::protocol::frame::{Kind, Role};
 use crate::protocol::head::{Request, Response};
 use crate::protocol::liveness::Policy;
 use crate::protocol::session::{DEFAULT_WINDOW_BYTES, MAX_WINDOW_BYTES, Session};
-use crate::protocol::{HEADER_GRACE, HEADER_SESSION, HEADER_WINDOW, UPGRADE_FRAMED, UPGRADE_RAW};
+use crate::protocol::{HEADER_GRACE, HEADER_SESSION, HEADER_USER, HEADER_WINDOW, UPGRADE_FRAMED, UPGRADE_RAW};
 use crate::stdio::{Counted, Stdio, Stdout, Streams};
 
 /// How long the last words to a server, or its own, may take.
@@ -81,6 +81,9 @@ pub async fn open(dialler: &Dialler, opening: &Opening) -> Result<Opened> {
         .field("Upgrade", &offered);
     if opening.body.is_some() {
         request = request.field("Content-Type", "application/json");
+    } else if let Some(user) = &host.user {
+        // A body names the account itself.
+        request = request.field(HEADER_USER, user);
     }
     let body = opening.body.as_deref().unwrap_or_default();
     let mut bytes = request.field("Content-Length", body.len()).into_bytes();

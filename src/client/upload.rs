@@ -19,7 +19,7 @@ use crate::client::redial::may_pass;
 use crate::error::{Code, Error, Result};
 use crate::protocol::encoding::percent_encode;
 use crate::protocol::head::{Request, Response};
-use crate::protocol::{HEADER_MODE, HEADER_UNENCODED_DIGEST, HEADER_UPLOAD_OFFSET};
+use crate::protocol::{HEADER_MODE, HEADER_UNENCODED_DIGEST, HEADER_UPLOAD_OFFSET, HEADER_USER};
 
 /// A body larger than this is sent as it is: it is compressed in memory, because its length goes ahead of it.
 const COMPRESS_BELOW_BYTES: u64 = 64 << 20;
@@ -143,8 +143,12 @@ impl Source {
         let host = dialler.host();
         let target = format!("{}{}", host.upgrade_base, self.request_path);
         let digest = BASE64.encode(self.sha256);
-        Request::new(method, &target, &host.server_name)
-            .field(HEADER_UNENCODED_DIGEST, format_args!("sha-256=:{digest}:"))
+        let request = Request::new(method, &target, &host.server_name)
+            .field(HEADER_UNENCODED_DIGEST, format_args!("sha-256=:{digest}:"));
+        match &host.user {
+            Some(user) => request.field(HEADER_USER, user),
+            None => request,
+        }
     }
 
     /// Asks on a connection of its own how much of the file the server holds, and dials for the rest.

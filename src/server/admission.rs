@@ -116,7 +116,7 @@ impl Session {
     #[cfg(test)]
     pub(crate) fn for_tests(name: &str) -> Session {
         let peer = Mutex::new(Arc::new(Peer::for_tests(name)));
-        let (principal, asked) = (Principal(name.to_owned()), Arc::new(Request::Host));
+        let (principal, asked) = (Principal(name.to_owned()), Arc::new(Request::Host { user: None }));
         Session { principal, asked, peer, end: watch::Sender::new(None) }
     }
 
@@ -189,7 +189,7 @@ mod tests {
         let limits = Limits { max_sessions: at_most(3), max_sessions_per_principal: at_most(2), ..Limits::default() };
         let principal = Principal(name.to_owned());
         let peer = Arc::new(Peer::for_tests(name));
-        admission.session(&limits, &principal, &peer, Arc::new(Request::Host))
+        admission.session(&limits, &principal, &peer, Arc::new(Request::Host { user: None }))
     }
 
     #[tokio::test]

@@ -2,6 +2,7 @@
 //! that names file and line; nothing is guessed. Only [`ServerConfig::load`] reads, and that file alone.
 
 mod file;
+mod grants;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -36,6 +37,8 @@ pub struct ServerConfig {
     pub upgrade_base: String,
     /// Whether a certificate without any usable alternative name is known by its common name.
     pub allow_cn: bool,
+    /// The trust domains whose SPIFFE IDs are principals; all of them if `None`.
+    pub trust_domains: Option<Vec<String>>,
     /// The hosts, by exact id.
     pub hosts: BTreeMap<HostId, HostConfig>,
     /// Who may reach which of them; nobody does without one.
@@ -63,8 +66,10 @@ pub struct HostConfig {
     pub wrapper: Vec<String>,
     /// How many idle agents are kept started for each account and grant.
     pub pool: usize,
-    /// SHA-256 digests in lower-case hexadecimal; where there are any, no other file can be uploaded.
+    /// SHA-256 digests in lower-case hexadecimal; where there are any, no other file can be uploaded, and no other agent run.
     pub agent_digests: Vec<String>,
+    /// Files with more of these, which are read into `agent_digests` with the rest of the state.
+    pub trusted_agents: Vec<PathBuf>,
 }
 
 /// Which commands a host allows.
@@ -211,15 +216,16 @@ impl ServerConfig {
     /// # Errors
     /// `config`, with file and line.
     pub fn parse(path: &Path, text: &str, account: &Account) -> Result<(ServerConfig, Vec<String>)> {
-        let config = file::parse(path, text, account)?;
-        let warnings = config.warnings();
+        let (config, mut warnings) = file::parse(path, text, account)?;
+        warnings.extend(config.warnings());
         Ok((config, warnings))
     }
 
     /// The files that are read beside the configuration's own.
     pub fn files(&self) -> Vec<PathBuf> {
         let own = [&self.cert, &self.key];
-        own.into_iter().chain(&self.client_ca).chain(&self.crl).cloned().collect()
+        let of_hosts = self.hosts.values().flat_map(|host| &host.trusted_agents);
+        own.into_iter().chain(&self.client_ca).chain(&self.crl).chain(of_hosts).cloned().collect()
     }
 
     fn warnings(&self) -> Vec<String> {
@@ -231,10 +237,15 @@ impl ServerConfig {
             warnings.push("the configuration has no [[grant]]: nobody is let in".to_owned());
         }
         for (index, grant) in self.grants.iter().enumerate() {
+            let principal = &grant.principal;
+            let mut warn = |why: &str| warnings.push(format!("grant {} for `{}` {why}", index + 1, principal.as_str()));
             let opens_any = self.hosts.keys().any(|host| grant.hosts.iter().any(|pattern| pattern.covers(host)));
             if !opens_any && !self.hosts.is_empty() {
-                let (number, principal) = (index + 1, grant.principal.as_str());
-                warnings.push(format!("grant {number} for `{principal}` covers none of the hosts"));
+                warn("covers none of the hosts");
+            }
+            let is_trusted = |domain| self.trust_domains.as_ref().is_none_or(|all| all.iter().any(|one| one == domain));
+            if !principal.trust_domain().is_none_or(is_trusted) {
+                warn("is of none of the `trust_domains`");
             }
         }
         warnings

@@ -3,11 +3,13 @@
 //! No I/O, no clock, no network. Fails closed: what no grant opens and no list names is refused, and an empty policy
 //! denies everyone. Nothing is started, stored or connected without a [`Permit`], and only [`Policy::decide`] makes one.
 
+mod allowed;
 mod command;
 mod environment;
 pub mod grant;
 mod mutagen;
 pub mod target;
+pub mod terms;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -16,20 +18,20 @@ use std::time::SystemTime;
 
 use crate::error::{Code, Error, Result};
 use crate::protocol::{CommandRequest, HostId, Principal};
-use crate::server::config::{Commands, HostConfig, ServerConfig};
-use crate::server::principal::server_name_to_host;
+use crate::server::config::{HostConfig, ServerConfig};
+use crate::server::principal::{server_name_to_host, trust_domain};
 
+use allowed::Allowed;
 pub use command::Invocation;
 use grant::Grant;
-use target::{Target, TargetPattern};
-
-/// Longest name of an uploaded file (tstunnel-protocol(7)), which is Linux' `NAME_MAX` too.
-const MAX_FILENAME_BYTES: usize = 255;
+use target::Target;
+use terms::Terms;
 
 /// Who may do what, where.
 #[derive(Clone, Debug)]
 pub struct Policy {
     domain: Option<String>,
+    trust_domains: Option<Vec<String>>,
     hosts: BTreeMap<HostId, HostConfig>,
     grants: Vec<Grant>,
 }
@@ -71,8 +73,11 @@ pub enum Request {
         /// The account asked for.
         user: Option<String>,
     },
-    /// `GET /host`, and whatever asks only whether this principal may come here at all, like a resume.
-    Host,
+    /// `GET /host`.
+    Host {
+        /// The account asked for.
+        user: Option<String>,
+    },
 }
 
 /// The command of a request.
@@ -126,6 +131,8 @@ pub enum Action {
         env: Vec<(String, String)>,
         /// Whether the program must lead, links resolved, to a file inside `<home>/.mutagen/agents`.
         confined_agent: bool,
+        /// Where there are any, the program is an agent whose SHA-256 (lower-case hexadecimal) must be one of these.
+        digests: Vec<String>,
     },
     /// Store a file in the home directory.
     Copy {
@@ -159,7 +166,7 @@ impl Permit {
         &self.account
     }
 
-    /// The home directory that the host's configuration names for its account, if it names one.
+    /// The home directory that the host's configuration names, if it names one and this is the host's own account.
     pub fn home_override(&self) -> Option<&Path> {
         self.home.as_deref()
     }
@@ -177,7 +184,8 @@ impl Permit {
         }
     }
 
-    /// What allows this, for the audit log: the grant, and the entry of the host's `commands` or `targets`.
+    /// What allows this, for the audit log: the grant, and the entry of the host's `commands` or `targets`, with the grant's own
+    /// where it has any.
     pub fn rule(&self) -> &str {
         &self.rule
     }
@@ -188,129 +196,130 @@ impl Permit {
     }
 }
 
+/// A request that is not allowed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Refused {
+    /// What the client is told.
+    pub error: Error,
+    /// What refuses it: a grant, or that there is none. Not for the client.
+    pub rule: String,
+}
+
 impl Policy {
     /// Takes what decides from a configuration.
     pub fn new(config: &ServerConfig) -> Policy {
-        Policy { domain: config.domain.clone(), hosts: config.hosts.clone(), grants: config.grants.clone() }
+        let ServerConfig { domain, trust_domains, hosts, grants, .. } = config.clone();
+        Policy { domain, trust_domains, hosts, grants }
     }
 
     /// Decides on one request of a verified principal that came for `server_name` (its SNI).
     ///
+    /// Grants count in their order. One that does not cover principal, host, source and time is not there for this request; of the
+    /// others the first that allows account and request gives the permit. Where none does, the first says why.
+    ///
     /// # Errors
-    /// `host-unknown` where there is no such host or no grant to it, with the same words either way; `unauthorized` for
-    /// another account than the host's or one outside the grant; `command-denied` and `bad-request` as tstunnel-protocol(7) has them.
+    /// `host-unknown` where there is no such host or no grant to it, with the same words either way; `unauthorized` for a
+    /// principal of a foreign trust domain and for an account outside the grant; `command-denied` and `bad-request` as
+    /// tstunnel-protocol(7) has them.
     pub fn decide(&self, asker: &Asker, server_name: &str, request: &Request) -> Result<Permit> {
-        let principal = &asker.principal;
-        let unknown = || Error::new(Code::HostUnknown, format!("no host {server_name} for this principal"));
-        let host = server_name_to_host(server_name, self.domain.as_deref(), &self.hosts).ok_or_else(unknown)?;
-        let config = self.hosts.get(&host).ok_or_else(unknown)?;
-        let grant_rule = self.grant(principal, &host, &config.account, unknown)?;
-        if let Some(user) = request.user().filter(|user| *user != config.account) {
-            return Err(Error::new(Code::Unauthorized, format!("no account `{}` for this principal", clipped(user))));
-        }
-        let (action, rule) = match request {
-            Request::Command { line, env, .. } => command(config, line, env)?,
-            Request::Copy { filename, .. } => copy(config, filename)?,
-            Request::Stream { target, .. } => stream(config, target.as_deref())?,
-            Request::Host => (Action::Host, String::new()),
-        };
-        Ok(Permit {
-            host,
-            principal: principal.clone(),
-            account: config.account.clone(),
-            home: config.home.clone(),
-            wrapper: config.wrapper.clone(),
-            pool: config.pool,
-            rule: if rule.is_empty() { grant_rule } else { format!("{grant_rule}; {rule}") },
-            action,
-        })
+        self.judge(asker, server_name, request).map_err(|refused| refused.error)
     }
 
-    /// The first grant that opens `host` to `principal` as `account`, as the audit log names it.
-    fn grant(
-        &self,
-        principal: &Principal,
-        host: &HostId,
-        account: &str,
-        unknown: impl Fn() -> Error,
-    ) -> Result<String> {
-        let mut opens = false;
-        for (index, grant) in self.grants.iter().enumerate() {
-            let Some(host_pattern) = grant.opens(principal, host) else { continue };
-            if grant.includes_account(account) {
-                let (number, principal_pattern) = (index + 1, grant.principal.as_str());
-                return Ok(format!("grant {number} `{principal_pattern}` on `{}`", host_pattern.as_str()));
+    /// The same, with the rule behind a refusal.
+    ///
+    /// # Errors
+    /// Those of [`Policy::decide`].
+    pub fn judge(&self, asker: &Asker, server_name: &str, request: &Request) -> Result<Permit, Refused> {
+        let (host, config) = self.host(asker, server_name)?;
+        let account = request.user().unwrap_or(&config.account);
+        let mut first = None;
+        for (rule, grant) in self.open(asker, &host.clone()) {
+            match allow(config, &grant.terms, account, request) {
+                Ok(allowed) => {
+                    return Ok(Permit {
+                        host,
+                        principal: asker.principal.clone(),
+                        account: account.to_owned(),
+                        home: config.home.clone().filter(|_| account == config.account),
+                        wrapper: config.wrapper.clone(),
+                        pool: config.pool,
+                        rule: allowed.rule(rule),
+                        action: allowed.action,
+                    });
+                }
+                Err(error) => {
+                    first.get_or_insert(Refused { error, rule });
+                }
             }
-            opens = true;
         }
-        if opens {
-            Err(Error::new(Code::Unauthorized, "this principal's grant does not include the host's account"))
-        } else {
-            Err(unknown())
-        }
+        Err(first.unwrap_or_else(|| Refused { error: unknown(server_name), rule: "no grant".to_owned() }))
     }
+
+    /// Finds the host that `server_name` stands for, where any grant opens it, for whatever that may be.
+    ///
+    /// # Errors
+    /// Those of [`Policy::decide`], before account and request are looked at.
+    pub fn reach(&self, asker: &Asker, server_name: &str) -> Result<HostId> {
+        let (host, _) = self.host(asker, server_name).map_err(|refused| refused.error)?;
+        let is_open = self.open(asker, &host).next().is_some();
+        if is_open { Ok(host) } else { Err(unknown(server_name)) }
+    }
+
+    fn host(&self, asker: &Asker, server_name: &str) -> Result<(HostId, &HostConfig), Refused> {
+        if let (Some(trusted), Some(domain)) = (&self.trust_domains, trust_domain(&asker.principal))
+            && !trusted.iter().any(|trusted| trusted == domain)
+        {
+            let error =
+                Error::new(Code::Unauthorized, "the client certificate's SPIFFE ID is of a foreign trust domain");
+            return Err(Refused { error, rule: "trust_domains".to_owned() });
+        }
+        let host = server_name_to_host(server_name, self.domain.as_deref(), &self.hosts);
+        host.and_then(|host| self.hosts.get(&host).map(|config| (host, config)))
+            .ok_or_else(|| Refused { error: unknown(server_name), rule: "no such host".to_owned() })
+    }
+
+    /// The grants that are there for a request to `host`, each as the audit log names it.
+    fn open(&self, asker: &Asker, host: &HostId) -> impl Iterator<Item = (String, &Grant)> {
+        let there = self.grants.iter().enumerate().filter(|(_, grant)| grant.terms.count(asker.source, asker.now));
+        there.filter_map(|(index, grant)| {
+            let host_pattern = grant.opens(&asker.principal, host)?;
+            let (number, principal_pattern) = (index + 1, grant.principal.as_str());
+            Some((format!("grant {number} `{principal_pattern}` on `{}`", host_pattern.as_str()), grant))
+        })
+    }
+}
+
+/// What a host and the terms of one grant to it make of a request as `account`.
+fn allow(host: &HostConfig, terms: &Terms, account: &str, request: &Request) -> Result<Allowed> {
+    if !terms.includes_account(account, &host.account) {
+        let text = match request.user() {
+            Some(user) => format!("no account `{}` for this principal", clipped(user)),
+            None => "this principal's grant does not include the host's account".to_owned(),
+        };
+        return Err(Error::new(Code::Unauthorized, text));
+    }
+    match request {
+        Request::Command { line, env, .. } => allowed::command(host, terms, line, env),
+        Request::Copy { filename, .. } => allowed::copy(host, terms, filename),
+        Request::Stream { target, .. } => allowed::stream(host, terms, target.as_deref()),
+        Request::Host { .. } => Ok(Allowed { action: Action::Host, by_host: None, by_grant: None }),
+    }
+}
+
+fn unknown(server_name: &str) -> Error {
+    Error::new(Code::HostUnknown, format!("no host {server_name} for this principal"))
 }
 
 impl Request {
-    fn user(&self) -> Option<&str> {
+    /// The account asked for.
+    pub fn user(&self) -> Option<&str> {
         match self {
-            Request::Command { user, .. } | Request::Copy { user, .. } | Request::Stream { user, .. } => {
-                user.as_deref()
-            }
-            Request::Host => None,
+            Request::Command { user, .. }
+            | Request::Copy { user, .. }
+            | Request::Stream { user, .. }
+            | Request::Host { user } => user.as_deref(),
         }
     }
-}
-
-fn command(host: &HostConfig, line: &CommandLine, env: &BTreeMap<String, String>) -> Result<(Action, String)> {
-    let allowed = command::decide(host, line)?;
-    if env.iter().any(|(name, value)| name.contains('\0') || value.contains('\0')) {
-        return Err(Error::new(Code::BadRequest, "the environment has a NUL in it"));
-    }
-    let command::Allowed { invocation, confined_agent, rule } = allowed;
-    let action = Action::Command { invocation, env: environment::filtered(env, &host.env), confined_agent };
-    Ok((action, format!("command `{rule}`")))
-}
-
-/// Under `any` every name, under `mutagen` those of Mutagen's agents; patterns of command lines allow no upload.
-fn copy(host: &HostConfig, filename: &str) -> Result<(Action, String)> {
-    let malformed = |why: &str| Err(Error::new(Code::BadRequest, format!("the file's name {why}")));
-    match filename {
-        "" | "." | ".." => return malformed("is empty, `.` or `..`"),
-        _ if filename.len() > MAX_FILENAME_BYTES => return malformed("is longer than 255 bytes"),
-        _ if filename.contains(['/', '\0']) => return malformed("has a slash or a NUL in it"),
-        _ => {}
-    }
-    let rule = match &host.commands {
-        Commands::Any => "any",
-        Commands::Listed { mutagen: true, .. } if mutagen::is_uploaded_agent(filename) => "mutagen",
-        Commands::Listed { .. } => {
-            let text = format!("this host does not allow an upload as `{}`", clipped(filename));
-            return Err(Error::new(Code::CommandDenied, text)
-                .with_hint("ask whoever runs the endpoint to set the host's `commands` to \"any\""));
-        }
-    };
-    let action = Action::Copy { filename: filename.to_owned(), digests: host.agent_digests.clone() };
-    Ok((action, format!("upload `{rule}`")))
-}
-
-fn stream(host: &HostConfig, asked: Option<&str>) -> Result<(Action, String)> {
-    let denied = |text: String| Error::new(Code::CommandDenied, text);
-    let target = match asked {
-        Some(text) => Target::parse(text).map_err(|why| Error::new(Code::BadRequest, why))?,
-        None => host
-            .targets
-            .iter()
-            .find_map(|entry| match entry {
-                TargetPattern::One(target) => Some(target.clone()),
-                TargetPattern::Pattern(_) => None,
-            })
-            .ok_or_else(|| denied("this host has no default target".to_owned()))?,
-    };
-    let Some(entry) = host.targets.iter().find(|entry| entry.allows(&target)) else {
-        return Err(denied(format!("this host does not allow the target `{}`", clipped(&target.to_string()))));
-    };
-    Ok((Action::Stream { target }, format!("target `{entry}`")))
 }
 
 /// The beginning of what a peer sent, for a message.

@@ -97,6 +97,11 @@ pub fn check_spiffe_id(text: &str) -> Result<(), &'static str> {
     Ok(())
 }
 
+/// The trust domain of a principal that is a SPIFFE ID.
+pub fn trust_domain(principal: &Principal) -> Option<&str> {
+    principal.0.strip_prefix(SPIFFE_PREFIX)?.split('/').next()
+}
+
 /// Checks an e-mail name (RFC 5280 §4.2.1.6): `local@domain` without quoting, comments or spaces.
 ///
 /// # Errors

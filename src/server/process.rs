@@ -116,7 +116,7 @@ pub struct Image {
 /// # Errors
 /// A [`StartFailure`]; its text is for the client.
 pub fn prepare(permit: &Permit, login: Login) -> Result<Prepared, StartFailure> {
-    let Action::Command { invocation, env, confined_agent } = permit.action() else {
+    let Action::Command { invocation, env, confined_agent, .. } = permit.action() else {
         return Err(StartFailure::Broken("this permit is not for a command".to_owned()));
     };
     let is_wrapped = !permit.wrapper().is_empty();

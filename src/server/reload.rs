@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use crate::error::{Result, printable};
+use crate::error::{Code, Error, Result, printable};
 use crate::server::Shared;
 use crate::server::config::{Account, ServerConfig};
 use crate::server::files::Files;
@@ -56,7 +56,9 @@ impl Source {
     }
 
     async fn try_reload(&self, shared: &Arc<Shared>, listeners: &mut Listeners) -> Result<()> {
-        let (state, warnings) = State::load(&self.path, &self.account)?;
+        let (path, account) = (self.path.clone(), self.account.clone());
+        let loading = tokio::task::spawn_blocking(move || State::load(&path, &account));
+        let (state, warnings) = loading.await.map_err(|error| Error::new(Code::Internal, error.to_string()))??;
         // A server starts with such a list, and lets nobody in; one that runs has something better.
         tls::check_lists(&state.config.crl, SystemTime::now())?;
         let bound = listener::bind(&listeners.missing(&state.config.listen)).await?;

@@ -13,13 +13,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full, Limited};
 use hyper::body::{Body, Incoming};
-use hyper::header::{CONTENT_TYPE, HOST, HeaderValue, TRANSFER_ENCODING};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODING};
 use hyper::http::uri::{Authority, Scheme};
 use hyper::{Method, Request, Response, StatusCode, Version};
 
 use crate::error::{Code, Error, printable};
 use crate::protocol::encoding::percent_decode;
-use crate::protocol::{CommandRequest, MAX_COMMAND_BYTES, UPGRADE_FRAMED, UPGRADE_RAW};
+use crate::protocol::{CommandRequest, HEADER_USER, MAX_COMMAND_BYTES, UPGRADE_FRAMED, UPGRADE_RAW};
 use crate::server::Shared;
 use crate::server::account::Login;
 use crate::server::handshake::Peer;
@@ -95,7 +95,7 @@ async fn respond(
     let decide = |asked: &PolicyRequest| state.policy.decide(&asker, &peer.server_name, asked);
     let admit = |asked| shared.admit(state, &asker.principal, peer, Arc::new(asked));
     check_head(peer, &request)?;
-    let here = decide(&PolicyRequest::Host)?;
+    let here = state.policy.reach(&asker, &peer.server_name)?;
     let route = route.ok_or_else(|| Refusal::bad_request(404, "there is nothing under this path"))?;
     if !route.allows(request.method()) {
         return Err(Refusal::bad_request(405, format!("this path takes {}", route.allow())));
@@ -103,21 +103,22 @@ async fn respond(
     if shared.is_stopping() {
         return Err(Error::new(Code::Overloaded, "the server is stopping").into());
     }
+    let user = user(request.headers())?;
     match route {
-        Route::Host => Ok(host(&here)),
+        Route::Host => Ok(host(&decide(&PolicyRequest::Host { user })?)),
         Route::Command => {
             let protocol = chosen_protocol(request.headers())?;
             let (request, body) = read_body(request, MAX_COMMAND_BYTES, limits.body_idle_timeout).await?;
             let asked: CommandRequest = serde_json::from_slice(&body)
                 .map_err(|error| Refusal::bad_request(400, format!("the body is not a command: {error}")))?;
-            let asked = asked.into();
+            let asked = CommandRequest { user: one_user(user, asked.user)?, ..asked }.into();
             let permit = decide(&asked)?;
             upgrade::command(shared, state, peer, protocol, permit, admit(asked)?, request).await
         }
         Route::Stream => {
             let protocol = chosen_protocol(request.headers())?;
             let target = target_of(request.uri().query())?;
-            let asked = PolicyRequest::Stream { target, user: None };
+            let asked = PolicyRequest::Stream { target, user };
             let permit = decide(&asked)?;
             upgrade::stream(shared, peer, protocol, permit, admit(asked)?, request).await
         }
@@ -125,11 +126,11 @@ async fn respond(
             if chosen_protocol(request.headers())? != Protocol::Framed {
                 return Err(Refusal::bad_request(426, "only a framed session can be resumed"));
             }
-            upgrade::resume(shared, state, peer, &here, request).await
+            upgrade::resume(shared, state, peer, &asker, &here, request).await
         }
         Route::Copy(name) => {
             let filename = decoded(name)?;
-            let asked = PolicyRequest::Copy { filename, user: None };
+            let asked = PolicyRequest::Copy { filename, user };
             let permit = decide(&asked)?;
             copy::copy(shared, state, peer, permit, admit(asked)?, request).await
         }
@@ -169,6 +170,26 @@ fn plain_authority(text: &[u8]) -> Option<Authority> {
     let after = authority.as_str().strip_prefix(authority.host())?;
     let port = after.strip_prefix(':').unwrap_or(after);
     port.bytes().all(|byte| byte.is_ascii_digit()).then_some(authority)
+}
+
+/// The account that the head asks for.
+fn user(headers: &HeaderMap) -> Result<Option<String>, Refusal> {
+    let mut values = headers.get_all(HEADER_USER).into_iter();
+    let (Some(value), is_alone) = (values.next(), values.next().is_none()) else { return Ok(None) };
+    match str::from_utf8(value.as_bytes()) {
+        Ok(user) if is_alone => Ok(Some(user.to_owned())),
+        _ => Err(Refusal::bad_request(400, format!("{HEADER_USER} is not the name of one account"))),
+    }
+}
+
+/// The account that head and body ask for.
+fn one_user(of_head: Option<String>, of_body: Option<String>) -> Result<Option<String>, Refusal> {
+    match (of_head, of_body) {
+        (Some(head), Some(body)) if head != body => {
+            Err(Refusal::bad_request(400, format!("{HEADER_USER} and the body ask for two accounts")))
+        }
+        (head, body) => Ok(head.or(body)),
+    }
 }
 
 fn target_of(query: Option<&str>) -> Result<Option<String>, Refusal> {

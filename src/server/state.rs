@@ -9,6 +9,7 @@ use rustls::server::danger::ClientCertVerifier;
 use crate::error::{Code, Error, Result};
 use crate::server::config::{Account, ServerConfig};
 use crate::server::policy::Policy;
+use crate::server::trusted;
 use crate::tls;
 
 /// All that the server's files say.
@@ -30,11 +31,12 @@ impl State {
     /// # Errors
     /// `config` where the configuration or a file that it names is wrong.
     pub fn load(path: &Path, account: &Account) -> Result<(State, Vec<String>)> {
-        let (config, warnings) = ServerConfig::load(path, account)?;
+        let (mut config, warnings) = ServerConfig::load(path, account)?;
         if config.listen.is_empty() {
             let text = format!("{}: `listen` names no address", path.display());
             return Err(Error::new(Code::Config, text).with_hint("set `listen = [\"0.0.0.0:8443\"]`"));
         }
+        trusted::read_into(&mut config.hosts)?;
         let clients = tls::client_verifier(&config.client_ca, &config.crl)?;
         let tls = Arc::new(tls::server_config(&config.cert, &config.key, clients.clone())?);
         Ok((State { policy: Policy::new(&config), config, tls, clients }, warnings))

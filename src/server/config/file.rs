@@ -12,12 +12,13 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use toml::Spanned;
 
+use super::grants::GrantTable;
 use super::{Account, Commands, HostConfig, Limits, MAX_POOL, MIN_WINDOW_BYTES, ServerConfig};
 use crate::config::{duration, pattern, toml_file};
 use crate::error::Result;
 use crate::protocol::{DEFAULT_UPGRADE_BASE, HostId, is_dns_name};
-use crate::server::policy::grant::Grant;
 use crate::server::policy::target::TargetPattern;
+use crate::server::principal::{SPIFFE_PREFIX, check_spiffe_id};
 
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -33,10 +34,11 @@ struct File {
     upgrade_base: Option<UpgradeBase>,
     #[serde(default)]
     allow_cn: bool,
+    trust_domains: Option<Vec<TrustDomain>>,
     #[serde(default)]
     host: BTreeMap<Spanned<String>, Host>,
     #[serde(default)]
-    grant: Vec<Grant>,
+    grant: Vec<GrantTable>,
     limits: Option<LimitsTable>,
 }
 
@@ -55,6 +57,7 @@ struct Host {
     pool: Option<Spanned<PoolSize>>,
     #[serde(default)]
     agent_digests: Vec<Digest>,
+    trusted_agents: Option<Spanned<Vec<Text>>>,
 }
 
 #[derive(Deserialize)]
@@ -74,9 +77,10 @@ struct LimitsTable {
     resume_memory_bytes: Option<usize>,
 }
 
-/// Parses and checks `text`; see [`ServerConfig::parse`].
-pub(super) fn parse(path: &Path, text: &str, account: &Account) -> Result<ServerConfig> {
+/// Parses and checks `text`; see [`ServerConfig::parse`]. The warnings are of what only the text shows.
+pub(super) fn parse(path: &Path, text: &str, account: &Account) -> Result<(ServerConfig, Vec<String>)> {
     let file: File = toml_file::parse(path, text)?;
+    let mut warnings = Vec::new();
     if file.client_ca.get_ref().is_empty() {
         let what = "`client_ca` names no authority, so no client could be verified";
         return Err(toml_file::error_at(path, text, Some(file.client_ca.span()), what));
@@ -94,16 +98,19 @@ pub(super) fn parse(path: &Path, text: &str, account: &Account) -> Result<Server
             .with_hint("name each host; patterns belong into a grant's `hosts`"));
         }
         let id = HostId::parse(name.get_ref()).map_err(|cause| fails(cause.text))?;
-        if let Some(other) = host.account.as_ref().filter(|other| !account.is_root && other.get_ref().0 != account.name)
-        {
-            let what = format!("this server runs as `{}` and serves its own account only", account.name);
-            return Err(toml_file::error_at(path, text, Some(other.span()), &what)
-                .with_hint(format!("leave `account` out, or run the server as `{}`", other.get_ref().0)));
+        if let Some(other) = &host.account {
+            check_account(path, text, account, other)?;
+        } else if account.is_root {
+            warnings.push(format!("host `{id}` has no `account`, so it is `{}`'s: everything there is", account.name));
         }
         if let Some(pool) = host.pool.as_ref().filter(|_| !host.wrapper.is_empty()) {
             let what =
                 "agents behind a `wrapper` cannot be kept started: whether their file has changed cannot be told";
             return Err(toml_file::error_at(path, text, Some(pool.span()), what).with_hint("leave `pool` out"));
+        }
+        if let Some(empty) = host.trusted_agents.as_ref().filter(|files| files.get_ref().is_empty()) {
+            let what = "`trusted_agents` names no file, so no agent could be run: leave it out to trust every one";
+            return Err(toml_file::error_at(path, text, Some(empty.span()), what));
         }
         let commands = host.commands.unwrap_or(Commands::Listed { mutagen: true, patterns: Vec::new() });
         let of_host = host.account.map_or_else(|| account.name.clone(), |other| other.into_inner().0);
@@ -119,12 +126,14 @@ pub(super) fn parse(path: &Path, text: &str, account: &Account) -> Result<Server
             wrapper: host.wrapper.into_iter().map(|word| word.0).collect(),
             pool: host.pool.map_or(0, |pool| pool.into_inner().0),
             agent_digests: host.agent_digests.into_iter().map(|digest| digest.0).collect(),
+            trusted_agents: host.trusted_agents.into_iter().flat_map(Spanned::into_inner).map(resolve).collect(),
         };
         if hosts.insert(id, configured).is_some() {
             return Err(fails(format!("host `{}` is there twice: case does not matter", name.get_ref())));
         }
     }
-    Ok(ServerConfig {
+    let grants = file.grant.into_iter().map(|grant| grant.checked(path, text, account)).collect::<Result<_>>()?;
+    let config = ServerConfig {
         listen: file.listen.unwrap_or_else(|| vec![SocketAddr::from(([0, 0, 0, 0], 8443))]),
         cert: resolve(file.cert),
         key: resolve(file.key),
@@ -134,10 +143,23 @@ pub(super) fn parse(path: &Path, text: &str, account: &Account) -> Result<Server
         domain: file.domain.map(|domain| domain.0),
         upgrade_base: file.upgrade_base.map_or_else(|| DEFAULT_UPGRADE_BASE.to_owned(), |base| base.0),
         allow_cn: file.allow_cn,
+        trust_domains: file.trust_domains.map(|domains| domains.into_iter().map(|domain| domain.0).collect()),
         hosts,
-        grants: file.grant,
+        grants,
         limits: file.limits.map(LimitsTable::over_defaults).unwrap_or_default(),
-    })
+    };
+    Ok((config, warnings))
+}
+
+/// Refuses an account that this server could never become.
+pub(super) fn check_account(path: &Path, text: &str, account: &Account, asked: &Spanned<Text>) -> Result<()> {
+    let name = &asked.get_ref().0;
+    if account.is_root || *name == account.name {
+        return Ok(());
+    }
+    let what = format!("this server runs as `{}` and serves its own account only", account.name);
+    Err(toml_file::error_at(path, text, Some(asked.span()), &what)
+        .with_hint(format!("leave `{name}` out, or run the server as `{name}`")))
 }
 
 impl LimitsTable {
@@ -178,7 +200,7 @@ macro_rules! checked {
         $(#[$doc])*
         #[derive(Deserialize)]
         #[serde(try_from = $from)]
-        struct $name($inner);
+        pub(super) struct $name(pub(super) $inner);
 
         impl TryFrom<$source> for $name {
             type Error = String;
@@ -205,6 +227,10 @@ checked! {
     };
     Domain(String) from "String": String = |text| {
         if is_dns_name(&text) { Ok(text.to_ascii_lowercase()) } else { Err(format!("`{text}` is not a DNS name")) }
+    };
+    TrustDomain(String) from "String": String = |text| {
+        let is_one = !text.contains('/') && check_spiffe_id(&format!("{SPIFFE_PREFIX}{text}")).is_ok();
+        if is_one { Ok(text) } else { Err(format!("`{text}` is not a trust domain, like \"example.org\"")) }
     };
     UpgradeBase(String) from "String": String = upgrade_base;
     EnvPattern(String) from "String": String = |text| {

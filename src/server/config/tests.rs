@@ -1,4 +1,5 @@
 use super::*;
+use crate::server::policy::terms::Terms;
 
 const MINIMAL: &str = "cert = \"server.crt\"\nkey = \"server.key\"\nclient_ca = [\"ca.crt\"]\n";
 
@@ -29,6 +30,7 @@ fn the_whole_example_is_read() {
         crl = ["clients.crl"]
         domain = "Containers.example.net"
         upgrade_base = "/other/v2"
+        trust_domains = ["example.org", "a_b-1.c"]
 
         [host.host123]
         account = "dev"
@@ -38,6 +40,7 @@ fn the_whole_example_is_read() {
         shell = false
         env = ["LC_*", "TZ"]
         wrapper = ["docker", "exec", "-i", "web"]
+        trusted_agents = ["mutagen-agents.tar.gz", "/etc/agents"]
 
         [host."Dev-7.lab"]
         commands = "any"
@@ -50,6 +53,10 @@ fn the_whole_example_is_read() {
         principal = "ann@example.org"
         hosts = ["*"]
         accounts = ["dev"]
+        commands = "mutagen"
+        targets = ["tcp:127.0.0.1:80"]
+        sources = ["10.0.0.0/8", "::1"]
+        expires = 2030-01-31T18:00:00+01:00
 
         [limits]
         handshake_timeout = "500ms"
@@ -83,7 +90,17 @@ fn the_whole_example_is_read() {
     assert_eq!(host.wrapper, ["docker", "exec", "-i", "web"]);
     let any = &config.hosts[&HostId::parse("dev-7.lab").unwrap()];
     assert!(any.shell && any.commands == Commands::Any);
+    let in_folder = Path::new("/etc/tstunnel/mutagen-agents.tar.gz");
+    assert_eq!(host.trusted_agents, [in_folder, Path::new("/etc/agents")]);
+    assert_eq!(config.trust_domains, Some(vec!["example.org".into(), "a_b-1.c".into()]));
     assert_eq!(config.grants.len(), 2);
+    assert_eq!(config.grants[0].terms, Terms::default());
+    let terms = &config.grants[1].terms;
+    assert_eq!(terms.accounts, Some(vec!["dev".into()]));
+    assert_eq!(terms.commands, Some(Commands::Listed { mutagen: true, patterns: vec![] }));
+    assert_eq!(terms.targets.as_ref().map(Vec::len), Some(1));
+    assert_eq!(terms.sources.as_ref().map(Vec::len), Some(2));
+    assert_eq!(terms.expires.map(|expires| expires.to_string()).as_deref(), Some("2030-01-31T17:00:00Z"));
     assert_eq!(config.limits.handshake_timeout, Duration::from_millis(500));
     assert_eq!(config.limits.resume_grace, Duration::from_secs(3600));
     assert_eq!(config.limits.max_upload_bytes.get(), 4);
@@ -162,6 +179,28 @@ fn a_bad_value_is_refused_with_its_line() {
         ("[[grant]]\nprincipal = \"*\"\nhosts = [\"a b\"]", 6, "neither a host id nor a pattern"),
         ("[[grant]]\nprincipal = \"*\"\nhosts = \"*\"", 6, "invalid type"),
         ("[[grant]]\nprincipal = \"*\"\nhosts = []\nuser = 1", 7, "unknown field `user`"),
+        ("[[grant]]\nprincipal = \"*\"\nhosts = []\naccounts = [\"dev\",\n\"root\"]", 8, "its own account only"),
+        ("[[grant]]\nprincipal = \"*\"\nhosts = []\naccounts = [\"\"]", 7, "empty"),
+        ("[[grant]]\nprincipal = \"*\"\nhosts = []\naccounts = \"dev\"", 7, "invalid type"),
+        ("[[grant]]\nprincipal = \"*\"\nhosts = []\ncommands = \"all\"", 7, "\"mutagen\", \"any\" or a list"),
+        ("[[grant]]\nprincipal = \"*\"\nhosts = []\ncommands = [\"any\", \"ls\"]", 7, "stands alone"),
+        ("[[grant]]\nprincipal = \"*\"\nhosts = []\ntargets = [\"tcp:*\"]", 7, "no target"),
+        ("[[grant]]\nprincipal = \"*\"\nhosts = []\nsources = [\"10.0.0.1/8\"]", 7, "bits behind its prefix"),
+        ("[[grant]]\nprincipal = \"*\"\nhosts = []\nsources = [\"example.org\"]", 7, "no address and no network"),
+        ("[[grant]]\nprincipal = \"*\"\nhosts = []\nsources = \"::1\"", 7, "invalid type"),
+        ("[[grant]]\nprincipal = \"*\"\nhosts = []\nexpires = 2030-01-31", 7, "with an offset"),
+        ("[[grant]]\nprincipal = \"*\"\nhosts = []\nexpires = \"2030-01-31T00:00:00\"", 7, "with an offset"),
+        ("[[grant]]\nprincipal = \"*\"\nhosts = []\nexpires = \"soon\"", 7, "with an offset"),
+        ("[[grant]]\nprincipal = \"*\"\nhosts = []\nexpires = 1", 7, "with an offset"),
+        ("trust_domains = [\"Example.org\"]", 4, "not a trust domain"),
+        ("trust_domains = [\"example.org/users\"]", 4, "not a trust domain"),
+        ("trust_domains = [\"spiffe://example.org\"]", 4, "not a trust domain"),
+        ("trust_domains = [\"*\"]", 4, "not a trust domain"),
+        ("trust_domains = [\"\"]", 4, "not a trust domain"),
+        ("trust_domains = \"example.org\"", 4, "invalid type"),
+        ("[host.a]\ntrusted_agents = []", 5, "names no file"),
+        ("[host.a]\ntrusted_agents = [\"\"]", 5, "empty"),
+        ("[host.a]\ntrusted_agents = \"agents\"", 5, "invalid type"),
         ("[limits]\nhandshake_timeout = 10", 5, "invalid type"),
         ("[limits]\nhandshake_timeout = \"10\"", 5, "not a duration"),
         ("[limits]\nhead_timeout = \"0s\"", 5, "zero"),
@@ -216,6 +255,18 @@ fn root_may_serve_any_account_from_its_own_home() {
 }
 
 #[test]
+fn a_host_that_is_roots_by_default_is_warned_of() {
+    let root = Account { name: "root".into(), home: "/root".into(), is_root: true };
+    let grant = "[[grant]]\nprincipal = \"*\"\nhosts = [\"*\"]\naccounts = [\"ann\", \"root\"]";
+    let warnings = |host: &str, account: &Account| {
+        ServerConfig::parse(Path::new("s.toml"), &format!("{MINIMAL}{host}\n{grant}"), account).unwrap().1
+    };
+    assert_eq!(warnings("[host.a]", &root), ["host `a` has no `account`, so it is `root`'s: everything there is"]);
+    assert!(warnings("[host.a]\naccount = \"root\"", &root).is_empty());
+    assert!(warnings("[host.a]\naccount = \"ann\"", &root).is_empty());
+}
+
+#[test]
 fn a_root_upgrade_base_is_no_prefix() {
     assert_eq!(parse(&format!("{MINIMAL}upgrade_base = \"/\"")).0.upgrade_base, "");
 }
@@ -227,6 +278,9 @@ fn what_is_hardly_meant_is_warned_of() {
     assert!(warnings.iter().any(|w| w.contains("nothing to reach")), "{warnings:?}");
     let (_, warnings) = parse(&format!("{MINIMAL}[host.a]\n[[grant]]\nprincipal = \"*\"\nhosts = [\"b-*\"]"));
     assert_eq!(warnings, ["grant 1 for `*` covers none of the hosts"]);
+    let grant = "[[grant]]\nprincipal = \"spiffe://example.com/*\"\nhosts = [\"a\"]";
+    let (_, warnings) = parse(&format!("trust_domains = [\"example.org\"]\n{MINIMAL}[host.a]\n{grant}"));
+    assert_eq!(warnings, ["grant 1 for `spiffe://example.com/*` is of none of the `trust_domains`"]);
 }
 
 #[test]

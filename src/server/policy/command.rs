@@ -1,4 +1,5 @@
-//! A `/command` request against a host's `commands`: what is run and how, or a refusal. Fails closed. No I/O.
+//! A `/command` request against the `commands` of a host and of a grant: what is run and how, or a refusal. Fails closed. No
+//! I/O.
 //!
 //! - `any`: everything. With `shell` the line goes to the login shell as it is; `args` follow it, quoted.
 //! - `mutagen`: [`super::mutagen`]'s forms, never through a shell, whatever `shell` says.
@@ -26,39 +27,51 @@ pub enum Invocation {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Allowed {
     pub(super) invocation: Invocation,
-    pub(super) confined_agent: bool,
-    /// The entry of `commands` that allows it.
+    /// Which of Mutagen's it is, where it may be run because it is one.
+    pub(super) kind: Option<mutagen::Kind>,
+    /// The entry of the host's `commands` that allows it.
     pub(super) rule: String,
+    /// The entry of the grant's, where the grant has any.
+    pub(super) granted: Option<String>,
 }
 
 /// Most characters of a refused command that its refusal repeats.
 const SHOWN_CHARACTERS: usize = 64;
 
-/// Decides on one command.
+/// Decides on one command: the host has to allow it, and the grant too where it has `commands` of its own. What one of the two
+/// keeps from the shell, or confines, is so whatever the other says.
 ///
 /// # Errors
-/// `bad-request` for an empty command or a NUL, `command-denied` for what the host does not allow.
-pub(super) fn decide(host: &HostConfig, line: &CommandLine) -> Result<Allowed> {
+/// `bad-request` for an empty command or a NUL, `command-denied` for what is not allowed.
+pub(super) fn decide(host: &HostConfig, granted: Option<&Commands>, line: &CommandLine) -> Result<Allowed> {
     let words = words(line)?;
-    match &host.commands {
-        Commands::Any => {
-            let invocation = if host.shell { Invocation::Shell(shell_line(line)) } else { Invocation::Argv(words) };
-            Ok(Allowed { invocation, confined_agent: false, rule: "any".to_owned() })
-        }
-        Commands::Listed { mutagen, patterns } => {
-            if *mutagen && let Some(kind) = mutagen::command(&words) {
-                return Ok(Allowed {
-                    invocation: Invocation::Argv(words),
-                    confined_agent: kind == mutagen::Kind::Agent,
-                    rule: "mutagen".to_owned(),
-                });
-            }
-            let allowed = if host.shell { match_for_shell(patterns, line) } else { match_words(patterns, &words) };
-            let Some(pattern) = allowed else { return Err(denied(&words)) };
-            let invocation = if host.shell { Invocation::Shell(shell_line(line)) } else { Invocation::Argv(words) };
-            Ok(Allowed { invocation, confined_agent: false, rule: pattern.to_owned() })
-        }
-    }
+    let by_host = allowed(&host.commands, host.shell, line, &words).ok_or_else(|| denied("host", &words))?;
+    let Some(commands) = granted else { return Ok(by_host) };
+    let by_grant = allowed(commands, host.shell, line, &words).ok_or_else(|| denied("grant", &words))?;
+    Ok(Allowed {
+        invocation: match by_host.invocation {
+            Invocation::Argv(words) => Invocation::Argv(words),
+            Invocation::Shell(_) => by_grant.invocation,
+        },
+        kind: by_host.kind.or(by_grant.kind),
+        rule: by_host.rule,
+        granted: Some(by_grant.rule),
+    })
+}
+
+/// What `commands` make of a line, if they allow it.
+fn allowed(commands: &Commands, shell: bool, line: &CommandLine, words: &[String]) -> Option<Allowed> {
+    let argv = || Invocation::Argv(words.to_vec());
+    let invocation = || if shell { Invocation::Shell(shell_line(line)) } else { argv() };
+    let (invocation, kind, rule) = match commands {
+        Commands::Any => (invocation(), None, "any"),
+        Commands::Listed { mutagen, patterns } => match mutagen::command(words).filter(|_| *mutagen) {
+            Some(kind) => (argv(), Some(kind), "mutagen"),
+            None if shell => (invocation(), None, match_for_shell(patterns, line)?),
+            None => (invocation(), None, match_words(patterns, words)?),
+        },
+    };
+    Some(Allowed { invocation, kind, rule: rule.to_owned(), granted: None })
 }
 
 fn words(line: &CommandLine) -> Result<Vec<String>> {
@@ -120,13 +133,13 @@ fn is_plain_in_a_shell(character: char) -> bool {
     character.is_ascii_alphanumeric() || "-_./:,@%+=".contains(character)
 }
 
-fn denied(words: &[String]) -> Error {
+fn denied(by: &str, words: &[String]) -> Error {
     let line = words.join(" ");
     let mut shown: String = line.chars().take(SHOWN_CHARACTERS).collect();
     if shown.len() < line.len() {
         shown.push('…');
     }
-    Error::new(Code::CommandDenied, format!("this host does not allow `{shown}`"))
+    Error::new(Code::CommandDenied, format!("this {by} does not allow `{shown}`"))
 }
 
 #[cfg(test)]
@@ -151,21 +164,21 @@ mod tests {
     }
 
     fn argv(host: &HostConfig, line: &CommandLine) -> Option<Vec<String>> {
-        match decide(host, line).ok()?.invocation {
+        match decide(host, None, line).ok()?.invocation {
             Invocation::Argv(words) => Some(words),
             Invocation::Shell(_) => panic!("not through a shell"),
         }
     }
 
     fn shell(host: &HostConfig, line: &CommandLine) -> Option<String> {
-        match decide(host, line).ok()?.invocation {
+        match decide(host, None, line).ok()?.invocation {
             Invocation::Argv(_) => panic!("through a shell"),
             Invocation::Shell(line) => Some(line),
         }
     }
 
     fn code(host: &HostConfig, line: &CommandLine) -> Code {
-        decide(host, line).unwrap_err().code
+        decide(host, None, line).unwrap_err().code
     }
 
     #[test]
@@ -218,7 +231,8 @@ mod tests {
 
     #[test]
     fn only_the_installed_agent_is_confined() {
-        let confined = |host: &HostConfig, text: &str| decide(host, &line(text)).unwrap().confined_agent;
+        let confined =
+            |host: &HostConfig, text: &str| decide(host, None, &line(text)).unwrap().kind == Some(mutagen::Kind::Agent);
         let agent = ".mutagen/agents/0.18.1/mutagen-agent synchronizer --log-level=info";
         assert!(confined(&host(true, &[], false), agent));
         assert!(!confined(&host(true, &[], false), "uname -s -m"));
@@ -234,7 +248,7 @@ mod tests {
         for denied in ["git", "git status x", "git logs", "git log", "ls ab", "Git status", "uname -s -m"] {
             assert_eq!(code(&host, &line(denied)), Code::CommandDenied, "{denied}");
         }
-        assert_eq!(decide(&host, &line("git log -1")).unwrap().rule, "git log *");
+        assert_eq!(decide(&host, None, &line("git log -1")).unwrap().rule, "git log *");
     }
 
     #[test]
@@ -285,7 +299,7 @@ mod tests {
 
     #[test]
     fn a_refusal_repeats_only_the_beginning_of_a_command() {
-        let error = decide(&host(true, &[], false), &line(&"é".repeat(1000))).unwrap_err();
+        let error = decide(&host(true, &[], false), None, &line(&"é".repeat(1000))).unwrap_err();
         assert!(error.text.chars().count() < 120, "{error}");
     }
 }

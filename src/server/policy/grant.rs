@@ -9,33 +9,27 @@ use serde::Deserialize;
 
 use crate::config::pattern;
 use crate::protocol::{HostId, Principal};
+use crate::server::policy::terms::Terms;
 use crate::server::principal::{SPIFFE_PREFIX, check_principal_text, check_spiffe_id};
 
 /// One `[[grant]]`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// Who.
     pub principal: PrincipalPattern,
     /// Which hosts, any of these.
     pub hosts: Vec<HostPattern>,
-    /// Only where the host's account is one of these; whatever it is if `None`.
-    #[serde(default)]
-    pub accounts: Option<Vec<String>>,
+    /// How far.
+    pub terms: Terms,
 }
 
 impl Grant {
-    /// The pattern by which this grant opens `host` to `principal`, whatever the account.
+    /// The pattern by which this grant opens `host` to `principal`, whatever its terms.
     pub fn opens(&self, principal: &Principal, host: &HostId) -> Option<&HostPattern> {
         if !self.principal.covers(principal) {
             return None;
         }
         self.hosts.iter().find(|pattern| pattern.covers(host))
-    }
-
-    /// Whether this grant goes as far as `account`.
-    pub fn includes_account(&self, account: &str) -> bool {
-        self.accounts.as_ref().is_none_or(|accounts| accounts.iter().any(|granted| granted == account))
     }
 }
 
@@ -54,6 +48,11 @@ impl PrincipalPattern {
     /// The pattern as it was written.
     pub fn as_str(&self) -> &str {
         &self.0
+    }
+
+    /// The one trust domain of the SPIFFE IDs that it is a pattern for.
+    pub fn trust_domain(&self) -> Option<&str> {
+        self.0.strip_prefix(SPIFFE_PREFIX)?.split('/').next()
     }
 }
 

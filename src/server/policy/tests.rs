@@ -1,13 +1,19 @@
+//! What a policy allows, and what it hides.
+
+mod grants;
+
 use std::path::PathBuf;
 
 use proptest::prelude::*;
 
 use super::*;
-use crate::server::config::Account;
+use crate::server::config::{Account, Commands};
 
 const ANN: &str = "spiffe://example.org/users/ann";
 const AGENT: &str = ".mutagen/agents/0.18.1/mutagen-agent synchronizer --log-level=info";
 const UPLOAD: &str = ".mutagen-agent0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
+
+const HOST: Request = Request::Host { user: None };
 
 const EXAMPLE: &str = r#"
     [host.host123]
@@ -39,7 +45,8 @@ const EXAMPLE: &str = r#"
 
 fn policy(text: &str) -> Policy {
     let whole = format!("cert = \"c\"\nkey = \"k\"\nclient_ca = [\"a\"]\ndomain = \"example.net\"\n{text}");
-    let account = Account { name: "dev".into(), home: "/home/dev".into(), is_root: false };
+    // Whoever may become other accounts, and yet has a name that tells its own from theirs.
+    let account = Account { name: "dev".into(), home: "/home/dev".into(), is_root: true };
     Policy::new(&ServerConfig::parse(Path::new("server.toml"), &whole, &account).unwrap().0)
 }
 
@@ -59,6 +66,7 @@ pub(super) fn host_config() -> HostConfig {
         wrapper: vec![],
         pool: 0,
         agent_digests: vec![],
+        trusted_agents: vec![],
     }
 }
 
@@ -89,7 +97,7 @@ fn a_permit_carries_all_that_its_use_needs() {
     assert_eq!(permit.rule(), "grant 1 `spiffe://example.org/users/*` on `host123`; command `mutagen`");
     let words = AGENT.split(' ').map(str::to_owned).collect();
     let invocation = Invocation::Argv(words);
-    assert_eq!(*permit.action(), Action::Command { invocation, env: vec![], confined_agent: true });
+    assert_eq!(*permit.action(), Action::Command { invocation, env: vec![], confined_agent: true, digests: vec![] });
 }
 
 #[test]
@@ -100,9 +108,7 @@ fn an_empty_policy_denies_everyone() {
         "[[grant]]\nprincipal = \"*\"\nhosts = [\"*\"]",
         "[host.a]\n[[grant]]\nprincipal = \"*\"\nhosts = []",
     ] {
-        for request in
-            [run(AGENT), run("uname -s -m"), upload(UPLOAD), to(None), to(Some("tcp:localhost:1")), Request::Host]
-        {
+        for request in [run(AGENT), run("uname -s -m"), upload(UPLOAD), to(None), to(Some("tcp:localhost:1")), HOST] {
             let error = policy(text).decide(&asker(ANN), "a.example.net", &request).unwrap_err();
             assert_eq!(error.code, Code::HostUnknown);
         }
@@ -111,7 +117,7 @@ fn an_empty_policy_denies_everyone() {
 
 #[test]
 fn a_host_that_is_not_granted_looks_like_one_that_does_not_exist() {
-    for request in [run(AGENT), run("id\0"), upload(".."), to(Some("")), Request::Host] {
+    for request in [run(AGENT), run("id\0"), upload(".."), to(Some("")), HOST] {
         let hidden = decide(ANN, "secret.example.net", &request).unwrap_err();
         let missing = decide(ANN, "absent.example.net", &request).unwrap_err();
         assert_eq!(hidden.code, Code::HostUnknown);
@@ -131,11 +137,11 @@ fn only_the_granted_principal_gets_in() {
     for stranger in
         ["", "*", "spiffe://example.org/users", "spiffe://example.com/users/ann", "ann@example.com", "ann", "host123"]
     {
-        let error = decide(stranger, "host123.example.net", &Request::Host).unwrap_err();
+        let error = decide(stranger, "host123.example.net", &HOST).unwrap_err();
         assert_eq!(error.code, Code::HostUnknown, "{stranger}");
     }
-    assert!(decide("ann@example.org", "open.example.net", &Request::Host).is_ok());
-    assert!(decide("ann@example.org", "host123.example.net", &Request::Host).is_err());
+    assert!(decide("ann@example.org", "open.example.net", &HOST).is_ok());
+    assert!(decide("ann@example.org", "host123.example.net", &HOST).is_err());
 }
 
 #[test]
@@ -158,9 +164,9 @@ fn another_account_is_unauthorized() {
 
 #[test]
 fn a_grant_for_other_accounts_is_none() {
-    let error = decide("spiffe://example.org/users/bob", "other.example.net", &Request::Host).unwrap_err();
+    let error = decide("spiffe://example.org/users/bob", "other.example.net", &HOST).unwrap_err();
     assert_eq!(error.code, Code::Unauthorized);
-    let permit = decide("ann@example.org", "other.example.net", &Request::Host).unwrap();
+    let permit = decide("ann@example.org", "other.example.net", &HOST).unwrap();
     assert_eq!(permit.rule(), "grant 3 `ann@example.org` on `o*`");
 }
 
@@ -179,7 +185,7 @@ fn commands_outside_the_list_are_denied() {
 fn everything_goes_where_somebody_wrote_any() {
     let permit = decide(ANN, "open.example.net", &run("cd x && make")).unwrap();
     let invocation = Invocation::Shell("cd x && make".into());
-    assert_eq!(*permit.action(), Action::Command { invocation, env: vec![], confined_agent: false });
+    assert_eq!(*permit.action(), Action::Command { invocation, env: vec![], confined_agent: false, digests: vec![] });
     assert!(decide(ANN, "open.example.net", &upload("notes.txt")).is_ok());
     assert_eq!(code("open", &run("")), Code::BadRequest);
 }
@@ -282,8 +288,9 @@ fn any_request() -> impl Strategy<Value = Request> {
     prop_oneof![
         (line, env, user.clone()).prop_map(|(line, env, user)| Request::Command { line, env, user }),
         (any::<String>(), user.clone()).prop_map(|(filename, user)| Request::Copy { filename, user }),
-        (proptest::option::of("(tcp|unix)?:.*"), user).prop_map(|(target, user)| Request::Stream { target, user }),
-        Just(Request::Host),
+        (proptest::option::of("(tcp|unix)?:.*"), user.clone())
+            .prop_map(|(target, user)| Request::Stream { target, user }),
+        user.prop_map(|user| Request::Host { user }),
     ]
 }
 

@@ -15,11 +15,11 @@ use tokio::sync::oneshot;
 
 use super::{Answer, internal};
 use crate::error::{Code, Error, printable};
-use crate::protocol::{HEADER_RECEIVED, HEADER_SESSION, UPGRADE_FRAMED, UPGRADE_RAW};
+use crate::protocol::{HEADER_RECEIVED, HEADER_SESSION, HostId, UPGRADE_FRAMED, UPGRADE_RAW};
 use crate::server::admission::Ticket;
 use crate::server::connection::Lingering;
 use crate::server::handshake::{Peer, Stream};
-use crate::server::policy::{Action, Permit};
+use crate::server::policy::{Action, Asker, Permit};
 use crate::server::pool::{Bounds, Label};
 use crate::server::process::{self, Pipes, Prepared, Process, StartFailure};
 use crate::server::refusal::Refusal;
@@ -154,14 +154,15 @@ pub(super) async fn resume(
     shared: &Arc<Shared>,
     state: &Arc<State>,
     peer: &Arc<Peer>,
-    here: &Permit,
+    asker: &Asker,
+    host: &HostId,
     mut request: Request<Incoming>,
 ) -> Result<Answer, Refusal> {
     let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
-    let found = shared.registry.find(text(HEADER_SESSION).unwrap_or_default(), here.principal(), here.host())?;
+    let found = shared.registry.find(text(HEADER_SESSION).unwrap_or_default(), &asker.principal, host)?;
     let Found { task, session } = found;
     // From where and by which certificate it is asked for may be new.
-    state.policy.decide(&peer.asker(here.principal().clone()), &peer.server_name, &session.asked)?;
+    state.policy.decide(asker, &peer.server_name, &session.asked)?;
     let peer_received = text(HEADER_RECEIVED)
         .and_then(|count| count.parse().ok())
         .ok_or_else(|| Refusal::bad_request(400, format!("{HEADER_RECEIVED} is not a number")))?;

@@ -1,0 +1,111 @@
+//! What a host and the terms of a grant allow of one request, each by itself: both have to. No I/O.
+
+use std::collections::BTreeMap;
+
+use super::target::{Target, TargetPattern};
+use super::terms::Terms;
+use super::{Action, CommandLine, clipped, command, environment, mutagen};
+use crate::error::{Code, Error, Result};
+use crate::server::config::{Commands, HostConfig};
+
+/// Longest name of an uploaded file (tstunnel-protocol(7)), which is Linux' `NAME_MAX` too.
+const MAX_FILENAME_BYTES: usize = 255;
+
+/// A request that is allowed, and by which entries.
+pub(super) struct Allowed {
+    pub(super) action: Action,
+    /// The entry of the host's `commands` or `targets`.
+    pub(super) by_host: Option<String>,
+    /// The entry of the grant's, where it has its own.
+    pub(super) by_grant: Option<String>,
+}
+
+impl Allowed {
+    /// The whole rule, behind the grant's name.
+    pub(super) fn rule(&self, mut rule: String) -> String {
+        for (word, entry) in [(" for ", &self.by_grant), ("; ", &self.by_host)] {
+            if let Some(entry) = entry {
+                rule.push_str(word);
+                rule.push_str(entry);
+            }
+        }
+        rule
+    }
+}
+
+pub(super) fn command(
+    host: &HostConfig,
+    terms: &Terms,
+    line: &CommandLine,
+    env: &BTreeMap<String, String>,
+) -> Result<Allowed> {
+    let command::Allowed { invocation, kind, rule, granted } = command::decide(host, terms.commands.as_ref(), line)?;
+    if env.iter().any(|(name, value)| name.contains('\0') || value.contains('\0')) {
+        return Err(Error::new(Code::BadRequest, "the environment has a NUL in it"));
+    }
+    let is_agent = matches!(kind, Some(mutagen::Kind::Agent | mutagen::Kind::Install));
+    let action = Action::Command {
+        invocation,
+        env: environment::filtered(env, &host.env),
+        confined_agent: kind == Some(mutagen::Kind::Agent),
+        digests: if is_agent { host.agent_digests.clone() } else { Vec::new() },
+    };
+    let named = |rule: String| format!("command `{rule}`");
+    Ok(Allowed { action, by_host: Some(named(rule)), by_grant: granted.map(named) })
+}
+
+pub(super) fn copy(host: &HostConfig, terms: &Terms, filename: &str) -> Result<Allowed> {
+    let malformed = |why: &str| Err(Error::new(Code::BadRequest, format!("the file's name {why}")));
+    match filename {
+        "" | "." | ".." => return malformed("is empty, `.` or `..`"),
+        _ if filename.len() > MAX_FILENAME_BYTES => return malformed("is longer than 255 bytes"),
+        _ if filename.contains(['/', '\0']) => return malformed("has a slash or a NUL in it"),
+        _ => {}
+    }
+    let denied = |by: &str| {
+        let text = format!("this {by} does not allow an upload as `{}`", clipped(filename));
+        Error::new(Code::CommandDenied, text)
+            .with_hint(format!("ask whoever runs the endpoint to set the {by}'s `commands` to \"any\""))
+    };
+    let by_host = upload(&host.commands, filename).ok_or_else(|| denied("host"))?;
+    let by_grant = match &terms.commands {
+        Some(commands) => Some(upload(commands, filename).ok_or_else(|| denied("grant"))?),
+        None => None,
+    };
+    let action = Action::Copy { filename: filename.to_owned(), digests: host.agent_digests.clone() };
+    let named = |rule: &str| format!("upload `{rule}`");
+    Ok(Allowed { action, by_host: Some(named(by_host)), by_grant: by_grant.map(named) })
+}
+
+/// Under `any` every name, under `mutagen` those of Mutagen's agents; patterns of command lines allow no upload.
+fn upload(commands: &Commands, filename: &str) -> Option<&'static str> {
+    match commands {
+        Commands::Any => Some("any"),
+        Commands::Listed { mutagen: true, .. } if mutagen::is_uploaded_agent(filename) => Some("mutagen"),
+        Commands::Listed { .. } => None,
+    }
+}
+
+/// Without a target it is the host's first, whether or not the grant allows that one.
+pub(super) fn stream(host: &HostConfig, terms: &Terms, asked: Option<&str>) -> Result<Allowed> {
+    let denied = |text: String| Error::new(Code::CommandDenied, text);
+    let target = match asked {
+        Some(text) => Target::parse(text).map_err(|why| Error::new(Code::BadRequest, why))?,
+        None => host
+            .targets
+            .iter()
+            .find_map(|entry| match entry {
+                TargetPattern::One(target) => Some(target.clone()),
+                TargetPattern::Pattern(_) => None,
+            })
+            .ok_or_else(|| denied("this host has no default target".to_owned()))?,
+    };
+    let entry_of = |by: &str, entries: &[TargetPattern]| {
+        let entry = entries.iter().find(|entry| entry.allows(&target)).map(|entry| format!("target `{entry}`"));
+        let refused = || denied(format!("this {by} does not allow the target `{}`", clipped(&target.to_string())));
+        entry.ok_or_else(refused)
+    };
+    let by_host = entry_of("host", &host.targets)?;
+    let by_grant = terms.targets.as_ref().map(|entries| entry_of("grant", entries)).transpose()?;
+    Ok(Allowed { action: Action::Stream { target }, by_host: Some(by_host), by_grant })
+}
