@@ -39,6 +39,7 @@ use tokio::sync::watch;
 use crate::error::Result;
 use crate::server::account::Login;
 use crate::server::admission::Admission;
+use crate::server::agents::Agents;
 use crate::server::config::{Account, HostConfig};
 use crate::server::life::Life;
 use crate::server::pool::Pool;
@@ -53,6 +54,7 @@ pub struct Shared {
     state: RwLock<Arc<State>>,
     uploads: Uploads,
     pool: Pool,
+    agents: Agents,
     admission: Admission,
     registry: Registry,
     stop: Stop,
@@ -112,6 +114,7 @@ pub async fn run(path: &Path) -> Result<()> {
     let shared = Arc::new(Shared {
         uploads: Uploads::new(),
         pool: Pool::new(admission.alive()),
+        agents: Agents::default(),
         admission,
         registry: Registry::new(limits),
         stop: Stop(stop),

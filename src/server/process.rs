@@ -16,6 +16,7 @@ use tokio::time::Instant;
 
 use crate::protocol::session::Exit;
 use crate::server::account::{DEFAULT_SHELL, Login};
+use crate::server::agents::{Agents, Trusted};
 use crate::server::policy::{Action, Invocation, Permit};
 use crate::server::spawn;
 
@@ -105,6 +106,8 @@ impl FileVersion {
 pub struct Image {
     /// The files to try in turn.
     files: Vec<PathBuf>,
+    /// What was verified, and is run instead.
+    agent: Option<Trusted>,
     /// The name and the arguments.
     words: Vec<String>,
     /// What is added to the environment that a login gives.
@@ -115,8 +118,8 @@ pub struct Image {
 ///
 /// # Errors
 /// A [`StartFailure`]; its text is for the client.
-pub fn prepare(permit: &Permit, login: Login) -> Result<Prepared, StartFailure> {
-    let Action::Command { invocation, env, confined_agent, .. } = permit.action() else {
+pub fn prepare(permit: &Permit, login: Login, agents: &Agents) -> Result<Prepared, StartFailure> {
+    let Action::Command { invocation, env, confined_agent, digests } = permit.action() else {
         return Err(StartFailure::Broken("this permit is not for a command".to_owned()));
     };
     let is_wrapped = !permit.wrapper().is_empty();
@@ -137,7 +140,21 @@ pub fn prepare(permit: &Permit, login: Login) -> Result<Prepared, StartFailure> 
     } else {
         (files(program, &login.home), None)
     };
-    Ok(Prepared { image: Image { files, words, env: env.clone() }, version, is_wrapped, login })
+    let agent = match files.as_slice() {
+        _ if digests.is_empty() => None,
+        [path] if !is_wrapped => Some(agents.verify(path, &login, digests, !confined_agent).map_err(|error| {
+            let untrusted =
+                || StartFailure::NotExecutable(format!("{program}: not one of the agents that the host trusts"));
+            if error.kind() == io::ErrorKind::PermissionDenied { untrusted() } else { explain(program, &error) }
+        })?),
+        _ => {
+            let text = format!(
+                "{program}: what is behind a wrapper cannot be verified, and this host trusts listed agents alone"
+            );
+            return Err(StartFailure::NotExecutable(text));
+        }
+    };
+    Ok(Prepared { image: Image { files, agent, words, env: env.clone() }, version, is_wrapped, login })
 }
 
 /// The files that `program` may name: relative to the home where it has a slash, else in each folder of [`PATH`].
@@ -193,14 +210,14 @@ impl Prepared {
 /// # Errors
 /// Those of fork(2) and execve(2), [`spawn::NO_HOME`] and [`spawn::NOT_BECOME`].
 pub fn start_own(name: &str, login: &Login) -> io::Result<Child> {
-    let image = Image { files: vec![OWN_PROGRAM.into()], words: vec![name.to_owned()], env: Vec::new() };
+    let image = Image { files: vec![OWN_PROGRAM.into()], agent: None, words: vec![name.to_owned()], env: Vec::new() };
     start(image, login, &login.home, Stdio::inherit()).map_err(|(_, error)| error)
 }
 
 /// Starts `image` with the environment that a login gives, and wide pipes for stdin and stdout. A failure has the program's name
 /// with it.
 fn start(image: Image, login: &Login, folder: &Path, stderr: Stdio) -> Result<Child, (String, io::Error)> {
-    let Image { files, words, env } = image;
+    let Image { files, agent, words, env } = image;
     let text = |path: &Path| path.display().to_string();
     let mut environment: Vec<(String, String)> = [
         ("HOME", text(&login.home)),
@@ -216,7 +233,10 @@ fn start(image: Image, login: &Login, folder: &Path, stderr: Stdio) -> Result<Ch
         login,
         folder,
         descriptors: rustix::process::getrlimit(rustix::process::Resource::Nofile),
-        program: spawn::Program::OneOf(files),
+        program: match &agent {
+            Some(Trusted { file, is_script, .. }) => spawn::Program::File { file, is_kept: *is_script },
+            None => spawn::Program::OneOf(files),
+        },
         arguments: &words,
         environment: &environment,
     };

@@ -59,7 +59,12 @@ pub enum Program<'a> {
     /// The first of these files that can be executed.
     OneOf(Vec<PathBuf>),
     /// An open file, whatever its name leads to by now.
-    File(&'a OwnedFd),
+    File {
+        /// The file.
+        file: &'a OwnedFd,
+        /// Whether it stays open: the interpreter of a script reads it.
+        is_kept: bool,
+    },
 }
 
 /// A command whose child becomes what `setup` says; its standard streams are the caller's to set.
@@ -76,6 +81,10 @@ pub fn command(setup: &Setup<'_>) -> io::Result<Command> {
     let identity = setup.login.identity.clone();
     let descriptors = setup.descriptors;
     let image = Image::new(setup)?;
+    let kept = match &setup.program {
+        Program::File { file, is_kept: true } => Some(file.as_raw_fd()),
+        _ => None,
+    };
     let server = rustix::process::getpid();
     let child = move || -> io::Result<()> {
         rustix::process::setsid()?;
@@ -99,7 +108,7 @@ pub fn command(setup: &Setup<'_>) -> io::Result<Command> {
             return Err(Errno::SRCH.into());
         }
         rustix::process::chdir(&*folder).map_err(|_| NO_HOME)?;
-        close_on_exec(image.file)?;
+        close_on_exec(kept)?;
         Err(image.execute())
     };
     // Its name is never used: the child executes the image itself.
@@ -141,7 +150,7 @@ impl Image {
                 let paths = paths.iter().map(|path| CString::new(path.as_os_str().as_bytes()));
                 (paths.collect::<Result<Vec<_>, _>>()?, None)
             }
-            Program::File(file) => (Vec::new(), Some(file.as_raw_fd())),
+            Program::File { file, .. } => (Vec::new(), Some(file.as_raw_fd())),
         };
         let pointers = |texts: &[CString]| texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect();
         let (argv, envp) = (pointers(&arguments), pointers(&environment));

@@ -5,7 +5,7 @@ use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
 use crate::TRANSPORT;
-use crate::support::mutagen::{Daemon, text};
+use crate::support::mutagen::{self, Daemon, text};
 use crate::support::remote::{Setup, Transport};
 use crate::support::tree::{self, assert_same, make_executable};
 use crate::support::wait::{SOON, wait_until};
@@ -60,6 +60,36 @@ fn second_session_runs_the_installed_agent_at_once() {
 
     assert_eq!(remote.recorder().purposes().get(5..), Some([SYNCHRONIZER.to_owned()].as_slice()));
     assert_eq!(remote.agents().len(), 2, "every session has an agent of its own");
+}
+
+#[test]
+fn host_that_trusts_its_own_bundles_agents_alone_gets_one_and_runs_it_from_memory() {
+    let bundle = mutagen::programs().join("mutagen-agents.tar.gz");
+    let remote = Setup::new(TRANSPORT).with_host_setting(&format!("trusted_agents = [{bundle:?}]")).start();
+    let daemon = Daemon::start(&remote);
+    let (here, there) = (daemon.folder("tree"), remote.home().join("tree"));
+    tree::generate(&here, 60, 4);
+
+    daemon.create_sync(&here, &remote.url("tree")).wait_until_ready(SOON);
+
+    assert_same(&here, &there);
+    for agent in remote.agents() {
+        let image = fs::read_link(format!("/proc/{}/exe", agent.pid)).unwrap();
+        assert!(image.to_string_lossy().starts_with("/memfd:mutagen-agent"), "{image:?}");
+    }
+}
+
+#[test]
+fn host_with_a_pool_gives_each_session_an_agent_of_its_own() {
+    let remote = Setup::new(TRANSPORT).with_host_setting("pool = 2").start();
+    let daemon = Daemon::start(&remote);
+    for name in ["one", "two", "three"] {
+        let (here, there) = (daemon.folder(name), remote.home().join(name));
+        tree::generate(&here, 30, 5);
+        daemon.create_sync(&here, &remote.url(name)).wait_until_ready(SOON);
+        assert_same(&here, &there);
+    }
+    wait_until("three agents work and two wait", SOON, || remote.agents().len() == 5);
 }
 
 #[test]

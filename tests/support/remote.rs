@@ -46,6 +46,7 @@ pub(crate) struct Setup {
     listen: Ipv4Addr,
     server_log: &'static str,
     limits: Vec<String>,
+    host_settings: Vec<String>,
     client_settings: Vec<String>,
     grants: Vec<(String, String)>,
 }
@@ -66,6 +67,7 @@ impl Setup {
             listen: Ipv4Addr::LOCALHOST,
             server_log: "info",
             limits: Vec::new(),
+            host_settings: Vec::new(),
             client_settings: Vec::new(),
             grants: Vec::new(),
         }
@@ -84,6 +86,12 @@ impl Setup {
     /// Allows streams to the host's own ports.
     pub(crate) fn with_targets(self) -> Setup {
         Setup { targets: true, ..self }
+    }
+
+    /// Adds a line to the host's table in the server's configuration.
+    pub(crate) fn with_host_setting(mut self, line: &str) -> Setup {
+        self.host_settings.push(line.to_owned());
+        self
     }
 
     /// Puts a shell script before every command, whose words are the script's arguments. Allows every command.
@@ -412,6 +420,9 @@ fn write_server_configuration(folder: &Path, setup: &Setup, home: &Path, wrapper
     }
     if setup.targets {
         text += "targets = [\"tcp:127.0.0.1:*\"]\n";
+    }
+    for line in &setup.host_settings {
+        text += &format!("{line}\n");
     }
     if let Some(wrapper) = wrapper {
         text += &format!("shell = false\nwrapper = [\"{}\"]\n", wrapper.display());

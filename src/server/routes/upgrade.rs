@@ -61,8 +61,10 @@ pub(super) async fn command(
     request: Request<()>,
 ) -> Result<Answer, Refusal> {
     let login = super::login(&permit).await?;
-    let (prepared, permit) =
-        tokio::task::spawn_blocking(move || (process::prepare(&permit, login), permit)).await.map_err(internal)?;
+    let agents = shared.agents.clone();
+    let (prepared, permit) = tokio::task::spawn_blocking(move || (process::prepare(&permit, login, &agents), permit))
+        .await
+        .map_err(internal)?;
     // Here, on one of the runtime's workers: the process ends with the thread that starts it.
     let started = prepared.and_then(|prepared| start(shared, state, &permit, prepared));
     let opened = Opened::new(shared, &permit, protocol, &ticket)?;
