@@ -88,7 +88,7 @@ impl Interruptions {
         let bytes = bytes.div_ceil(2);
         let folder = tempfile::Builder::new().prefix("ts-bench-").tempdir().unwrap();
         let on = Host::start(&folder.path().join("on"), "any");
-        let off = Host::start_with(&folder.path().join("off"), "any", "resume_grace = \"0s\"\n");
+        let off = Host::start_with(&folder.path().join("off"), "commands = \"any\"\n", "resume_grace = \"0s\"\n");
         for (direction, samples) in [Direction::Up, Direction::Down].into_iter().zip(&mut self.throughput) {
             let line = direction.line(bytes);
             for (index, host) in [(0, &on), (1, &off), (1, &off), (0, &on)] {

@@ -9,6 +9,7 @@
 mod interruptions;
 mod measure;
 mod memory;
+mod pool;
 mod servers;
 mod table;
 
@@ -22,6 +23,7 @@ use std::path::Path;
 use interruptions::Interruptions;
 use measure::{Direction, first_byte, transfer, until_exit};
 use memory::Memory;
+use pool::Pool;
 use servers::{Plain, mutagen_over_openssh, mutagen_over_tstunnel};
 use support::process::program;
 use support::serve::TSTUNNEL;
@@ -47,6 +49,7 @@ fn main() {
     let mut table = Table::default();
     let mut interruptions = Interruptions::default();
     let mut memory = Memory::default();
+    let mut pool = Pool::default();
     for run in 1..=runs {
         table::progress(&format!("run {run} of {runs}: starting up"));
         starts(&mut table);
@@ -54,6 +57,7 @@ fn main() {
         commands(&mut table, bytes);
         table::progress(&format!("run {run} of {runs}: Mutagen"));
         mutagen(&mut table);
+        pool.measure();
         table::progress(&format!("run {run} of {runs}: resuming on and off, and memory"));
         interruptions.throughput(bytes);
         memory.measure(bytes);
@@ -64,6 +68,7 @@ fn main() {
     }
     sizes(&mut table);
     table.print(runs, bytes);
+    pool.print();
     interruptions.print();
     memory.print();
 }

@@ -32,11 +32,11 @@ pub(crate) struct Host {
 impl Host {
     /// Starts one whose host has its home in `folder`; `commands` is what it allows.
     pub(crate) fn start(folder: &Path, commands: &str) -> Host {
-        Host::start_with(folder, commands, "")
+        Host::start_with(folder, &format!("commands = \"{commands}\"\n"), "")
     }
 
-    /// The same with lines for `[limits]`.
-    pub(crate) fn start_with(folder: &Path, commands: &str, limits: &str) -> Host {
+    /// The same with lines for the host and for `[limits]`.
+    pub(crate) fn start_with(folder: &Path, lines: &str, limits: &str) -> Host {
         let authority = Authority::new("an authority");
         fs::create_dir_all(folder.join("home")).unwrap();
         fs::write(folder.join("ca.crt"), authority.certificate()).unwrap();
@@ -50,7 +50,7 @@ impl Host {
              domain = \"{DOMAIN}\"\n\
              [host.{HOST}]\n\
              home = \"{}\"\n\
-             commands = \"{commands}\"\n\
+             {lines}\
              [[grant]]\n\
              principal = \"{PRINCIPAL}\"\n\
              hosts = [\"{HOST}\"]\n\
