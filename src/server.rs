@@ -2,11 +2,12 @@
 //!
 //! Data flows down: [`listener`] accepts, [`handshake`] authenticates, [`routes`] asks [`policy`] and answers, [`process`],
 //! [`target`] and [`upload`] do what was permitted, [`sessions`] carries the streams. [`state`] is what all of it goes by;
-//! [`life`] exchanges it, and brings the server to its end.
+//! [`life`] exchanges it, and brings the server to its end. [`audit`] says what was done.
 
 pub mod account;
 pub mod admission;
 pub mod agents;
+pub mod audit;
 pub mod config;
 pub mod connection;
 pub mod files;
@@ -27,6 +28,7 @@ pub mod spawn;
 pub mod state;
 pub mod store;
 pub mod target;
+pub mod trail;
 pub mod trusted;
 pub mod upload;
 
@@ -39,6 +41,8 @@ use tokio::sync::watch;
 use crate::error::Result;
 use crate::server::account::Login;
 use crate::server::admission::Admission;
+use crate::server::audit::Audit;
+use crate::server::audit::record::{Event, Record, Text};
 use crate::server::config::{Account, HostConfig};
 use crate::server::life::Life;
 use crate::server::pool::Pool;
@@ -55,6 +59,7 @@ pub struct Shared {
     pool: Pool,
     admission: Admission,
     registry: Registry,
+    audit: Audit,
     stop: Stop,
 }
 
@@ -107,6 +112,8 @@ pub async fn run(path: &Path) -> Result<()> {
     if let Some(end) = SystemTime::now().checked_sub(limits.resume_grace) {
         tokio::spawn(sweep(state.config.hosts.values().cloned().collect(), end));
     }
+    let audit = Audit::start(&state.config.audit, state.config.audit_required)?;
+    audit.push(Record { reason: Some(Text::new(&started())), ..Record::new(Event::Start) });
     let (admission, ended) = Admission::new();
     let (stop_sender, stop) = watch::channel(false);
     let shared = Arc::new(Shared {
@@ -114,10 +121,12 @@ pub async fn run(path: &Path) -> Result<()> {
         pool: Pool::new(admission.alive()),
         admission,
         registry: Registry::new(limits),
+        audit: audit.clone(),
         stop: Stop(stop),
         state: RwLock::new(Arc::new(state)),
     });
     Life::new(path, account, shared, stop_sender, ended, bound)?.run().await;
+    audit.close().await;
     Ok(())
 }
 
@@ -134,4 +143,9 @@ async fn sweep(hosts: Vec<HostConfig>, end: SystemTime) {
             upload::sweep(&login, end).await;
         }
     }
+}
+
+/// Which program this is, and which process.
+fn started() -> String {
+    format!("tstunnel {}, process {}", env!("CARGO_PKG_VERSION"), std::process::id())
 }

@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::config::toml_file;
 use crate::error::{Code, Error, Result};
 use crate::protocol::HostId;
+use crate::server::audit::Destination;
 use crate::server::policy::grant::Grant;
 use crate::server::policy::target::TargetPattern;
 
@@ -45,6 +46,10 @@ pub struct ServerConfig {
     pub grants: Vec<Grant>,
     /// The bounds on what peers can make the server hold.
     pub limits: Limits,
+    /// Where the audit log goes.
+    pub audit: Destination,
+    /// Whether nothing may begin that the audit log does not hold.
+    pub audit_required: bool,
 }
 
 /// One `[host.NAME]`.

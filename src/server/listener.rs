@@ -1,6 +1,5 @@
 //! Listening sockets → authenticated connections. Whoever is not authenticated in time, or at all, is gone.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +7,9 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::error::{Code, Error, Result, printable};
+use crate::error::{Code, Error, Result};
+use crate::server::audit::record::{Event, Record, Text};
+use crate::server::handshake::Failure;
 use crate::server::{Shared, connection, handshake};
 
 /// Pause after a failed accept: it fails for want of descriptors, which only time brings back.
@@ -126,10 +127,15 @@ async fn authenticate(shared: Arc<Shared>, tcp: TcpStream, address: SocketAddr, 
     let handshake = handshake::accept(tcp, address, &state);
     let result = tokio::time::timeout(state.config.limits.handshake_timeout, handshake).await;
     drop((state, place));
-    let reason: io::Error = match result {
+    let (failure, reason) = match result {
         Ok(Ok((stream, peer))) => return connection::serve(shared, stream, peer).await,
-        Ok(Err(error)) => error,
-        Err(_) => io::Error::new(io::ErrorKind::TimedOut, "too slow"),
+        Ok(Err(error)) => (Failure::of(&error), error.to_string()),
+        Err(_) => (Failure::Slow, "the handshake did not end in time".to_owned()),
     };
-    tracing::info!(peer = %address, reason = %printable(&reason.to_string()), "handshake failed");
+    shared.audit.push_throttled(Record {
+        source: Some(Text::new(&address.to_string())),
+        code: Some(failure.name()),
+        reason: Some(Text::new(&reason)),
+        ..Record::new(Event::Handshake)
+    });
 }

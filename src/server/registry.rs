@@ -19,6 +19,7 @@ use crate::protocol::session::Violation;
 use crate::protocol::{HostId, Principal};
 use crate::server::admission::Session;
 use crate::server::config::{Limits, MIN_WINDOW_BYTES};
+use crate::server::handshake::Peer;
 
 /// A session's name: not secret.
 type SessionId = [u8; 16];
@@ -85,6 +86,8 @@ pub enum Message {
         connection: Box<dyn Connection>,
         /// What was received behind the upgrade.
         leftover: Bytes,
+        /// Who is at its other end.
+        peer: Arc<Peer>,
     },
     /// Give way: the memory is needed.
     GiveWay,

@@ -3,6 +3,7 @@
 //! Fails closed: no client is let in without a certificate that chains to `client_ca`, and with revocation lists configured
 //! none whose chain is not covered by lists that are valid now.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -182,6 +183,18 @@ fn verifier(
         .build()
 }
 
+/// The ClientHello has no server name in it.
+#[derive(Debug)]
+pub struct NoServerName;
+
+impl fmt::Display for NoServerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the client sent no server name")
+    }
+}
+
+impl std::error::Error for NoServerName {}
+
 /// One certificate for every server name, and none for a client that sends no name.
 #[derive(Debug)]
 struct ForNamedHosts(Arc<CertifiedKey>);
@@ -216,7 +229,7 @@ where
     if start.client_hello().server_name().is_none() {
         start.io.write_all(&UNRECOGNIZED_NAME).await?;
         linger(start.io, LINGER_BYTES).await;
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the client sent no server name"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, NoServerName));
     }
     match start.into_stream(config).into_fallible().await {
         Ok(stream) => Ok(stream),

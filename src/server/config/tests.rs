@@ -284,6 +284,20 @@ fn what_is_hardly_meant_is_warned_of() {
 }
 
 #[test]
+fn the_audit_log_goes_to_stderr_unless_told_otherwise() {
+    let audit = |text: &str| {
+        let (config, _) = parse(&format!("{MINIMAL}{text}"));
+        (config.audit, config.audit_required)
+    };
+    assert_eq!(audit(""), (Destination::Stderr, false));
+    let file = Destination::File("/var/log/audit.log".into());
+    assert_eq!(audit("audit = \"/var/log/audit.log\"\naudit_required = true"), (file, true));
+    assert_eq!(audit("audit = \"off\"\naudit_required = false"), (Destination::Off, false));
+    assert!(refused("audit = \"audit.log\"").contains("server.toml:4: `audit.log` is neither"));
+    assert!(refused("audit = \"off\"\naudit_required = true").contains("server.toml:5: `audit_required` needs"));
+}
+
+#[test]
 fn a_missing_file_is_refused() {
     let error = ServerConfig::load(Path::new("/nowhere/server.toml"), &dev()).unwrap_err();
     assert!(error.code == Code::Config && error.text.contains("/nowhere/server.toml"), "{error}");
