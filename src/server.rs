@@ -14,6 +14,8 @@ pub mod files;
 pub mod handshake;
 pub mod life;
 pub mod listener;
+pub mod metrics;
+pub mod monitor;
 pub mod policy;
 pub mod pool;
 pub mod principal;
@@ -37,6 +39,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::error::Result;
 use crate::server::account::Login;
@@ -45,6 +48,8 @@ use crate::server::audit::Audit;
 use crate::server::audit::record::{Event, Record, Text};
 use crate::server::config::{Account, HostConfig};
 use crate::server::life::Life;
+use crate::server::metrics::Metrics;
+use crate::server::monitor::Monitor;
 use crate::server::pool::Pool;
 use crate::server::registry::Registry;
 use crate::server::state::State;
@@ -60,6 +65,7 @@ pub struct Shared {
     admission: Admission,
     registry: Registry,
     audit: Audit,
+    metrics: Arc<Metrics>,
     stop: Stop,
 }
 
@@ -72,13 +78,14 @@ impl Shared {
     /// Goes by another state from now on.
     pub fn exchange(&self, state: State) {
         self.registry.follow(&state.config.limits);
+        self.metrics.loaded(&state);
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
         // What was started ahead was started by the rules of before.
         self.pool.clear();
     }
 
     fn is_stopping(&self) -> bool {
-        *self.stop.0.borrow()
+        self.stop.is_stopping()
     }
 }
 
@@ -87,6 +94,11 @@ impl Shared {
 pub struct Stop(watch::Receiver<bool>);
 
 impl Stop {
+    /// Whether it does.
+    pub fn is_stopping(&self) -> bool {
+        *self.0.borrow()
+    }
+
     /// Waits until the server stops. Cancel-safe.
     pub async fn wait(&mut self) {
         let _ = self.0.wait_for(|stop| *stop).await;
@@ -107,12 +119,18 @@ pub async fn run(path: &Path) -> Result<()> {
         tracing::warn!("{}, so nobody is let in", error.text);
     }
     let bound = listener::bind(&state.config.listen).await?;
+    let mut monitors = Vec::new();
+    for address in &state.config.monitor {
+        monitors.push(monitor::listen(*address).await?);
+    }
     let limits = &state.config.limits;
     // What is written from now on is this server's own.
     if let Some(end) = SystemTime::now().checked_sub(limits.resume_grace) {
         tokio::spawn(sweep(state.config.hosts.values().cloned().collect(), end));
     }
-    let audit = Audit::start(&state.config.audit, state.config.audit_required)?;
+    let metrics = Arc::new(Metrics::new());
+    metrics.loaded(&state);
+    let audit = Audit::start(&state.config.audit, state.config.audit_required, &metrics)?;
     audit.push(Record { reason: Some(Text::new(&started())), ..Record::new(Event::Start) });
     let (admission, ended) = Admission::new();
     let (stop_sender, stop) = watch::channel(false);
@@ -122,9 +140,16 @@ pub async fn run(path: &Path) -> Result<()> {
         admission,
         registry: Registry::new(limits),
         audit: audit.clone(),
+        metrics,
         stop: Stop(stop),
         state: RwLock::new(Arc::new(state)),
     });
+    let monitor = Monitor::new(&shared);
+    // Until the very end: they tell that the server stops.
+    let mut monitoring = JoinSet::new();
+    for listener in monitors {
+        monitoring.spawn(monitor.clone().serve(listener));
+    }
     Life::new(path, account, shared, stop_sender, ended, bound)?.run().await;
     audit.close().await;
     Ok(())

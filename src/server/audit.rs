@@ -17,11 +17,13 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use prometheus_client::metrics::counter::Counter;
 use rustix::fs::OFlags;
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
 use crate::error::{Code, Error, Result};
+use crate::server::metrics::Metrics;
 use journal::Journal;
 use record::Record;
 use throttle::Throttle;
@@ -78,17 +80,6 @@ pub struct Audit {
     book: Arc<Book>,
 }
 
-/// How many records met which end.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Counts {
-    /// Written.
-    pub written: u64,
-    /// Lost to a full queue or a failed write.
-    pub lost: u64,
-    /// Left out because unauthenticated peers caused too many.
-    pub held_back: u64,
-}
-
 #[derive(Debug)]
 enum Message {
     /// A line, and whom to tell whether it was written.
@@ -105,9 +96,9 @@ struct Book {
     is_required: AtomicBool,
     /// Whether the last record was lost.
     is_failing: AtomicBool,
-    written: AtomicU64,
-    lost: AtomicU64,
-    held_back: AtomicU64,
+    written: Counter,
+    lost: Counter,
+    held_back: Counter,
     throttle: Mutex<Throttle>,
     /// Two servers that share a log must not share the sessions' names.
     next_session: AtomicU64,
@@ -118,7 +109,7 @@ impl Audit {
     ///
     /// # Errors
     /// `config` where the destination cannot be opened.
-    pub fn start(destination: &Destination, is_required: bool) -> Result<Audit> {
+    pub fn start(destination: &Destination, is_required: bool, metrics: &Metrics) -> Result<Audit> {
         let sink = Sink::open(destination)?;
         let mut first_session = [0; 8];
         aws_lc_rs::rand::fill(&mut first_session)
@@ -127,9 +118,9 @@ impl Audit {
             next: Mutex::new(Some(sink)),
             is_required: AtomicBool::new(is_required),
             is_failing: AtomicBool::new(false),
-            written: AtomicU64::new(0),
-            lost: AtomicU64::new(0),
-            held_back: AtomicU64::new(0),
+            written: metrics.audit_line("written"),
+            lost: metrics.audit_line("lost"),
+            held_back: metrics.audit_line("held-back"),
             throttle: Mutex::new(Throttle::new(Instant::now())),
             next_session: AtomicU64::new(u64::from_ne_bytes(first_session)),
         });
@@ -169,7 +160,7 @@ impl Audit {
                 self.push(record);
             }
             None => {
-                self.book.held_back.fetch_add(1, Ordering::Relaxed);
+                self.book.held_back.inc();
             }
         }
     }
@@ -203,12 +194,6 @@ impl Audit {
         self.book.is_required.load(Ordering::Relaxed) && self.book.is_failing.load(Ordering::Relaxed)
     }
 
-    /// What has become of the records so far.
-    pub fn counts(&self) -> Counts {
-        let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
-        Counts { written: load(&self.book.written), lost: load(&self.book.lost), held_back: load(&self.book.held_back) }
-    }
-
     /// Waits until everything is written, but not for long. What is recorded later is lost.
     pub async fn close(&self) {
         let (done, closed) = oneshot::channel();
@@ -220,7 +205,7 @@ impl Audit {
 
 impl Book {
     fn lose(&self) {
-        self.lost.fetch_add(1, Ordering::Relaxed);
+        self.lost.inc();
         self.is_failing.store(true, Ordering::Relaxed);
     }
 }
@@ -256,7 +241,7 @@ impl Writer {
                     let is_written = result.is_ok();
                     match result {
                         Ok(()) => {
-                            self.book.written.fetch_add(1, Ordering::Relaxed);
+                            self.book.written.inc();
                             self.book.is_failing.store(false, Ordering::Relaxed);
                         }
                         Err(error) => {
@@ -280,7 +265,7 @@ impl Writer {
 
     /// Only here, where nothing else waits: stderr may be what is stuck.
     fn complain(&mut self, why: &str) {
-        let lost = self.book.lost.load(Ordering::Relaxed);
+        let lost = self.book.lost.get();
         let (said, at) = self.said;
         if lost > said && at.is_none_or(|at| at.elapsed() >= COMPLAINT_INTERVAL) {
             tracing::warn!("{} lines of the audit log were lost: {why}", lost - said);

@@ -50,6 +50,8 @@ pub struct ServerConfig {
     pub audit: Destination,
     /// Whether nothing may begin that the audit log does not hold.
     pub audit_required: bool,
+    /// Where to answer about the server itself; usually loopback.
+    pub monitor: Vec<SocketAddr>,
 }
 
 /// One `[host.NAME]`.
@@ -235,6 +237,10 @@ impl ServerConfig {
 
     fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
+        for address in self.monitor.iter().filter(|address| !address.ip().is_loopback()) {
+            warnings
+                .push(format!("[monitor] listens on {address}: whoever can reach that learns what the server does"));
+        }
         if self.hosts.is_empty() {
             warnings.push("the configuration has no [host.NAME]: there is nothing to reach".to_owned());
         }

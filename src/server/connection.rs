@@ -12,6 +12,7 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 use crate::protocol::MAX_HEAD_BYTES;
 use crate::server::handshake::{Peer, Stream};
+use crate::server::metrics::Held;
 use crate::server::refusal::Refusal;
 use crate::server::trail::Draft;
 use crate::server::{Shared, routes};
@@ -26,6 +27,7 @@ type Head = Arc<OnceLock<Option<Refusal>>>;
 /// Serves the one request of an authenticated connection.
 pub async fn serve(shared: Arc<Shared>, stream: Stream, peer: Peer) {
     let peer = Arc::new(peer);
+    let _held = Held::new(shared.metrics.connection("request"));
     let alive = shared.admission.alive();
     let head_timeout = shared.state().config.limits.head_timeout;
     let mut stop = shared.stop.clone();
@@ -62,7 +64,8 @@ pub async fn serve(shared: Arc<Shared>, stream: Stream, peer: Peer) {
         }
         tracing::debug!(peer = %peer.address, %error, "connection ended");
         if let Some(Some(refusal)) = head.get() {
-            Draft::new(&shared.audit, &peer, None).refused(&refusal.error);
+            shared.metrics.request("none", Some(refusal.error.code)).inc();
+            Draft::new(&shared, &peer, None).refused(&refusal.error);
         }
     }
     drop(alive);

@@ -48,11 +48,13 @@ impl Source {
         match self.try_reload(shared, listeners).await {
             Ok(()) => {
                 tracing::info!("reloaded {}", self.path.display());
+                shared.metrics.reload("ok").inc();
                 shared.audit.push(Record::new(Event::Reload));
                 shared.review(Scope::Everything);
             }
             Err(error) => {
                 tracing::error!("the new state is refused and the old one stays: {}", printable(&error.text));
+                shared.metrics.reload("failed").inc();
                 let mut record = Record::new(Event::Reload);
                 record.failed(&error);
                 shared.audit.push(record);

@@ -37,15 +37,15 @@ pub async fn answer(shared: Arc<Shared>, peer: Arc<Peer>, request: Request<Incom
     let state = shared.state();
     let path = request.uri().path().to_owned();
     let route = Route::of(&state.config.upgrade_base, &path);
-    let asked = Asked::head(route.map_or("none", Route::name), request.method().as_str(), &path);
-    let mut draft = Draft::new(&shared.audit, &peer, Some(asked));
-    match respond(&shared, &state, &peer, route, request, &mut draft).await {
-        Ok(answer) => answer,
-        Err(refusal) => {
-            draft.refused(&refusal.error);
-            refusal.response(route.map_or("", Route::allow))
-        }
-    }
+    let name = route.map_or("none", Route::name);
+    let asked = Asked::head(name, request.method().as_str(), &path);
+    let mut draft = Draft::new(&shared, &peer, Some(asked));
+    let result = respond(&shared, &state, &peer, route, request, &mut draft).await;
+    shared.metrics.request(name, result.as_ref().err().map(|refusal| refusal.error.code)).inc();
+    result.unwrap_or_else(|refusal| {
+        draft.refused(&refusal.error);
+        refusal.response(route.map_or("", Route::allow))
+    })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -250,7 +250,10 @@ impl Link {
     fn follow(&mut self, happening: Happening, bridge: &mut Bridge) -> Option<Outcome> {
         match happening {
             Happening::GraceOver => return Some(Outcome::because("interrupted, and not resumed within the grace")),
-            Happening::Message(Message::GiveWay) => return Some(Outcome::because("interrupted, and gave way")),
+            Happening::Message(Message::GiveWay) => {
+                self.trail.gave_way();
+                return Some(Outcome::because("interrupted, and gave way"));
+            }
             Happening::Message(Message::Resume { peer_received, reply }) => {
                 let resumed = bridge.session().resume(peer_received, Instant::now());
                 let _ = reply.send(resumed.map(|()| {

@@ -8,10 +8,12 @@ use std::time::Instant;
 use crate::error::{Code, Error, Result};
 use crate::protocol::HostId;
 use crate::protocol::session::Exit;
+use crate::server::Shared;
 use crate::server::admission::Ticket;
 use crate::server::audit::Audit;
 use crate::server::audit::record::{Asked, Event, Record, Text, Verdict};
 use crate::server::handshake::Peer;
+use crate::server::metrics::{Held, Metrics};
 use crate::server::policy::{Action, Permit, Request};
 use crate::stdio::Tally;
 
@@ -19,15 +21,16 @@ use crate::stdio::Tally;
 #[derive(Debug)]
 pub struct Draft {
     audit: Audit,
+    metrics: Arc<Metrics>,
     record: Record,
     is_decided: bool,
 }
 
 impl Draft {
     /// A request of which no more is known than who sent it and, where it has one, its head.
-    pub fn new(audit: &Audit, peer: &Peer, request: Option<Asked>) -> Draft {
+    pub fn new(shared: &Shared, peer: &Peer, request: Option<Asked>) -> Draft {
         let record = Record { request, ..Record::of(Event::Refused, peer) };
-        Draft { audit: audit.clone(), record, is_decided: false }
+        Draft { audit: shared.audit.clone(), metrics: shared.metrics.clone(), record, is_decided: false }
     }
 
     /// The request is understood.
@@ -63,9 +66,9 @@ impl Draft {
     pub async fn open(&mut self, permit: &Permit, ticket: Ticket) -> Result<Arc<Trail>> {
         self.record.permitted(permit);
         self.record.session = Some(self.audit.session_name());
-        let event = if matches!(permit.action(), Action::Copy { .. }) { Event::Upload } else { Event::Session };
-        self.decide(event, Verdict::Allowed);
-        let trail = Arc::new(Trail::new(self.audit.clone(), &self.record, ticket));
+        let kind = Kind::of(permit);
+        self.decide(if kind == Kind::Upload { Event::Upload } else { Event::Session }, Verdict::Allowed);
+        let trail = Arc::new(Trail::new(self, kind, permit.host(), ticket));
         match self.audit.insist(self.record.clone()).await {
             Ok(()) => Ok(trail),
             Err(error) => {
@@ -82,11 +85,40 @@ impl Draft {
     }
 }
 
+/// What begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Command,
+    Stream,
+    Upload,
+}
+
+impl Kind {
+    fn of(permit: &Permit) -> Kind {
+        match permit.action() {
+            Action::Command { .. } => Kind::Command,
+            Action::Copy { .. } => Kind::Upload,
+            Action::Stream { .. } | Action::Host => Kind::Stream,
+        }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Kind::Command => "command",
+            Kind::Stream => "stream",
+            Kind::Upload => "upload",
+        }
+    }
+}
+
 /// What was allowed to begin, until it has ended. Its last owner's end is the session's.
 #[derive(Debug)]
 pub struct Trail {
     audit: Audit,
+    metrics: Arc<Metrics>,
+    kind: Kind,
     ticket: Ticket,
+    _alive: Held,
     /// What its lines have in common.
     record: Record,
     since: Instant,
@@ -122,15 +154,24 @@ impl Outcome {
 }
 
 impl Trail {
-    fn new(audit: Audit, decision: &Record, ticket: Ticket) -> Trail {
-        let record = Record { request: None, verdict: None, rule: None, ..decision.clone() };
+    fn new(draft: &Draft, kind: Kind, host: &HostId, ticket: Ticket) -> Trail {
+        let Draft { audit, metrics, record, .. } = draft;
+        let (alive, started) = metrics.session(host, kind.name());
+        started.inc();
+        let (sent, received) = match kind {
+            Kind::Upload => (Tally::default(), Tally::default()),
+            Kind::Command | Kind::Stream => (Tally::within(&metrics.bytes_out), Tally::within(&metrics.bytes_in)),
+        };
         Trail {
-            audit,
+            audit: audit.clone(),
+            metrics: metrics.clone(),
+            kind,
             ticket,
-            record,
+            _alive: Held::new(alive),
+            record: Record { request: None, verdict: None, rule: None, ..record.clone() },
             since: Instant::now(),
-            sent: Arc::default(),
-            received: Arc::default(),
+            sent: Arc::new(sent),
+            received: Arc::new(received),
             resumes: AtomicU32::new(0),
             outcome: Mutex::new(None),
         }
@@ -153,9 +194,15 @@ impl Trail {
 
     /// It goes on over another connection, from `peer`.
     pub fn resumed(&self, peer: &Peer) {
+        self.metrics.resumes.inc();
         let resumes = 1 + self.resumes.fetch_add(1, Ordering::Relaxed);
         let Record { session, host, account, .. } = self.record.clone();
         self.audit.push(Record { session, host, account, resumes: Some(resumes), ..Record::of(Event::Resume, peer) });
+    }
+
+    /// It has to end because others need its memory.
+    pub fn gave_way(&self) {
+        self.metrics.limit("resume-memory").inc();
     }
 
     /// Says how it ends; the first word counts.
@@ -174,6 +221,12 @@ impl Drop for Trail {
             Some(Exit::Signal(signal)) => (None, Some(signal)),
             None => (None, None),
         };
+        if self.kind == Kind::Upload {
+            self.metrics.upload(if stored.is_some() { "stored" } else { "failed" }).inc();
+            self.metrics.uploaded_bytes.inc_by(self.received.bytes());
+        }
+        let lasted = self.since.elapsed();
+        self.metrics.session_seconds.observe(lasted.as_secs_f64());
         let (size, sha256) = stored.unzip();
         self.audit.push(Record {
             code: code.map(Code::name),
@@ -181,7 +234,7 @@ impl Drop for Trail {
             signal,
             bytes_in: Some(self.received.bytes()),
             bytes_out: Some(self.sent.bytes()),
-            duration_ms: u64::try_from(self.since.elapsed().as_millis()).ok(),
+            duration_ms: u64::try_from(lasted.as_millis()).ok(),
             resumes: Some(self.resumes.load(Ordering::Relaxed)),
             size,
             sha256,

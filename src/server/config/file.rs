@@ -44,6 +44,13 @@ struct File {
     #[serde(default)]
     audit: Destination,
     audit_required: Option<Spanned<bool>>,
+    monitor: Option<Monitor>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Monitor {
+    listen: Vec<SocketAddr>,
 }
 
 #[derive(Deserialize)]
@@ -158,6 +165,7 @@ pub(super) fn parse(path: &Path, text: &str, account: &Account) -> Result<(Serve
         limits: file.limits.map(LimitsTable::over_defaults).unwrap_or_default(),
         audit: file.audit,
         audit_required: audit_required.is_some(),
+        monitor: file.monitor.map(|monitor| monitor.listen).unwrap_or_default(),
     };
     Ok((config, warnings))
 }
