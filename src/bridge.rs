@@ -515,7 +515,7 @@ pub enum RawEnd {
 }
 
 /// Moves bytes both ways between a connection without frames and local streams. Bytes that `writer` no longer takes are
-/// dropped, and nothing else is. Returns the bytes from `reader` and to `writer`.
+/// dropped, and nothing else is.
 ///
 /// # Errors
 /// Those of the connection.
@@ -525,44 +525,47 @@ pub async fn raw(
     reader: Reader,
     mut writer: Writer,
     end: RawEnd,
-) -> io::Result<(u64, u64)> {
+) -> io::Result<()> {
     let (from_peer, mut to_peer) = tokio::io::split(connection);
     let mut reader = BufReader::with_capacity(READ_BYTES, reader);
     let mut from_peer = BufReader::with_capacity(READ_BYTES, from_peer);
     let mut outgoing = pin!(async {
-        let count = tokio::io::copy_buf(&mut reader, &mut to_peer).await?;
-        to_peer.shutdown().await?;
-        Ok::<u64, io::Error>(count)
+        tokio::io::copy_buf(&mut reader, &mut to_peer).await?;
+        to_peer.shutdown().await
     });
     let mut incoming = pin!(async {
         let mut takes = writer.write_all(leftover).await.is_ok();
-        let mut count = leftover.len() as u64;
         loop {
             let bytes = from_peer.fill_buf().await?;
             if bytes.is_empty() {
                 let _ = writer.shutdown().await;
                 drop(writer);
-                return Ok::<u64, io::Error>(count);
+                return Ok::<(), io::Error>(());
             }
             takes = takes && writer.write_all(bytes).await.is_ok() && writer.flush().await.is_ok();
             let length = bytes.len();
-            count += length as u64;
             from_peer.consume(length);
         }
     });
-    let (mut sent, mut received) = (None, None);
+    let (mut has_sent, mut has_received) = (false, false);
     loop {
         tokio::select! {
-            result = &mut outgoing, if sent.is_none() => sent = Some(result?),
-            result = &mut incoming, if received.is_none() => received = Some(result?),
+            result = &mut outgoing, if !has_sent => {
+                result?;
+                has_sent = true;
+            }
+            result = &mut incoming, if !has_received => {
+                result?;
+                has_received = true;
+            }
         }
         let is_over = match end {
-            RawEnd::Incoming => received.is_some(),
-            RawEnd::Outgoing => sent.is_some(),
-            RawEnd::Both => sent.is_some() && received.is_some(),
+            RawEnd::Incoming => has_received,
+            RawEnd::Outgoing => has_sent,
+            RawEnd::Both => has_sent && has_received,
         };
         if is_over {
-            return Ok((sent.unwrap_or(0), received.unwrap_or(0)));
+            return Ok(());
         }
     }
 }

@@ -2,17 +2,20 @@
 //!
 //! Data flows down: [`listener`] accepts, [`handshake`] authenticates, [`routes`] asks [`policy`] and answers, [`process`],
 //! [`target`] and [`upload`] do what was permitted, [`sessions`] carries the streams. [`state`] is what all of it goes by;
-//! [`life`] exchanges it, and brings the server to its end.
+//! [`life`] exchanges it, and brings the server to its end. [`audit`] says what was done.
 
 pub mod account;
 pub mod admission;
 pub mod agents;
+pub mod audit;
 pub mod config;
 pub mod connection;
 pub mod files;
 pub mod handshake;
 pub mod life;
 pub mod listener;
+pub mod metrics;
+pub mod monitor;
 pub mod policy;
 pub mod pool;
 pub mod principal;
@@ -27,6 +30,7 @@ pub mod spawn;
 pub mod state;
 pub mod store;
 pub mod target;
+pub mod trail;
 pub mod trusted;
 pub mod upload;
 
@@ -35,13 +39,18 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use tokio::sync::watch;
+use tokio::task::JoinSet;
 
 use crate::error::Result;
 use crate::server::account::Login;
 use crate::server::admission::Admission;
 use crate::server::agents::Agents;
+use crate::server::audit::Audit;
+use crate::server::audit::record::{Event, Record, Text};
 use crate::server::config::{Account, HostConfig};
 use crate::server::life::Life;
+use crate::server::metrics::Metrics;
+use crate::server::monitor::Monitor;
 use crate::server::pool::Pool;
 use crate::server::registry::Registry;
 use crate::server::state::State;
@@ -57,6 +66,8 @@ pub struct Shared {
     agents: Agents,
     admission: Admission,
     registry: Registry,
+    audit: Audit,
+    metrics: Arc<Metrics>,
     stop: Stop,
 }
 
@@ -69,13 +80,14 @@ impl Shared {
     /// Goes by another state from now on.
     pub fn exchange(&self, state: State) {
         self.registry.follow(&state.config.limits);
+        self.metrics.loaded(&state);
         *self.state.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(state);
         // What was started ahead was started by the rules of before.
         self.pool.clear();
     }
 
     fn is_stopping(&self) -> bool {
-        *self.stop.0.borrow()
+        self.stop.is_stopping()
     }
 }
 
@@ -84,6 +96,11 @@ impl Shared {
 pub struct Stop(watch::Receiver<bool>);
 
 impl Stop {
+    /// Whether it does.
+    pub fn is_stopping(&self) -> bool {
+        *self.0.borrow()
+    }
+
     /// Waits until the server stops. Cancel-safe.
     pub async fn wait(&mut self) {
         let _ = self.0.wait_for(|stop| *stop).await;
@@ -104,11 +121,19 @@ pub async fn run(path: &Path) -> Result<()> {
         tracing::warn!("{}, so nobody is let in", error.text);
     }
     let bound = listener::bind(&state.config.listen).await?;
+    let mut monitors = Vec::new();
+    for address in &state.config.monitor {
+        monitors.push(monitor::listen(*address).await?);
+    }
     let limits = &state.config.limits;
     // What is written from now on is this server's own.
     if let Some(end) = SystemTime::now().checked_sub(limits.resume_grace) {
         tokio::spawn(sweep(state.config.hosts.values().cloned().collect(), end));
     }
+    let metrics = Arc::new(Metrics::new());
+    metrics.loaded(&state);
+    let audit = Audit::start(&state.config.audit, state.config.audit_required, &metrics)?;
+    audit.push(Record { reason: Some(Text::new(&started())), ..Record::new(Event::Start) });
     let (admission, ended) = Admission::new();
     let (stop_sender, stop) = watch::channel(false);
     let shared = Arc::new(Shared {
@@ -117,10 +142,19 @@ pub async fn run(path: &Path) -> Result<()> {
         agents: Agents::default(),
         admission,
         registry: Registry::new(limits),
+        audit: audit.clone(),
+        metrics,
         stop: Stop(stop),
         state: RwLock::new(Arc::new(state)),
     });
+    let monitor = Monitor::new(&shared);
+    // Until the very end: they tell that the server stops.
+    let mut monitoring = JoinSet::new();
+    for listener in monitors {
+        monitoring.spawn(monitor.clone().serve(listener));
+    }
     Life::new(path, account, shared, stop_sender, ended, bound)?.run().await;
+    audit.close().await;
     Ok(())
 }
 
@@ -137,4 +171,9 @@ async fn sweep(hosts: Vec<HostConfig>, end: SystemTime) {
             upload::sweep(&login, end).await;
         }
     }
+}
+
+/// Which program this is, and which process.
+fn started() -> String {
+    format!("tstunnel {}, process {}", env!("CARGO_PKG_VERSION"), std::process::id())
 }

@@ -218,18 +218,44 @@ impl AsyncWrite for Stdio {
     }
 }
 
-/// A stream whose bytes are counted where somebody else can see the count.
+/// A count of bytes that somebody else can see. What is counted in a part is counted in the whole, too.
+#[derive(Debug, Default)]
+pub struct Tally {
+    bytes: AtomicU64,
+    whole: Option<Arc<Tally>>,
+}
+
+impl Tally {
+    /// Nothing yet, as a part of `whole`.
+    pub fn within(whole: &Arc<Tally>) -> Tally {
+        Tally { bytes: AtomicU64::new(0), whole: Some(Arc::clone(whole)) }
+    }
+
+    /// Counts `bytes` more.
+    pub fn add(&self, bytes: usize) {
+        self.bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+        if let Some(whole) = &self.whole {
+            whole.add(bytes);
+        }
+    }
+
+    /// How many there were so far.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+}
+
+/// A stream whose bytes are counted.
 #[derive(Debug)]
 pub struct Counted<T> {
     stream: T,
-    count: Arc<AtomicU64>,
+    tally: Arc<Tally>,
 }
 
 impl<T> Counted<T> {
     /// Counts the bytes of `stream` from now on.
-    pub fn new(stream: T) -> (Counted<T>, Arc<AtomicU64>) {
-        let count = Arc::new(AtomicU64::new(0));
-        (Counted { stream, count: Arc::clone(&count) }, count)
+    pub fn new(stream: T, tally: &Arc<Tally>) -> Counted<T> {
+        Counted { stream, tally: Arc::clone(tally) }
     }
 }
 
@@ -237,7 +263,7 @@ impl<T: AsyncRead + Unpin> AsyncRead for Counted<T> {
     fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         let before = buf.filled().len();
         let result = Pin::new(&mut self.stream).poll_read(cx, buf);
-        self.count.fetch_add((buf.filled().len() - before) as u64, Ordering::Relaxed);
+        self.tally.add(buf.filled().len() - before);
         result
     }
 }
@@ -246,7 +272,7 @@ impl<T: AsyncWrite + Unpin> AsyncWrite for Counted<T> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let result = Pin::new(&mut self.stream).poll_write(cx, bytes);
         if let Poll::Ready(Ok(count)) = &result {
-            self.count.fetch_add(*count as u64, Ordering::Relaxed);
+            self.tally.add(*count);
         }
         result
     }

@@ -1,7 +1,7 @@
 //! A request that upgrades → streams over the connection until the other side's end: what `exec`, `connect` and the
 //! `ssh` stand-in share.
 
-use std::sync::atomic::Ordering;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
@@ -186,15 +186,15 @@ async fn run_raw(
     stdout: Stdout,
     mut report: Report,
 ) -> std::io::Result<()> {
-    let (stdin, sent) = Counted::new(stdin);
-    let (stdout, received) = Counted::new(stdout);
+    let (sent, received) = (Arc::default(), Arc::default());
+    let (stdin, stdout) = (Counted::new(stdin, &sent), Counted::new(stdout, &received));
     let carrying = bridge::raw(&mut *connection, leftover, Box::new(stdin), Box::new(stdout), RawEnd::Incoming);
     let mut carrying = std::pin::pin!(carrying);
     loop {
         tokio::select! {
-            result = &mut carrying => return result.map(drop),
+            result = &mut carrying => return result,
             question = report.question() => {
-                let bytes = (sent.load(Ordering::Relaxed), received.load(Ordering::Relaxed));
+                let bytes = (sent.bytes(), received.bytes());
                 report.answer(question, Measure { bytes, ..Measure::default() });
             }
         }

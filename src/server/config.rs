@@ -13,6 +13,7 @@ use std::time::Duration;
 use crate::config::toml_file;
 use crate::error::{Code, Error, Result};
 use crate::protocol::HostId;
+use crate::server::audit::Destination;
 use crate::server::policy::grant::Grant;
 use crate::server::policy::target::TargetPattern;
 
@@ -45,6 +46,12 @@ pub struct ServerConfig {
     pub grants: Vec<Grant>,
     /// The bounds on what peers can make the server hold.
     pub limits: Limits,
+    /// Where the audit log goes.
+    pub audit: Destination,
+    /// Whether nothing may begin that the audit log does not hold.
+    pub audit_required: bool,
+    /// Where to answer about the server itself; usually loopback.
+    pub monitor: Vec<SocketAddr>,
 }
 
 /// One `[host.NAME]`.
@@ -230,6 +237,10 @@ impl ServerConfig {
 
     fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
+        for address in self.monitor.iter().filter(|address| !address.ip().is_loopback()) {
+            warnings
+                .push(format!("[monitor] listens on {address}: whoever can reach that learns what the server does"));
+        }
         if self.hosts.is_empty() {
             warnings.push("the configuration has no [host.NAME]: there is nothing to reach".to_owned());
         }

@@ -12,7 +12,9 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 use crate::protocol::MAX_HEAD_BYTES;
 use crate::server::handshake::{Peer, Stream};
+use crate::server::metrics::Held;
 use crate::server::refusal::Refusal;
+use crate::server::trail::Draft;
 use crate::server::{Shared, routes};
 use crate::tls;
 
@@ -25,16 +27,16 @@ type Head = Arc<OnceLock<Option<Refusal>>>;
 /// Serves the one request of an authenticated connection.
 pub async fn serve(shared: Arc<Shared>, stream: Stream, peer: Peer) {
     let peer = Arc::new(peer);
-    let address = peer.address;
+    let _held = Held::new(shared.metrics.connection("request"));
     let alive = shared.admission.alive();
     let head_timeout = shared.state().config.limits.head_timeout;
     let mut stop = shared.stop.clone();
     let head = Head::default();
     let stream = Lingering { stream: Some(stream), linger: None, head: head.clone() };
-    let request_head = head.clone();
+    let (request_head, server, asker) = (head.clone(), shared.clone(), peer.clone());
     let service = service_fn(move |request| {
         let _ = request_head.set(None);
-        let (shared, peer) = (shared.clone(), peer.clone());
+        let (shared, peer) = (server.clone(), asker.clone());
         async move { Ok::<_, std::convert::Infallible>(routes::answer(shared, peer, request).await) }
     });
     let connection = hyper::server::conn::http1::Builder::new()
@@ -60,11 +62,10 @@ pub async fn serve(shared: Arc<Shared>, stream: Stream, peer: Peer) {
         } else if error.is_parse() {
             let _ = head.set(Some(refused_head(400)));
         }
-        match head.get() {
-            Some(Some(refusal)) => {
-                tracing::info!(peer = %address, status = refusal.status, reason = %error, "refused")
-            }
-            _ => tracing::debug!(peer = %address, %error, "connection ended"),
+        tracing::debug!(peer = %peer.address, %error, "connection ended");
+        if let Some(Some(refusal)) = head.get() {
+            shared.metrics.request("none", Some(refusal.error.code)).inc();
+            Draft::new(&shared, &peer, None).refused(&refusal.error);
         }
     }
     drop(alive);

@@ -8,6 +8,7 @@ use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 use std::time::SystemTime;
 
+use rustls::CertificateError;
 use rustls_pki_types::CertificateDer;
 use tokio::io::BufReader;
 use tokio::net::TcpStream;
@@ -54,6 +55,88 @@ impl Peer {
             principal: Ok(Principal(name.to_owned())),
             chain: Vec::new(),
             verified_by: Weak::new(),
+        }
+    }
+}
+
+/// Why a peer was not let in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// It sent no server name.
+    NoServerName,
+    /// It sent no certificate.
+    NoCertificate,
+    /// Its certificate is of no authority that counts here.
+    Untrusted,
+    /// Its certificate is not valid now.
+    Expired,
+    /// Its certificate is revoked.
+    Revoked,
+    /// Whether its certificate is revoked cannot be told: the lists do not cover it, or are out of date.
+    RevocationUnknown,
+    /// Its certificate is of no use for another reason.
+    BadCertificate,
+    /// It does not speak TLS 1.3 as this server does, or does not speak TLS.
+    Protocol,
+    /// It was gone before the end.
+    Closed,
+    /// It took too long.
+    Slow,
+}
+
+impl Failure {
+    /// Every one of them.
+    pub const ALL: &'static [Failure] = &[
+        Failure::NoServerName,
+        Failure::NoCertificate,
+        Failure::Untrusted,
+        Failure::Expired,
+        Failure::Revoked,
+        Failure::RevocationUnknown,
+        Failure::BadCertificate,
+        Failure::Protocol,
+        Failure::Closed,
+        Failure::Slow,
+    ];
+
+    /// Its name in the audit log and the metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Failure::NoServerName => "no-server-name",
+            Failure::NoCertificate => "no-certificate",
+            Failure::Untrusted => "untrusted",
+            Failure::Expired => "expired",
+            Failure::Revoked => "revoked",
+            Failure::RevocationUnknown => "revocation-unknown",
+            Failure::BadCertificate => "bad-certificate",
+            Failure::Protocol => "protocol",
+            Failure::Closed => "closed",
+            Failure::Slow => "slow",
+        }
+    }
+
+    /// What an error of [`accept`] means.
+    pub fn of(error: &io::Error) -> Failure {
+        let inner = error.get_ref();
+        if inner.is_some_and(|inner| inner.is::<tls::NoServerName>()) {
+            return Failure::NoServerName;
+        }
+        match inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
+            Some(rustls::Error::NoCertificatesPresented) => Failure::NoCertificate,
+            Some(rustls::Error::InvalidCertificate(why)) => match why {
+                CertificateError::UnknownIssuer | CertificateError::BadSignature => Failure::Untrusted,
+                CertificateError::Expired
+                | CertificateError::ExpiredContext { .. }
+                | CertificateError::NotValidYet
+                | CertificateError::NotValidYetContext { .. } => Failure::Expired,
+                CertificateError::Revoked => Failure::Revoked,
+                CertificateError::UnknownRevocationStatus
+                | CertificateError::ExpiredRevocationList
+                | CertificateError::ExpiredRevocationListContext { .. } => Failure::RevocationUnknown,
+                _ => Failure::BadCertificate,
+            },
+            Some(_) => Failure::Protocol,
+            None => Failure::Closed,
         }
     }
 }

@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, watch};
 use crate::error::{Code, Error, Result};
 use crate::server::Shared;
 use crate::server::admission::End;
+use crate::server::audit::record::{Event, Record};
 use crate::server::config::Account;
 use crate::server::listener::{Bound, Listeners};
 use crate::server::reload::Source;
@@ -82,6 +83,7 @@ impl Life {
     async fn end(self) {
         tracing::info!("stopping");
         let Life { shared, listeners, stop, mut ended, .. } = self;
+        shared.audit.push(Record::new(Event::Stop));
         drop(listeners);
         let _ = stop.send(true);
         for session in shared.admission.live() {

@@ -1,6 +1,5 @@
 //! Listening sockets → authenticated connections. Whoever is not authenticated in time, or at all, is gone.
 
-use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +7,10 @@ use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
-use crate::error::{Code, Error, Result, printable};
+use crate::error::{Code, Error, Result};
+use crate::server::audit::record::{Event, Record, Text};
+use crate::server::handshake::Failure;
+use crate::server::metrics::Held;
 use crate::server::{Shared, connection, handshake};
 
 /// Pause after a failed accept: it fails for want of descriptors, which only time brings back.
@@ -122,14 +124,24 @@ async fn serve(shared: &Arc<Shared>, handshakes: &Arc<Semaphore>, tcp: TcpStream
 }
 
 async fn authenticate(shared: Arc<Shared>, tcp: TcpStream, address: SocketAddr, place: OwnedSemaphorePermit) {
+    let held = Held::new(shared.metrics.connection("handshake"));
     let state = shared.state();
     let handshake = handshake::accept(tcp, address, &state);
     let result = tokio::time::timeout(state.config.limits.handshake_timeout, handshake).await;
-    drop((state, place));
-    let reason: io::Error = match result {
-        Ok(Ok((stream, peer))) => return connection::serve(shared, stream, peer).await,
-        Ok(Err(error)) => error,
-        Err(_) => io::Error::new(io::ErrorKind::TimedOut, "too slow"),
+    drop((state, place, held));
+    let (failure, reason) = match result {
+        Ok(Ok((stream, peer))) => {
+            shared.metrics.handshake("ok").inc();
+            return connection::serve(shared, stream, peer).await;
+        }
+        Ok(Err(error)) => (Failure::of(&error), error.to_string()),
+        Err(_) => (Failure::Slow, "the handshake did not end in time".to_owned()),
     };
-    tracing::info!(peer = %address, reason = %printable(&reason.to_string()), "handshake failed");
+    shared.metrics.handshake(failure.name()).inc();
+    shared.audit.push_throttled(Record {
+        source: Some(Text::new(&address.to_string())),
+        code: Some(failure.name()),
+        reason: Some(Text::new(&reason)),
+        ..Record::new(Event::Handshake)
+    });
 }

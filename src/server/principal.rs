@@ -11,6 +11,7 @@ use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::FromDer;
 
 use crate::error::{Code, Error, Result};
+use crate::protocol::encoding::hex;
 use crate::protocol::{HostId, Principal, is_dns_name};
 
 /// Longest principal. SPIFFE allows 2 KiB; nobody needs them, and every log line repeats it.
@@ -55,6 +56,14 @@ pub fn principal(leaf: &CertificateDer<'_>, allow_cn: bool) -> Result<Principal>
     };
     check_principal_text(text).map_err(|why| refused(format!("the client certificate's name {why}")))?;
     Ok(Principal(text.to_owned()))
+}
+
+/// A certificate's serial number in lower-case hexadecimal; `None` for what is no certificate.
+pub fn serial(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    // DER puts a zero before a first bit that is set (X.690 §8.3); other programs don't show it.
+    let bytes = certificate.raw_serial();
+    Some(hex(bytes.strip_prefix(&[0]).filter(|rest| !rest.is_empty()).unwrap_or(bytes)))
 }
 
 /// Finds the host that a server name (SNI) stands for: the exact name of one, or one after removing `.` and `domain`.

@@ -19,6 +19,7 @@ use crate::protocol::session::Violation;
 use crate::protocol::{HostId, Principal};
 use crate::server::admission::Session;
 use crate::server::config::{Limits, MIN_WINDOW_BYTES};
+use crate::server::handshake::Peer;
 
 /// A session's name: not secret.
 type SessionId = [u8; 16];
@@ -85,6 +86,8 @@ pub enum Message {
         connection: Box<dyn Connection>,
         /// What was received behind the upgrade.
         leftover: Bytes,
+        /// Who is at its other end.
+        peer: Arc<Peer>,
     },
     /// Give way: the memory is needed.
     GiveWay,
@@ -134,11 +137,15 @@ impl Registry {
     /// The window of a new session: smaller where memory is short.
     pub fn window_bytes(&self) -> usize {
         let kept = self.lock();
-        let parked: usize = kept.entries.values().filter_map(|entry| entry.parked).map(|parked| parked.bytes).sum();
-        let free = kept.memory_bytes.saturating_sub(parked);
+        let free = kept.memory_bytes.saturating_sub(kept.parked().1);
         // Without resuming there is nothing to keep for longer than it is in flight.
         let share = if kept.can_resume() { free / WINDOW_SHARE } else { kept.max_window_bytes };
         share.clamp(MIN_WINDOW_BYTES.min(kept.max_window_bytes), kept.max_window_bytes)
+    }
+
+    /// How many interrupted sessions there are, and how many bytes they hold.
+    pub fn parked(&self) -> (usize, usize) {
+        self.lock().parked()
     }
 
     /// Enrols a new session on `host`; `None` where sessions cannot be resumed.
@@ -188,6 +195,11 @@ impl Registry {
 impl Kept {
     fn can_resume(&self) -> bool {
         self.memory_bytes > 0 && !self.grace.is_zero()
+    }
+
+    fn parked(&self) -> (usize, usize) {
+        let parked = self.entries.values().filter_map(|entry| entry.parked);
+        parked.fold((0, 0), |(sessions, bytes), parked| (sessions + 1, bytes + parked.bytes))
     }
 }
 

@@ -9,6 +9,7 @@ use std::time::SystemTime;
 
 use crate::error::{Code, Error, Result, printable};
 use crate::server::Shared;
+use crate::server::audit::record::{Event, Record};
 use crate::server::config::{Account, ServerConfig};
 use crate::server::files::Files;
 use crate::server::listener::{self, Listeners};
@@ -47,10 +48,16 @@ impl Source {
         match self.try_reload(shared, listeners).await {
             Ok(()) => {
                 tracing::info!("reloaded {}", self.path.display());
+                shared.metrics.reload("ok").inc();
+                shared.audit.push(Record::new(Event::Reload));
                 shared.review(Scope::Everything);
             }
             Err(error) => {
                 tracing::error!("the new state is refused and the old one stays: {}", printable(&error.text));
+                shared.metrics.reload("failed").inc();
+                let mut record = Record::new(Event::Reload);
+                record.failed(&error);
+                shared.audit.push(record);
             }
         }
     }
@@ -62,6 +69,8 @@ impl Source {
         // A server starts with such a list, and lets nobody in; one that runs has something better.
         tls::check_lists(&state.config.crl, SystemTime::now())?;
         let bound = listener::bind(&listeners.missing(&state.config.listen)).await?;
+        // The last that may fail: it is done when it succeeds.
+        shared.audit.reopen(&state.config.audit, state.config.audit_required)?;
         for warning in warnings {
             tracing::warn!("{}: {warning}", self.path.display());
         }

@@ -54,7 +54,11 @@ impl Shared {
         peer: &Arc<Peer>,
         asked: Arc<Request>,
     ) -> Result<Ticket> {
-        let ticket = self.admission.session(&state.config.limits, principal, peer, asked)?;
+        let admitted = self.admission.session(&state.config.limits, principal, peer, asked);
+        let ticket = admitted.inspect_err(|error| {
+            let limit = if error.code == Code::TooMany { "principal-sessions" } else { "sessions" };
+            self.metrics.limit(limit).inc();
+        })?;
         self.review_if_late(state, ticket.session());
         Ok(ticket)
     }

@@ -17,15 +17,17 @@ use hyper::header::{CONTENT_TYPE, HOST, HeaderMap, HeaderValue, TRANSFER_ENCODIN
 use hyper::http::uri::{Authority, Scheme};
 use hyper::{Method, Request, Response, StatusCode, Version};
 
-use crate::error::{Code, Error, printable};
+use crate::error::{Code, Error};
 use crate::protocol::encoding::percent_decode;
 use crate::protocol::{CommandRequest, HEADER_USER, MAX_COMMAND_BYTES, UPGRADE_FRAMED, UPGRADE_RAW};
 use crate::server::Shared;
 use crate::server::account::Login;
+use crate::server::audit::record::Asked;
 use crate::server::handshake::Peer;
 use crate::server::policy::{Permit, Request as PolicyRequest};
 use crate::server::refusal::Refusal;
 use crate::server::state::State;
+use crate::server::trail::{Draft, Outcome};
 use upgrade::{Protocol, chosen_protocol};
 
 type Answer = Response<Full<Bytes>>;
@@ -33,20 +35,17 @@ type Answer = Response<Full<Bytes>>;
 /// Answers one request.
 pub async fn answer(shared: Arc<Shared>, peer: Arc<Peer>, request: Request<Incoming>) -> Answer {
     let state = shared.state();
-    let method = request.method().clone();
     let path = request.uri().path().to_owned();
     let route = Route::of(&state.config.upgrade_base, &path);
-    match respond(&shared, &state, &peer, route, request).await {
-        Ok(answer) => answer,
-        Err(refusal) => {
-            let principal = peer.principal.as_ref().map_or("-", |principal| principal.0.as_str());
-            tracing::info!(
-                peer = %peer.address, principal, server_name = peer.server_name, %method, path = %printable(&path),
-                status = refusal.status, reason = %printable(&refusal.error.to_string()), "refused"
-            );
-            refusal.response(route.map_or("", Route::allow))
-        }
-    }
+    let name = route.map_or("none", Route::name);
+    let asked = Asked::head(name, request.method().as_str(), &path);
+    let mut draft = Draft::new(&shared, &peer, Some(asked));
+    let result = respond(&shared, &state, &peer, route, request, &mut draft).await;
+    shared.metrics.request(name, result.as_ref().err().map(|refusal| refusal.error.code)).inc();
+    result.unwrap_or_else(|refusal| {
+        draft.refused(&refusal.error);
+        refusal.response(route.map_or("", Route::allow))
+    })
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +69,16 @@ impl<'a> Route<'a> {
         }
     }
 
+    fn name(self) -> &'static str {
+        match self {
+            Route::Command => "command",
+            Route::Stream => "stream",
+            Route::Resume => "resume",
+            Route::Host => "host",
+            Route::Copy(_) => "copy",
+        }
+    }
+
     fn allow(self) -> &'static str {
         match self {
             Route::Command | Route::Stream | Route::Resume => "POST",
@@ -89,6 +98,7 @@ async fn respond(
     peer: &Arc<Peer>,
     route: Option<Route<'_>>,
     request: Request<Incoming>,
+    draft: &mut Draft,
 ) -> Result<Answer, Refusal> {
     let asker = peer.asker(shared.principal(state, peer)?);
     let limits = &state.config.limits;
@@ -96,6 +106,7 @@ async fn respond(
     let admit = |asked| shared.admit(state, &asker.principal, peer, Arc::new(asked));
     check_head(peer, &request)?;
     let here = state.policy.reach(&asker, &peer.server_name)?;
+    draft.reached(&here);
     let route = route.ok_or_else(|| Refusal::bad_request(404, "there is nothing under this path"))?;
     if !route.allows(request.method()) {
         return Err(Refusal::bad_request(405, format!("this path takes {}", route.allow())));
@@ -105,22 +116,39 @@ async fn respond(
     }
     let user = user(request.headers())?;
     match route {
-        Route::Host => Ok(host(&decide(&PolicyRequest::Host { user })?)),
+        Route::Host => {
+            let asked = PolicyRequest::Host { user };
+            draft.asks(&asked);
+            let permit = decide(&asked)?;
+            draft.answered(&permit);
+            Ok(host(&permit))
+        }
         Route::Command => {
             let protocol = chosen_protocol(request.headers())?;
             let (request, body) = read_body(request, MAX_COMMAND_BYTES, limits.body_idle_timeout).await?;
             let asked: CommandRequest = serde_json::from_slice(&body)
                 .map_err(|error| Refusal::bad_request(400, format!("the body is not a command: {error}")))?;
             let asked = CommandRequest { user: one_user(user, asked.user)?, ..asked }.into();
+            draft.asks(&asked);
             let permit = decide(&asked)?;
-            upgrade::command(shared, state, peer, protocol, permit, admit(asked)?, request).await
+            let ticket = admit(asked)?;
+            let login = login(&permit).await?;
+            let trail = draft.open(&permit, ticket).await?;
+            upgrade::command(shared, state, protocol, permit, login, trail.clone(), request)
+                .await
+                .inspect_err(|refusal| trail.end(Outcome::failed(&refusal.error)))
         }
         Route::Stream => {
             let protocol = chosen_protocol(request.headers())?;
             let target = target_of(request.uri().query())?;
             let asked = PolicyRequest::Stream { target, user };
+            draft.asks(&asked);
             let permit = decide(&asked)?;
-            upgrade::stream(shared, peer, protocol, permit, admit(asked)?, request).await
+            let ticket = admit(asked)?;
+            let trail = draft.open(&permit, ticket).await?;
+            upgrade::stream(shared, protocol, permit, trail.clone(), request)
+                .await
+                .inspect_err(|refusal| trail.end(Outcome::failed(&refusal.error)))
         }
         Route::Resume => {
             if chosen_protocol(request.headers())? != Protocol::Framed {
@@ -131,8 +159,9 @@ async fn respond(
         Route::Copy(name) => {
             let filename = decoded(name)?;
             let asked = PolicyRequest::Copy { filename, user };
+            draft.asks(&asked);
             let permit = decide(&asked)?;
-            copy::copy(shared, state, peer, permit, admit(asked)?, request).await
+            copy::copy(shared, state, permit, admit(asked)?, draft, request).await
         }
     }
 }

@@ -1,9 +1,10 @@
 //! A permitted request's streams over an upgraded connection, until one side ends it: processes and targets, with frames
 //! and without.
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::io::AsyncReadExt;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use crate::bridge::{self, Bridge, Connection, Event, RawEnd, Reader, Sinks, Sources, Writer};
 use crate::protocol::frame::{Kind, Role};
@@ -12,6 +13,8 @@ use crate::protocol::session::{Exit, Session};
 use crate::server::admission::{End, Ending};
 use crate::server::process::{self, Group, Ladder, Pipes, Process};
 use crate::server::registry::{Enrolment, Grant, Message};
+use crate::server::trail::{Outcome, Trail};
+use crate::stdio::Counted;
 
 /// How long a process's output may stay silent after its end, while something that it started keeps it open.
 const DRAIN_QUIET: Duration = Duration::from_secs(1);
@@ -33,36 +36,6 @@ pub enum Work {
     Unstarted(String, u32),
 }
 
-/// How a session ended, for the log.
-#[derive(Debug, Default)]
-pub struct Summary {
-    /// The process's end, where it was seen.
-    pub exit: Option<Exit>,
-    /// Bytes to the client.
-    pub sent_bytes: u64,
-    /// Bytes from the client.
-    pub received_bytes: u64,
-    /// How often it was interrupted and went on.
-    pub resumes: u32,
-    /// What ended it.
-    pub reason: String,
-}
-
-impl Summary {
-    fn of_raw(result: std::io::Result<(u64, u64)>) -> Summary {
-        match result {
-            Ok((sent_bytes, received_bytes)) => {
-                Summary { sent_bytes, received_bytes, reason: "finished".to_owned(), ..Summary::default() }
-            }
-            Err(error) => Summary { reason: format!("connection lost: {error}"), ..Summary::default() },
-        }
-    }
-
-    fn ended(end: &End) -> Summary {
-        Summary { reason: reason_of(end), ..Summary::default() }
-    }
-}
-
 /// Carries a process's streams in frames.
 pub async fn command(
     connection: Box<dyn Connection>,
@@ -71,20 +44,20 @@ pub async fn command(
     window_bytes: usize,
     mut link: Link,
     mut ending: Ending,
-) -> Summary {
+) -> Outcome {
     let session = Session::new(Role::Server, window_bytes, LIVENESS, Instant::now());
     let mut exit = None;
     let (process, sources, sinks): (_, Sources, Sinks) = match work {
         Work::Process(process, pipes) => (
             Some(process),
             // Stderr first: what a process has said before it ended must not come after its stdout's end.
-            vec![(Kind::Stderr, Box::new(pipes.stderr)), (Kind::Stdout, Box::new(pipes.stdout))],
-            vec![(Kind::Stdin, Box::new(pipes.stdin))],
+            vec![(Kind::Stderr, link.outgoing(pipes.stderr)), (Kind::Stdout, link.outgoing(pipes.stdout))],
+            vec![(Kind::Stdin, link.incoming(pipes.stdin))],
         ),
         Work::Unstarted(text, status) => {
             exit = Some(Exit::Status(status));
             let stderr = std::io::Cursor::new(format!("tstunnel: {}\n", crate::error::printable(&text)));
-            (None, vec![(Kind::Stderr, Box::new(stderr)), (Kind::Stdout, Box::new(tokio::io::empty()))], vec![])
+            (None, vec![(Kind::Stderr, link.outgoing(stderr)), (Kind::Stdout, Box::new(tokio::io::empty()))], vec![])
         }
     };
     let mut bridge = Bridge::new(session, connection, leftover, sources, sinks);
@@ -93,16 +66,16 @@ pub async fn command(
     let mut ladder = Ladder::default();
     let mut drain = Drain::default();
     let mut told = false;
-    let reason = loop {
+    let mut outcome = loop {
         let running = process.as_mut().filter(|_| exit.is_none());
         tokio::select! {
             event = bridge.next() => match event {
                 Event::SourcesEnded { .. } => drain.is_over = true,
                 Event::Signal(name) => if let Some(group) = group { group.signal(&name) },
                 Event::SinkClosed(_) | Event::Exit(_) | Event::Suspect => {}
-                event => if let Some(reason) = link.ended(event, &mut bridge).await { break reason },
+                event => if let Some(outcome) = link.ended(event, &mut bridge).await { break outcome },
             },
-            happening = link.next() => if let Some(reason) = link.follow(happening, &mut bridge) { break reason },
+            happening = link.next() => if let Some(outcome) = link.follow(happening, &mut bridge) { break outcome },
             end = ended(running) => exit = Some(end),
             () = tokio::time::sleep(DRAIN_QUIET), if exit.is_some() && !drain.is_over => drain.look(&bridge),
             end = ending.wait(), if !ladder.is_started() => {
@@ -124,17 +97,16 @@ pub async fn command(
         }
         // A client that is away cannot be waited for when the server stops.
         if ladder.is_started() && !bridge.is_attached() {
-            break "the server stops".to_owned();
+            break outcome_of(&End::ServerStops);
         }
     };
-    let (sent_bytes, received_bytes) = bridge.byte_counts();
-    let resumes = link.resumes;
     // From here on there is nothing to resume, and stdin ends.
     drop((link, bridge));
     if let Some(process) = process {
         process::end(process, ladder, exit.is_some()).await;
     }
-    Summary { exit, sent_bytes, received_bytes, resumes, reason }
+    outcome.exit = exit;
+    outcome
 }
 
 async fn ended(process: Option<&mut Process>) -> Exit {
@@ -179,15 +151,16 @@ pub async fn stream(
     window_bytes: usize,
     mut link: Link,
     mut ending: Ending,
-) -> Summary {
+) -> Outcome {
     let session = Session::new(Role::Server, window_bytes, LIVENESS, Instant::now());
-    let sources = vec![(Kind::Stdout, reader)];
-    let mut bridge = Bridge::new(session, connection, leftover, sources, vec![(Kind::Stdin, writer)]);
+    let sources = vec![(Kind::Stdout, link.outgoing(reader))];
+    let sinks = vec![(Kind::Stdin, link.incoming(writer))];
+    let mut bridge = Bridge::new(session, connection, leftover, sources, sinks);
     let mut end = None;
     let mut exit = None;
     let mut linger = std::pin::pin!(tokio::time::sleep(LINGER));
     let mut lingering_at = 0;
-    let reason = loop {
+    let mut outcome = loop {
         tokio::select! {
             event = bridge.next() => match event {
                 Event::SourcesEnded { failed } => {
@@ -196,9 +169,9 @@ pub async fn stream(
                     lingering_at = bridge.byte_counts().1;
                 }
                 Event::SinkClosed(_) | Event::Signal(_) | Event::Exit(_) | Event::Suspect => {}
-                event => if let Some(reason) = link.ended(event, &mut bridge).await { break reason },
+                event => if let Some(outcome) = link.ended(event, &mut bridge).await { break outcome },
             },
-            happening = link.next() => if let Some(reason) = link.follow(happening, &mut bridge) { break reason },
+            happening = link.next() => if let Some(outcome) = link.follow(happening, &mut bridge) { break outcome },
             () = &mut linger, if end.is_some() && exit.is_none() => {
                 let count = bridge.byte_counts().1;
                 if count == lingering_at {
@@ -225,8 +198,8 @@ pub async fn stream(
             bridge.session().queue_exit(end);
         }
     };
-    let (sent_bytes, received_bytes) = bridge.byte_counts();
-    Summary { exit, sent_bytes, received_bytes, resumes: link.resumes, reason }
+    outcome.exit = exit;
+    outcome
 }
 
 /// A framed session's way to its client: what happens when it breaks, and how it goes on.
@@ -236,7 +209,7 @@ pub struct Link {
     generation: u64,
     /// Until when an interrupted session waits for its client.
     waits_until: Option<tokio::time::Instant>,
-    resumes: u32,
+    trail: Arc<Trail>,
 }
 
 /// What has happened to a [`Link`].
@@ -247,8 +220,18 @@ enum Happening {
 
 impl Link {
     /// The way to the client of a session that can be resumed by `enrolment`.
-    pub fn new(enrolment: Option<Enrolment>) -> Link {
-        Link { enrolment, generation: 0, waits_until: None, resumes: 0 }
+    pub fn new(enrolment: Option<Enrolment>, trail: Arc<Trail>) -> Link {
+        Link { enrolment, generation: 0, waits_until: None, trail }
+    }
+
+    /// Counts what `reader` gives.
+    fn outgoing(&self, reader: impl AsyncRead + Unpin + Send + 'static) -> Reader {
+        Box::new(Counted::new(reader, self.trail.sent()))
+    }
+
+    /// Counts what `writer` takes.
+    fn incoming(&self, writer: impl AsyncWrite + Unpin + Send + 'static) -> Writer {
+        Box::new(Counted::new(writer, self.trail.received()))
     }
 
     /// Waits for a message or the end of the grace. Cancel-safe.
@@ -264,10 +247,13 @@ impl Link {
     }
 
     /// Does what a message asks; says why the session is over, where it is.
-    fn follow(&mut self, happening: Happening, bridge: &mut Bridge) -> Option<String> {
+    fn follow(&mut self, happening: Happening, bridge: &mut Bridge) -> Option<Outcome> {
         match happening {
-            Happening::GraceOver => return Some("interrupted, and not resumed within the grace".to_owned()),
-            Happening::Message(Message::GiveWay) => return Some("interrupted, and gave way".to_owned()),
+            Happening::GraceOver => return Some(Outcome::because("interrupted, and not resumed within the grace")),
+            Happening::Message(Message::GiveWay) => {
+                self.trail.gave_way();
+                return Some(Outcome::because("interrupted, and gave way"));
+            }
             Happening::Message(Message::Resume { peer_received, reply }) => {
                 let resumed = bridge.session().resume(peer_received, Instant::now());
                 let _ = reply.send(resumed.map(|()| {
@@ -278,11 +264,11 @@ impl Link {
                     Grant { generation: self.generation, received: bridge.session().received_count() }
                 }));
             }
-            Happening::Message(Message::Attach { generation, connection, leftover }) => {
+            Happening::Message(Message::Attach { generation, connection, leftover, peer }) => {
                 if generation == self.generation {
                     bridge.attach(connection, &leftover);
                     self.waits_until = None;
-                    self.resumes += 1;
+                    self.trail.resumed(&peer);
                     if let Some(enrolment) = &self.enrolment {
                         enrolment.unpark();
                     }
@@ -300,42 +286,44 @@ impl Link {
     }
 
     /// What is due when the peer, or the connection to it, has ended; says why, where the session is over.
-    async fn ended(&mut self, event: Event, bridge: &mut Bridge) -> Option<String> {
+    async fn ended(&mut self, event: Event, bridge: &mut Bridge) -> Option<Outcome> {
         let reason = match event {
             Event::Lost(_) | Event::Silent if self.enrolment.is_some() => {
                 tracing::debug!(?event, "session interrupted");
                 self.park(bridge);
                 return None;
             }
-            Event::Lost(None) => return Some("connection closed".to_owned()),
-            Event::Lost(Some(error)) => return Some(format!("connection lost: {error}")),
-            Event::Silent => return Some("nothing was heard from the client".to_owned()),
+            Event::Lost(None) => return Some(Outcome::because("connection closed")),
+            Event::Lost(Some(error)) => return Some(Outcome::because(format!("connection lost: {error}"))),
+            Event::Silent => return Some(Outcome::because("nothing was heard from the client")),
             Event::Finished => "finished".to_owned(),
             Event::Close => "closed by the client".to_owned(),
             Event::Violation(text) => format!("protocol error: {text}"),
-            Event::PeerError(text) => format!("the client gave up: {}", crate::error::printable(&text)),
+            Event::PeerError(text) => format!("the client gave up: {text}"),
             other => format!("{other:?}"),
         };
         say_goodbye(bridge).await;
-        Some(reason)
+        Some(Outcome::because(reason))
     }
 }
 
 /// Tells the client that what allowed its session does so no more; says it for the log too. Nothing that the client still
 /// sends reaches anything.
-async fn withdraw(end: &End, bridge: &mut Bridge) -> String {
+async fn withdraw(end: &End, bridge: &mut Bridge) -> Outcome {
     bridge.close_sinks();
     if let End::Withdrawn(error) = end {
         bridge.session().queue_error(&format!("{}: {}", error.code, error.text));
     }
     say_goodbye(bridge).await;
-    reason_of(end)
+    outcome_of(end)
 }
 
-fn reason_of(end: &End) -> String {
+fn outcome_of(end: &End) -> Outcome {
     match end {
-        End::ServerStops => "the server stops".to_owned(),
-        End::Withdrawn(error) => format!("withdrawn: {}", error.text),
+        End::ServerStops => Outcome::because("the server stops"),
+        End::Withdrawn(error) => {
+            Outcome { code: Some(error.code), ..Outcome::because(format!("withdrawn: {}", error.text)) }
+        }
     }
 }
 
@@ -354,28 +342,30 @@ pub async fn raw_command(
     leftover: &[u8],
     mut process: Process,
     pipes: Pipes,
+    link: Link,
     mut ending: Ending,
-) -> Summary {
+) -> Outcome {
     let Pipes { stdin, stdout, mut stderr } = pipes;
+    let (stdout, stdin) = (link.outgoing(stdout), link.incoming(stdin));
     let mut connection = connection;
     let discard = tokio::spawn(async move {
         let mut rest = vec![0; 4096];
         while matches!(stderr.read(&mut rest).await, Ok(count) if count > 0) {}
     });
     let mut exit = None;
-    let streams = bridge::raw(&mut *connection, leftover, Box::new(stdout), Box::new(stdin), RawEnd::Outgoing);
+    let streams = bridge::raw(&mut *connection, leftover, stdout, stdin, RawEnd::Outgoing);
     let mut streams = std::pin::pin!(streams);
-    let mut summary = loop {
+    let mut outcome = loop {
         tokio::select! {
-            result = &mut streams => break Summary::of_raw(result),
+            result = &mut streams => break raw_outcome(result),
             end = process.wait(), if exit.is_none() => exit = Some(end),
-            end = ending.wait() => break Summary::ended(&end),
+            end = ending.wait() => break outcome_of(&end),
         }
     };
     discard.abort();
     process::end(process, Ladder::default(), exit.is_some()).await;
-    summary.exit = exit;
-    summary
+    outcome.exit = exit;
+    outcome
 }
 
 /// Carries a target's stream without frames.
@@ -383,11 +373,20 @@ pub async fn raw_stream(
     connection: Box<dyn Connection>,
     leftover: &[u8],
     (reader, writer): (Reader, Writer),
+    link: Link,
     mut ending: Ending,
-) -> Summary {
+) -> Outcome {
+    let (reader, writer) = (link.outgoing(reader), link.incoming(writer));
     let mut connection = connection;
     tokio::select! {
-        result = bridge::raw(&mut *connection, leftover, reader, writer, RawEnd::Both) => Summary::of_raw(result),
-        end = ending.wait() => Summary::ended(&end),
+        result = bridge::raw(&mut *connection, leftover, reader, writer, RawEnd::Both) => raw_outcome(result),
+        end = ending.wait() => outcome_of(&end),
+    }
+}
+
+fn raw_outcome(result: std::io::Result<()>) -> Outcome {
+    match result {
+        Ok(()) => Outcome::because("finished"),
+        Err(error) => Outcome::because(format!("connection lost: {error}")),
     }
 }

@@ -23,6 +23,8 @@ pub struct State {
     pub tls: Arc<rustls::ServerConfig>,
     /// What verifies clients' certificates; the same that `tls` asks.
     pub clients: Arc<dyn ClientCertVerifier>,
+    /// Until when the files are good.
+    pub expiry: tls::Expiry,
 }
 
 impl State {
@@ -39,6 +41,7 @@ impl State {
         trusted::read_into(&mut config.hosts)?;
         let clients = tls::client_verifier(&config.client_ca, &config.crl)?;
         let tls = Arc::new(tls::server_config(&config.cert, &config.key, clients.clone())?);
-        Ok((State { policy: Policy::new(&config), config, tls, clients }, warnings))
+        let expiry = tls::expiry(&config.cert, &config.crl)?;
+        Ok((State { policy: Policy::new(&config), config, tls, clients, expiry }, warnings))
     }
 }

@@ -3,6 +3,7 @@
 //! Fails closed: no client is let in without a certificate that chains to `client_ca`, and with revocation lists configured
 //! none whose chain is not covered by lists that are valid now.
 
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,6 +17,7 @@ use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::TlsStream;
+use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
 
 use crate::error::{Code, Error, Result};
@@ -95,9 +97,8 @@ pub fn client_verifier(client_ca: &[PathBuf], crl: &[PathBuf]) -> Result<Arc<dyn
 pub fn check_lists(crl: &[PathBuf], now: SystemTime) -> Result<()> {
     for path in crl {
         for list in pem::revocation_lists(path)? {
-            let next_update = CertificateRevocationList::from_der(&list).ok().and_then(|(_, list)| list.next_update());
-            if let Some(end) = next_update.filter(|end| end.timestamp() <= seconds_since_1970(now)) {
-                let what = format!("{}: the revocation list expired at {}", path.display(), date(end.timestamp()));
+            if let Some(end) = next_update(&list).filter(|end| *end <= seconds_since_1970(now)) {
+                let what = format!("{}: the revocation list expired at {}", path.display(), date(end));
                 return Err(Error::new(Code::Config, what)
                     .with_hint("get a new list from the authority, and check this machine's clock"));
             }
@@ -170,6 +171,36 @@ fn distrusted(error: &rustls::Error) -> Error {
     Error::new(Code::Unauthorized, text).with_hint("ask whoever runs the endpoint for a new certificate")
 }
 
+/// Until when the server's files are good, in seconds since 1970.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Expiry {
+    /// When the first certificate of the server's own chain expires.
+    pub certificate: i64,
+    /// When the first of the revocation lists does, where there is one.
+    pub crl: Option<i64>,
+}
+
+/// Reads when the server's own certificate and the revocation lists expire.
+///
+/// # Errors
+/// `config`, with the file's name, where a file cannot be read.
+pub fn expiry(cert: &Path, crl: &[PathBuf]) -> Result<Expiry> {
+    let ends = pem::certificates(cert)?;
+    let ends = ends.iter().filter_map(|certificate| X509Certificate::from_der(certificate).ok());
+    let ends = ends.map(|(_, certificate)| certificate.validity().not_after.timestamp());
+    let mut next_updates = Vec::new();
+    for path in crl {
+        next_updates.extend(pem::revocation_lists(path)?.iter().filter_map(next_update));
+    }
+    Ok(Expiry { certificate: ends.min().unwrap_or(0), crl: next_updates.into_iter().min() })
+}
+
+/// When a revocation list expires, in seconds since 1970.
+fn next_update(list: &CertificateRevocationListDer<'_>) -> Option<i64> {
+    let (_, list) = CertificateRevocationList::from_der(list).ok()?;
+    list.next_update().map(|time| time.timestamp())
+}
+
 /// The library's own defaults are the strict ones, and relied on: a certificate is required, the whole chain is checked, and
 /// a status that no list tells is a refusal. Only an expired list would be taken by default.
 fn verifier(
@@ -181,6 +212,18 @@ fn verifier(
         .enforce_revocation_expiration()
         .build()
 }
+
+/// The ClientHello has no server name in it.
+#[derive(Debug)]
+pub struct NoServerName;
+
+impl fmt::Display for NoServerName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("the client sent no server name")
+    }
+}
+
+impl std::error::Error for NoServerName {}
 
 /// One certificate for every server name, and none for a client that sends no name.
 #[derive(Debug)]
@@ -216,7 +259,7 @@ where
     if start.client_hello().server_name().is_none() {
         start.io.write_all(&UNRECOGNIZED_NAME).await?;
         linger(start.io, LINGER_BYTES).await;
-        return Err(io::Error::new(io::ErrorKind::InvalidData, "the client sent no server name"));
+        return Err(io::Error::new(io::ErrorKind::InvalidData, NoServerName));
     }
     match start.into_stream(config).into_fallible().await {
         Ok(stream) => Ok(stream),

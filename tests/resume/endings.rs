@@ -4,11 +4,13 @@ use std::fs;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
+use serde_json::json;
+
 use super::run::{Run, host};
 use crate::support::pki::{Authority, Usage, params, uri_params};
 use crate::support::process::{self, Signal};
 use crate::support::remote::{DOMAIN, PRINCIPAL, Remote};
-use crate::support::wait::{SOON, wait_until};
+use crate::support::wait::{SOON, wait_for, wait_until};
 
 /// A process that ends, with last words, as soon as a file exists.
 fn until(file: &Path) -> String {
@@ -36,7 +38,15 @@ fn last_words_and_status_of_a_process_that_ended_during_an_outage_arrive() {
     assert_eq!(status, Some(9));
     assert_eq!(String::from_utf8(output).unwrap(), format!("{pid}\nlast words\n"));
     assert_eq!(said, "and these\n");
-    wait_until("the session is over", SOON, || remote.server().log().contains("resumes=1 reason=finished"));
+    let end = wait_for("the session is over", SOON, || remote.server().records("end").pop());
+    assert_eq!((&end["resumes"], &end["reason"], &end["status"]), (&json!(1), &json!("finished"), &json!(9)));
+    let resumes = remote.server().records("resume");
+    let [resume] = resumes.as_slice() else { panic!("{resumes:?}") };
+    for (field, is_the_same) in
+        [("session", true), ("principal", true), ("serial", true), ("host", true), ("source", false)]
+    {
+        assert!(resume[field].is_string() && (resume[field] == end[field]) == is_the_same, "{field}: {resume} {end}");
+    }
 }
 
 #[test]
@@ -174,7 +184,7 @@ fn server_with_another_authority_is_not_trusted_with_the_secret() {
     let (status, _, said) = run.end(SOON);
     assert_eq!(status, Some(255));
     assert!(said.contains("error[network-lost]") && said.contains("within 2 s"), "{said}");
-    assert!(!remote.server().log().contains("refused"), "it was never asked: {}", remote.server().log());
+    assert!(remote.server().records("refused").is_empty(), "it was never asked: {}", remote.server().log());
 }
 
 fn since_1970() -> Duration {

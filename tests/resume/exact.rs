@@ -171,7 +171,9 @@ fn carry(remote: &Remote, size: usize, piece_bytes: usize, disturb: impl Fn(usiz
     let start = format!("{pid}\n").len();
     assert_eq!(output.len() - start, size);
     assert!(sha256(&output[start..]) == expected, "the bytes that came back are others");
-    let log = remote.server().log();
-    assert_eq!(log.matches("session ended").count(), 1, "{log}");
+    wait_until("the session's end is recorded", SOON, || !remote.server().records("end").is_empty());
+    let records = [remote.server().records("session"), remote.server().records("end")].concat();
+    assert_eq!(records.len(), 2, "one session: {records:?}");
+    assert_eq!(records[0]["session"], records[1]["session"]);
     remote.relay().accepted()
 }

@@ -93,7 +93,7 @@ fn session_that_has_ended_or_expired_is_gone() {
     let caller = Caller::of(&remote);
     let mut ended = Session::start(&caller, "exit 3");
     ended.carry(true, |session| session.exit() == Some(3));
-    wait_until("the session has ended", SOON, || remote.server().log().contains("session ended"));
+    wait_until("the session has ended", SOON, || remote.server().records("end").len() == 1);
     caller.resume(&ended.token, &ended.received.to_string()).0.assert_refused(410, "session-lost");
 
     let mut expired = Session::start(&caller, "exec cat");

@@ -5,6 +5,8 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use serde_json::Value;
+
 use super::process::{Group, Signal};
 use super::wait::{SOON, wait_for};
 
@@ -84,6 +86,23 @@ impl Server {
     pub(crate) fn log(&self) -> String {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
+
+    /// The lines of its audit log about `event`, where that goes to stderr.
+    pub(crate) fn records(&self, event: &str) -> Vec<Value> {
+        records(&self.log(), event)
+    }
+}
+
+/// The lines of an audit log about `event`, whatever stands between them.
+pub(crate) fn records(log: &str, event: &str) -> Vec<Value> {
+    all_records(log).into_iter().filter(|record| record["event"] == event).collect()
+}
+
+/// All whole lines of a log that are JSON objects.
+pub(crate) fn all_records(log: &str) -> Vec<Value> {
+    let whole = log.rsplit_once('\n').map_or("", |(whole, _)| whole);
+    let lines = whole.lines().filter(|line| line.starts_with('{'));
+    lines.map(|line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error}: {line}"))).collect()
 }
 
 fn spawn(configuration: &Path, log: &Path, level: &str, launcher: &[String]) -> (Group, SocketAddr) {

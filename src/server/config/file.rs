@@ -17,6 +17,7 @@ use super::{Account, Commands, HostConfig, Limits, MAX_POOL, MIN_WINDOW_BYTES, S
 use crate::config::{duration, pattern, toml_file};
 use crate::error::Result;
 use crate::protocol::{DEFAULT_UPGRADE_BASE, HostId, is_dns_name};
+use crate::server::audit::Destination;
 use crate::server::policy::target::TargetPattern;
 use crate::server::principal::{SPIFFE_PREFIX, check_spiffe_id};
 
@@ -40,6 +41,16 @@ struct File {
     #[serde(default)]
     grant: Vec<GrantTable>,
     limits: Option<LimitsTable>,
+    #[serde(default)]
+    audit: Destination,
+    audit_required: Option<Spanned<bool>>,
+    monitor: Option<Monitor>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Monitor {
+    listen: Vec<SocketAddr>,
 }
 
 #[derive(Deserialize)]
@@ -84,6 +95,11 @@ pub(super) fn parse(path: &Path, text: &str, account: &Account) -> Result<(Serve
     if file.client_ca.get_ref().is_empty() {
         let what = "`client_ca` names no authority, so no client could be verified";
         return Err(toml_file::error_at(path, text, Some(file.client_ca.span()), what));
+    }
+    let audit_required = file.audit_required.as_ref().filter(|required| *required.get_ref());
+    if let Some(required) = audit_required.filter(|_| file.audit == Destination::Off) {
+        let what = "`audit_required` needs an audit log, and `audit` is \"off\"";
+        return Err(toml_file::error_at(path, text, Some(required.span()), what));
     }
     let folder = path.parent().unwrap_or(Path::new(""));
     let resolve = |written: Text| resolve(folder, &account.home, &written.0);
@@ -147,6 +163,9 @@ pub(super) fn parse(path: &Path, text: &str, account: &Account) -> Result<(Serve
         hosts,
         grants,
         limits: file.limits.map(LimitsTable::over_defaults).unwrap_or_default(),
+        audit: file.audit,
+        audit_required: audit_required.is_some(),
+        monitor: file.monitor.map(|monitor| monitor.listen).unwrap_or_default(),
     };
     Ok((config, warnings))
 }

@@ -284,6 +284,36 @@ fn what_is_hardly_meant_is_warned_of() {
 }
 
 #[test]
+fn the_audit_log_goes_to_stderr_unless_told_otherwise() {
+    let audit = |text: &str| {
+        let (config, _) = parse(&format!("{MINIMAL}{text}"));
+        (config.audit, config.audit_required)
+    };
+    assert_eq!(audit(""), (Destination::Stderr, false));
+    let file = Destination::File("/var/log/audit.log".into());
+    assert_eq!(audit("audit = \"/var/log/audit.log\"\naudit_required = true"), (file, true));
+    assert_eq!(audit("audit = \"off\"\naudit_required = false"), (Destination::Off, false));
+    assert!(refused("audit = \"audit.log\"").contains("server.toml:4: `audit.log` is neither"));
+    assert!(refused("audit = \"off\"\naudit_required = true").contains("server.toml:5: `audit_required` needs"));
+}
+
+#[test]
+fn the_monitor_is_off_unless_it_is_asked_for_and_warned_of_where_others_reach_it() {
+    let monitor = |text: &str| {
+        let (config, warnings) = parse(&format!("{MINIMAL}{text}"));
+        (config.monitor, warnings.iter().filter(|warning| warning.contains("[monitor]")).count())
+    };
+    let addresses = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect::<Vec<SocketAddr>>();
+    assert_eq!(monitor(""), (vec![], 0));
+    let loopback = ["127.0.0.1:9464", "[::1]:9464"];
+    assert_eq!(monitor("[monitor]\nlisten = [\"127.0.0.1:9464\", \"[::1]:9464\"]"), (addresses(&loopback), 0));
+    assert_eq!(monitor("[monitor]\nlisten = [\"0.0.0.0:9464\"]"), (addresses(&["0.0.0.0:9464"]), 1));
+    assert!(refused("[monitor]").contains("missing field `listen`"));
+    assert!(refused("[monitor]\nlisten = [\"localhost\"]").contains("server.toml:5: "));
+    assert!(refused("[monitor]\nlisten = []\nmetrics = true").contains("unknown field `metrics`"));
+}
+
+#[test]
 fn a_missing_file_is_refused() {
     let error = ServerConfig::load(Path::new("/nowhere/server.toml"), &dev()).unwrap_err();
     assert!(error.code == Code::Config && error.text.contains("/nowhere/server.toml"), "{error}");

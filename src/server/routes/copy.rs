@@ -12,19 +12,19 @@ use hyper::header::{CONTENT_ENCODING, CONTENT_LENGTH, HeaderMap, HeaderValue};
 use hyper::{Method, Request, Response, StatusCode};
 
 use super::{Answer, internal, json, login};
-use crate::error::{Code, Error, Result, printable};
+use crate::error::{Code, Error, Result};
 use crate::protocol::encoding::hex;
 use crate::protocol::{HEADER_MODE, HEADER_UNENCODED_DIGEST, HEADER_UPLOAD_OFFSET};
 use crate::server::Shared;
 use crate::server::account::Login;
 use crate::server::admission::{Ending, Ticket};
 use crate::server::config::Limits;
-use crate::server::handshake::Peer;
 use crate::server::policy::{Action, Permit};
 use crate::server::refusal::Refusal;
 use crate::server::state::State;
 use crate::server::store::helper::{Answer as Storing, Helper, Task};
 use crate::server::store::{Encoding, Order, Sha256, Stored};
+use crate::server::trail::{Draft, Outcome, Trail};
 use crate::server::upload::Turn;
 
 /// A file's permission bits where the client says none.
@@ -34,9 +34,9 @@ const DEFAULT_MODE: u32 = 0o644;
 pub(super) async fn copy(
     shared: &Arc<Shared>,
     state: &State,
-    peer: &Arc<Peer>,
     permit: Permit,
     ticket: Ticket,
+    draft: &mut Draft,
     request: Request<Incoming>,
 ) -> Result<Answer, Refusal> {
     let Action::Copy { filename, digests } = permit.action() else {
@@ -48,19 +48,21 @@ pub(super) async fn copy(
         return Err(Error::new(Code::CommandDenied, "this file is not one of those that the host trusts").into());
     }
     if request.method() == Method::HEAD {
-        return held(shared, &order, login, state.config.limits.resume_grace).await;
+        let answer = held(shared, &order, login, state.config.limits.resume_grace).await?;
+        draft.answered(&permit);
+        return Ok(answer);
     }
     length(request.headers(), order.max_bytes)?;
+    let trail = draft.open(&permit, ticket).await?;
     // A task of its own: what has come is dealt with even where the connection ends.
     let idle = state.config.limits.body_idle_timeout;
     let grace = state.config.limits.resume_grace;
     let shared = shared.clone();
-    let peer = peer.clone();
     let uploading = tokio::spawn(async move {
         let turn = shared.uploads.turn(Arc::new(login), &order.name, order.digest.as_ref(), grace).await;
         let order = Order { part: turn.part(), may_hold: turn.may_hold(), ..order };
-        let mut ending = ticket.ending();
-        let uploaded = upload(&turn, &order, request.into_body(), idle, &mut ending).await;
+        let mut ending = trail.ticket().ending();
+        let uploaded = upload(&turn, &order, request.into_body(), idle, &mut ending, &trail).await;
         let is_broken = matches!(uploaded, Err(Failed::Broken(_)));
         let mut result = uploaded.map_err(Failed::into_refusal);
         if is_broken && let Some(withdrawn) = ending.is_withdrawn() {
@@ -69,16 +71,13 @@ pub(super) async fn copy(
         } else {
             turn.finish(is_broken && order.may_hold);
         }
-        let principal = &permit.principal().0;
-        let result_text = result.as_ref().map_or_else(
-            |refusal| printable(&refusal.error.to_string()),
-            |(status, stored)| format!("{} {}", status.as_u16(), hex(&stored.sha256)),
-        );
-        tracing::info!(
-            peer = %peer.address, principal, host = %permit.host(), action = ?permit.action(), rule = permit.rule(),
-            result = result_text, "upload"
-        );
-        drop(ticket);
+        trail.end(match &result {
+            Ok((_, stored)) => {
+                Outcome { stored: Some((stored.size, hex(&stored.sha256))), ..Outcome::because("finished") }
+            }
+            Err(refusal) => Outcome::failed(&refusal.error),
+        });
+        drop(trail);
         result
     });
     let (status, stored) = uploading.await.map_err(internal)??;
@@ -129,6 +128,7 @@ async fn upload(
     mut body: Incoming,
     idle: Duration,
     ending: &mut Ending,
+    trail: &Trail,
 ) -> Result<(StatusCode, Stored), Failed> {
     let mut helper = Helper::start(turn.login(), &Task::Store(Box::new(order.clone()))).await?;
     match helper.answer().await? {
@@ -147,6 +147,7 @@ async fn upload(
         match frame {
             Ok(Some(Ok(frame))) => {
                 let Ok(data) = frame.into_data() else { continue };
+                trail.received().add(data.len());
                 // Where it takes no more, its answer says why.
                 if !data.is_empty() && helper.send(&data).await.is_err() {
                     break Some(internal("a helper took no more"));

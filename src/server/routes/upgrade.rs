@@ -14,8 +14,10 @@ use hyper_util::rt::TokioIo;
 use tokio::sync::oneshot;
 
 use super::{Answer, internal};
-use crate::error::{Code, Error, printable};
+use crate::error::{Code, Error};
+use crate::protocol::session::Exit;
 use crate::protocol::{HEADER_RECEIVED, HEADER_SESSION, HostId, UPGRADE_FRAMED, UPGRADE_RAW};
+use crate::server::account::Login;
 use crate::server::admission::Ticket;
 use crate::server::connection::Lingering;
 use crate::server::handshake::{Peer, Stream};
@@ -24,8 +26,9 @@ use crate::server::pool::{Bounds, Label};
 use crate::server::process::{self, Pipes, Prepared, Process, StartFailure};
 use crate::server::refusal::Refusal;
 use crate::server::registry::{Enrolment, Found, Message};
-use crate::server::sessions::{self, Link, Summary, Work};
+use crate::server::sessions::{self, Link, Work};
 use crate::server::state::State;
+use crate::server::trail::{Outcome, Trail};
 use crate::server::{Shared, target};
 
 /// The protocol of a session.
@@ -54,49 +57,51 @@ pub(super) fn chosen_protocol(headers: &HeaderMap) -> Result<Protocol, Refusal> 
 pub(super) async fn command(
     shared: &Arc<Shared>,
     state: &State,
-    peer: &Arc<Peer>,
     protocol: Protocol,
     permit: Permit,
-    ticket: Ticket,
+    login: Login,
+    trail: Arc<Trail>,
     request: Request<()>,
 ) -> Result<Answer, Refusal> {
-    let login = super::login(&permit).await?;
     let agents = shared.agents.clone();
     let (prepared, permit) = tokio::task::spawn_blocking(move || (process::prepare(&permit, login, &agents), permit))
         .await
         .map_err(internal)?;
     // Here, on one of the runtime's workers: the process ends with the thread that starts it.
     let started = prepared.and_then(|prepared| start(shared, state, &permit, prepared));
-    let opened = Opened::new(shared, &permit, protocol, &ticket)?;
-    let (window_bytes, ending) = (opened.window_bytes, ticket.ending());
+    let opened = Opened::new(shared, &permit, protocol, trail.ticket())?;
+    let (window_bytes, ending) = (opened.window_bytes, trail.ticket().ending());
     let work = match (started, protocol) {
         (Ok((process, pipes)), _) => Work::Process(process, pipes),
-        (Err(StartFailure::Missing(text)), Protocol::Framed) => Work::Unstarted(text, 127),
-        (Err(StartFailure::NotExecutable(text)), Protocol::Framed) => Work::Unstarted(text, 126),
+        (Err(StartFailure::Missing(text)), Protocol::Framed) => {
+            unstarted(&trail, Error::new(Code::AgentMissing, text), 127)
+        }
+        (Err(StartFailure::NotExecutable(text)), Protocol::Framed) => {
+            unstarted(&trail, Error::new(Code::AgentNotExecutable, text), 126)
+        }
         (Err(StartFailure::Missing(text)), Protocol::Raw) => return Err(Error::new(Code::AgentMissing, text).into()),
         (Err(StartFailure::NotExecutable(text)), Protocol::Raw) => {
             return Err(Error::new(Code::AgentNotExecutable, text).into());
         }
         (Err(StartFailure::Broken(text)), _) => return Err(Error::new(Code::Internal, text).into()),
     };
-    let session = Session { peer: peer.clone(), permit, ticket };
     let answer = opened.answer()?;
-    let link = Link::new(opened.enrolment);
-    carry(request, session, move |upgraded| async move {
+    let link = Link::new(opened.enrolment, trail.clone());
+    carry(request, trail, move |upgraded| async move {
         match (upgraded, work) {
             (Some((stream, leftover)), work) if protocol == Protocol::Framed => {
                 sessions::command(Box::new(stream), &leftover, work, window_bytes, link, ending).await
             }
             (Some((stream, leftover)), Work::Process(process, pipes)) => {
-                sessions::raw_command(Box::new(stream), &leftover, process, pipes, ending).await
+                sessions::raw_command(Box::new(stream), &leftover, process, pipes, link, ending).await
             }
             // The client was gone before its answer.
             (_, Work::Process(process, pipes)) => {
                 drop(pipes);
                 process::end(process, process::Ladder::default(), false).await;
-                Summary::default()
+                gone()
             }
-            (_, Work::Unstarted(..)) => Summary::default(),
+            (_, Work::Unstarted(..)) => gone(),
         }
     });
     Ok(answer)
@@ -121,31 +126,35 @@ fn start(
     Ok(started)
 }
 
+/// A session whose client is told on its stderr why there is no process.
+fn unstarted(trail: &Trail, error: Error, status: u32) -> Work {
+    trail.end(Outcome { exit: Some(Exit::Status(status)), ..Outcome::failed(&error) });
+    Work::Unstarted(error.text, status)
+}
+
 /// `POST /stream`: connects to the target and answers.
 pub(super) async fn stream(
     shared: &Arc<Shared>,
-    peer: &Arc<Peer>,
     protocol: Protocol,
     permit: Permit,
-    ticket: Ticket,
+    trail: Arc<Trail>,
     request: Request<Incoming>,
 ) -> Result<Answer, Refusal> {
     let Action::Stream { target } = permit.action() else {
         return Err(Error::new(Code::Internal, "this permit is not for a stream").into());
     };
     let ends = target::connect(target).await?;
-    let opened = Opened::new(shared, &permit, protocol, &ticket)?;
-    let (window_bytes, ending) = (opened.window_bytes, ticket.ending());
-    let session = Session { peer: peer.clone(), permit, ticket };
+    let opened = Opened::new(shared, &permit, protocol, trail.ticket())?;
+    let (window_bytes, ending) = (opened.window_bytes, trail.ticket().ending());
     let answer = opened.answer()?;
-    let link = Link::new(opened.enrolment);
-    carry(request, session, move |upgraded| async move {
+    let link = Link::new(opened.enrolment, trail.clone());
+    carry(request, trail, move |upgraded| async move {
         match upgraded {
-            None => Summary::default(),
+            None => gone(),
             Some((stream, leftover)) if protocol == Protocol::Framed => {
                 sessions::stream(Box::new(stream), &leftover, ends, window_bytes, link, ending).await
             }
-            Some((stream, leftover)) => sessions::raw_stream(Box::new(stream), &leftover, ends, ending).await,
+            Some((stream, leftover)) => sessions::raw_stream(Box::new(stream), &leftover, ends, link, ending).await,
         }
     });
     Ok(answer)
@@ -180,9 +189,8 @@ pub(super) async fn resume(
     let peer = peer.clone();
     tokio::spawn(async move {
         if let Some((stream, leftover)) = stream_of(upgrading).await {
-            tracing::debug!(peer = %peer.address, "session resumed");
             let (connection, generation) = (Box::new(stream), grant.generation);
-            let _ = task.send(Message::Attach { generation, connection, leftover }).await;
+            let _ = task.send(Message::Attach { generation, connection, leftover, peer }).await;
         }
     });
     let mut answer = switching(Protocol::Framed);
@@ -239,32 +247,20 @@ async fn stream_of(upgrading: OnUpgrade) -> Option<(Stream, Bytes)> {
     Some((parts.io.into_inner().into_inner()?, parts.read_buf))
 }
 
-/// What a session is accounted and logged by.
-struct Session {
-    peer: Arc<Peer>,
-    permit: Permit,
-    ticket: Ticket,
-}
-
 /// Carries a session on behind its answer, in a task of its own. `with` gets the stream, or nothing where the connection
 /// ended before.
-fn carry<B, F, C>(mut request: Request<B>, session: Session, with: C)
+fn carry<B, F, C>(mut request: Request<B>, trail: Arc<Trail>, with: C)
 where
     C: FnOnce(Option<(Stream, Bytes)>) -> F + Send + 'static,
-    F: Future<Output = Summary> + Send,
+    F: Future<Output = Outcome> + Send,
 {
     let upgrading = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
-        let Session { peer, permit, ticket } = session;
-        let principal = &permit.principal().0;
-        tracing::info!(
-            peer = %peer.address, principal, host = %permit.host(), action = ?permit.action(), rule = permit.rule(), "session"
-        );
-        let summary = with(stream_of(upgrading).await).await;
-        tracing::info!(
-            peer = %peer.address, principal, host = %permit.host(), exit = ?summary.exit, sent = summary.sent_bytes,
-            received = summary.received_bytes, resumes = summary.resumes, reason = %printable(&summary.reason), "session ended"
-        );
-        drop(ticket);
+        trail.end(with(stream_of(upgrading).await).await);
     });
+}
+
+/// The end of a session whose client was gone before its answer.
+fn gone() -> Outcome {
+    Outcome::because("the client was gone before its answer")
 }
