@@ -102,7 +102,13 @@ async fn respond(
 ) -> Result<Answer, Refusal> {
     let asker = peer.asker(shared.principal(state, peer)?);
     let limits = &state.config.limits;
-    let decide = |asked: &PolicyRequest| state.policy.decide(&asker, &peer.server_name, asked);
+    let decide = |asked: &PolicyRequest, draft: &mut Draft| {
+        draft.asks(asked);
+        state.policy.judge(&asker, &peer.server_name, asked).map_err(|refused| {
+            draft.ruled(&refused.rule);
+            refused.error
+        })
+    };
     let admit = |asked| shared.admit(state, &asker.principal, peer, Arc::new(asked));
     check_head(peer, &request)?;
     let here = state.policy.reach(&asker, &peer.server_name)?;
@@ -118,8 +124,7 @@ async fn respond(
     match route {
         Route::Host => {
             let asked = PolicyRequest::Host { user };
-            draft.asks(&asked);
-            let permit = decide(&asked)?;
+            let permit = decide(&asked, draft)?;
             draft.answered(&permit);
             Ok(host(&permit))
         }
@@ -129,8 +134,7 @@ async fn respond(
             let asked: CommandRequest = serde_json::from_slice(&body)
                 .map_err(|error| Refusal::bad_request(400, format!("the body is not a command: {error}")))?;
             let asked = CommandRequest { user: one_user(user, asked.user)?, ..asked }.into();
-            draft.asks(&asked);
-            let permit = decide(&asked)?;
+            let permit = decide(&asked, draft)?;
             let ticket = admit(asked)?;
             let login = login(&permit).await?;
             let trail = draft.open(&permit, ticket).await?;
@@ -142,8 +146,7 @@ async fn respond(
             let protocol = chosen_protocol(request.headers())?;
             let target = target_of(request.uri().query())?;
             let asked = PolicyRequest::Stream { target, user };
-            draft.asks(&asked);
-            let permit = decide(&asked)?;
+            let permit = decide(&asked, draft)?;
             let ticket = admit(asked)?;
             let trail = draft.open(&permit, ticket).await?;
             upgrade::stream(shared, protocol, permit, trail.clone(), request)
@@ -159,8 +162,7 @@ async fn respond(
         Route::Copy(name) => {
             let filename = decoded(name)?;
             let asked = PolicyRequest::Copy { filename, user };
-            draft.asks(&asked);
-            let permit = decide(&asked)?;
+            let permit = decide(&asked, draft)?;
             copy::copy(shared, state, permit, admit(asked)?, draft, request).await
         }
     }

@@ -43,6 +43,11 @@ impl Draft {
         self.record.host = Some(Text::new(host.as_str()));
     }
 
+    /// The request is refused by `rule`.
+    pub fn ruled(&mut self, rule: &str) {
+        self.record.rule = Some(Text::new(rule));
+    }
+
     /// The request is answered as `permit` allows, and nothing begins.
     pub fn answered(&mut self, permit: &Permit) {
         self.record.permitted(permit);
