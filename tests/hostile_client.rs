@@ -14,8 +14,12 @@ mod bodies;
 mod caller;
 #[path = "hostile_client/certificates.rs"]
 mod certificates;
+#[path = "hostile_client/commands.rs"]
+mod commands;
 #[path = "hostile_client/flights.rs"]
 mod flights;
+#[path = "hostile_client/frames.rs"]
+mod frames;
 #[path = "hostile_client/framing.rs"]
 mod framing;
 #[path = "hostile_client/heads.rs"]
@@ -26,6 +30,8 @@ mod hello;
 mod hellos;
 #[path = "hostile_client/names.rs"]
 mod names;
+#[path = "hostile_client/paths.rs"]
+mod paths;
 #[path = "hostile_client/siege.rs"]
 mod siege;
 #[path = "hostile_client/targets.rs"]

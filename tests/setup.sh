@@ -30,6 +30,8 @@ gzip:gzip
 ip:iproute2
 mandoc:mandoc
 shellcheck:shellcheck
+testssl:testssl.sh
+sslscan:sslscan
 "
 
 missing=()

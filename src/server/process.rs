@@ -165,12 +165,13 @@ fn files(program: &str, home: &Path) -> Vec<PathBuf> {
     PATH.split(':').map(|folder| Path::new(folder).join(program)).collect()
 }
 
-/// The file that an agent's name leads to, links resolved, with the account's rights; it must be one below [`AGENTS`].
+/// The file that an agent's name leads to, links resolved, with the account's rights; it must be one below [`AGENTS`], which is no
+/// link itself.
 fn agent_file(program: &str, login: &Login) -> Result<(PathBuf, FileVersion), StartFailure> {
     let resolve = || {
         let path = login.home.join(program).canonicalize()?;
         let version = FileVersion::of(&path.symlink_metadata()?);
-        Ok((path, version, login.home.join(AGENTS).canonicalize()?))
+        Ok((path, version, login.home.canonicalize()?.join(AGENTS)))
     };
     let (path, version, agents) = login.as_account(resolve).map_err(|error| explain(program, &error))?;
     if path.starts_with(&agents) {

@@ -6,12 +6,13 @@
 //! need not be sent again; it is verified whenever it is used. A part whose body broke off stays where the order says
 //! so; whatever fails otherwise leaves nothing behind.
 
+mod contents;
 pub mod helper;
 mod wrapped;
 
-use std::fs::{self, DirBuilder, File};
-use std::io::{self, Read, Seek, SeekFrom, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
@@ -22,17 +23,10 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Code, Error};
 use crate::protocol::encoding::hex;
 use crate::server::refusal::Refusal;
+use contents::Contents;
 
 /// What a part is called in the home: this, then what tells it from others.
 pub const PART_PREFIX: &str = ".tstunnel-part-";
-/// Where contents are kept, below the home.
-const CONTENT_FOLDER: &str = ".cache/tstunnel/content";
-/// Contents larger than this are not kept; an agent is some 20 MiB.
-const MAX_CONTENT_BYTES: u64 = 64 << 20;
-/// How many contents are kept in a home: agents of a few versions and platforms.
-const MAX_CONTENTS: usize = 8;
-/// Bytes of one read.
-const CHUNK_BYTES: usize = 128 << 10;
 
 /// A SHA-256 digest.
 pub type Sha256 = [u8; 32];
@@ -116,7 +110,10 @@ pub fn store(order: &Order, body: &mut dyn Body) -> Result<Stored, Refusal> {
             Err(refusal)
         }
         Ok(stored) => {
-            keep_content(&order.home, &path, &stored);
+            let kept = Contents::open(&order.home, true).and_then(|contents| contents.keep(&part.sink, &stored));
+            if let Err(error) = kept {
+                tracing::debug!(%error, "content is not kept");
+            }
             publish(&part.sink, &path, order)?;
             Ok(stored)
         }
@@ -129,8 +126,8 @@ pub fn store(order: &Order, body: &mut dyn Body) -> Result<Stored, Refusal> {
 /// `storage`.
 pub fn store_known(order: &Order) -> Result<Option<Stored>, Refusal> {
     let Some(digest) = order.digest.filter(|_| order.wrapper.is_empty()) else { return Ok(None) };
-    let content = order.home.join(CONTENT_FOLDER).join(hex(&digest));
-    let Ok(mut source) = open_regular(&content) else { return Ok(None) };
+    let Ok(contents) = Contents::open(&order.home, false) else { return Ok(None) };
+    let Ok(mut source) = contents.find(&digest) else { return Ok(None) };
     let path = order.home.join(&order.part);
     let mut part = Part::open(&path, &Order { offset: 0, ..order.clone() })?;
     let copied = io::copy(&mut source, &mut part);
@@ -138,14 +135,14 @@ pub fn store_known(order: &Order) -> Result<Option<Stored>, Refusal> {
     match stored {
         Ok(stored) => {
             // The newest content is the last to go.
-            let _ = source.set_modified(SystemTime::now());
+            let _ = contents.keep(&part.sink, &stored);
             publish(&part.sink, &path, order)?;
             Ok(Some(stored))
         }
         Err(_) => {
             // Somebody has written into the file that shares this content.
             remove(&path);
-            remove(&content);
+            let _ = contents.remove(&digest);
             Ok(None)
         }
     }
@@ -168,13 +165,18 @@ pub fn sweep(home: &Path, end: SystemTime) {
     }
 }
 
-/// Gives the file its mode and name.
+/// Gives the file its mode and name, and makes sure that it is this file that has got it.
 fn publish(file: &File, part: &Path, order: &Order) -> Result<(), Refusal> {
-    let published = file
-        .set_permissions(fs::Permissions::from_mode(order.mode & 0o777))
-        .and_then(|()| file.sync_all())
-        .and_then(|()| fs::rename(part, order.home.join(&order.name)));
-    published.map_err(|error| {
+    let path = order.home.join(&order.name);
+    let give = || {
+        file.set_permissions(fs::Permissions::from_mode(order.mode & 0o777))?;
+        file.sync_all()?;
+        fs::rename(part, &path)?;
+        let (stored, named) = (file.metadata()?, fs::symlink_metadata(&path)?);
+        let is_same = (stored.dev(), stored.ino()) == (named.dev(), named.ino());
+        if is_same { Ok(()) } else { Err(io::Error::from(io::ErrorKind::ResourceBusy)) }
+    };
+    give().map_err(|error| {
         remove(part);
         storage(&error)
     })
@@ -224,42 +226,41 @@ struct Part<W> {
 }
 
 impl Part<File> {
-    /// Opens a part, empty or at the order's offset.
+    /// Makes a part, empty or with what is held up to the order's offset.
+    ///
+    /// Always a new file: what stands there may be held open, or be linked elsewhere. What is held is read, hashed and written
+    /// anew, and never written into.
     fn open(path: &Path, order: &Order) -> Result<Part<File>, Refusal> {
-        let mut options = File::options();
-        options.read(true).write(true).mode(0o600).custom_flags(OFlags::NOFOLLOW.bits() as i32);
-        if order.offset == 0 {
-            // Always a new file: what stood there may be held open, or be linked elsewhere.
-            remove(path);
-            options.create_new(true);
-        }
-        let file = options.open(path).map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound if order.offset > 0 => Refusal::bad_request(400, "nothing is held of this file"),
-            _ => storage(&error),
-        })?;
-        let mut part = Part::new(file, order);
-        part.skip_to(order.offset)?;
-        Ok(part)
-    }
-
-    /// Goes to `offset`, with the digest of what stands before it.
-    fn skip_to(&mut self, offset: u64) -> Result<(), Refusal> {
-        let mut chunk = vec![0; CHUNK_BYTES];
-        while self.size < offset {
-            let wanted = (offset - self.size).min(CHUNK_BYTES as u64) as usize;
-            match self.sink.read(&mut chunk[..wanted]).map_err(|error| storage(&error))? {
-                0 => return Err(Refusal::bad_request(400, format!("only {} bytes of this file are held", self.size))),
-                count => {
-                    self.hash.update(&chunk[..count]);
-                    self.size += count as u64;
+        let offset = order.offset;
+        let held = if offset > 0 { Some(held_from(path, offset)?) } else { None };
+        remove(path);
+        let file = File::options().write(true).create_new(true).mode(0o600).open(path);
+        let mut part = Part::new(file.map_err(|error| storage(&error))?, order);
+        if let Some(mut held) = held {
+            match io::copy(&mut held, &mut part) {
+                Ok(count) if count == offset => {}
+                result => {
+                    remove(path);
+                    let error = result.err().unwrap_or_else(|| io::ErrorKind::UnexpectedEof.into());
+                    return Err(part.failure.take().unwrap_or_else(|| storage(&error)));
                 }
             }
         }
-        self.sink
-            .set_len(offset)
-            .and_then(|()| self.sink.seek(SeekFrom::Start(offset)))
-            .map_err(|error| storage(&error))?;
-        Ok(())
+        Ok(part)
+    }
+}
+
+/// The first `offset` bytes of a part.
+fn held_from(path: &Path, offset: u64) -> Result<io::Take<File>, Refusal> {
+    let nothing = || Refusal::bad_request(400, "nothing is held of this file");
+    let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK;
+    let file = File::options().read(true).custom_flags(flags.bits() as i32).open(path).map_err(|_| nothing())?;
+    match file.metadata() {
+        Ok(metadata) if metadata.is_file() && metadata.len() >= offset => Ok(file.take(offset)),
+        Ok(metadata) if metadata.is_file() => {
+            Err(Refusal::bad_request(400, format!("only {} bytes of this file are held", metadata.len())))
+        }
+        _ => Err(nothing()),
     }
 }
 
@@ -366,36 +367,6 @@ fn remove(path: &Path) {
         && error.kind() != io::ErrorKind::NotFound
     {
         tracing::warn!(path = %path.display(), %error, "cannot remove");
-    }
-}
-
-fn open_regular(path: &Path) -> io::Result<File> {
-    let file =
-        File::options().read(true).custom_flags((OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32).open(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::ErrorKind::InvalidInput.into()) }
-}
-
-/// Keeps a part's content reachable by its digest, and lets the oldest contents go.
-fn keep_content(home: &Path, part: &Path, stored: &Stored) {
-    if stored.size > MAX_CONTENT_BYTES {
-        return;
-    }
-    let folder = home.join(CONTENT_FOLDER);
-    let kept = DirBuilder::new().recursive(true).mode(0o700).create(&folder).and_then(|()| {
-        let path = folder.join(hex(&stored.sha256));
-        remove(&path);
-        fs::hard_link(part, path)
-    });
-    if let Err(error) = kept {
-        tracing::debug!(folder = %folder.display(), %error, "content is not kept");
-        return;
-    }
-    let Ok(entries) = fs::read_dir(&folder) else { return };
-    let mut contents: Vec<(SystemTime, PathBuf)> =
-        entries.flatten().filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path()))).collect();
-    contents.sort();
-    for (_, path) in contents.iter().rev().skip(MAX_CONTENTS) {
-        remove(path);
     }
 }
 

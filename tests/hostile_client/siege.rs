@@ -14,6 +14,9 @@ const SLACK_KIB: u64 = 4 << 10;
 /// The command of a request that must never be carried out: it leaves a file in the home.
 pub(crate) const STARTS: &str = "{\"command\": \"touch started\"}";
 
+/// The name of an upload that every host takes: one of Mutagen's.
+const UPLOADED: &str = ".mutagen-agent0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
+
 /// The fields of a request for a stream without frames.
 pub(crate) const RAW: &str = "Connection: Upgrade\r\nUpgrade: tcp\r\n";
 
@@ -57,6 +60,11 @@ impl Siege {
         Siege::of(&Plan::any())
     }
 
+    /// One with a host that takes Mutagen's commands and uploads only.
+    pub(crate) fn mutagen() -> Siege {
+        Siege::of(&Plan::mutagen())
+    }
+
     /// Checks that nothing was started and nothing stored.
     #[track_caller]
     pub(crate) fn nothing_happened(&self, what: &str) {
@@ -90,14 +98,14 @@ impl Siege {
         assert!(!log.contains("panicked"), "{log}");
     }
 
-    /// Has the granted client ask, run something and store something, and tidies up.
+    /// Has the granted client ask, run something and store something that every host takes, and tidies up.
     #[track_caller]
     pub(crate) fn serves(&self) {
         self.caller.say(get("/host", "")).is_served("a good client", 200);
-        self.caller.say(post("/copy/good", "", "good")).is_served("a good upload", 201);
-        assert_eq!(fs::read(self.site.home.join("good")).unwrap(), b"good");
-        fs::remove_file(self.site.home.join("good")).unwrap();
-        assert_eq!(run(&mut self.site.exec(&["echo good"])).ok().text(), "good\n");
+        self.caller.say(post(&format!("/copy/{UPLOADED}"), "", "good")).is_served("a good upload", 201);
+        assert_eq!(fs::read(self.site.home.join(UPLOADED)).unwrap(), b"good");
+        fs::remove_file(self.site.home.join(UPLOADED)).unwrap();
+        assert!(run(&mut self.site.exec(&["uname", "-s", "-m"])).ok().text().starts_with("Linux "));
     }
 }
 

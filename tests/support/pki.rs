@@ -87,6 +87,18 @@ impl Authority {
         self.sign(usage, (date_time_ymd(2020, 1, 1), date_time_ymd(1970, 1, 1) + end), params)
     }
 
+    /// A certificate that is valid from one time after 1970 until another.
+    pub(crate) fn issue_between(
+        &self,
+        usage: Usage,
+        first: Duration,
+        last: Duration,
+        params: CertificateParams,
+    ) -> Identity {
+        let epoch = date_time_ymd(1970, 1, 1);
+        self.sign(usage, (epoch + first, epoch + last), params)
+    }
+
     /// A certificate with whatever subject and names `params` has: see [`params`] and [`uri_params`].
     pub(crate) fn issue(&self, usage: Usage, validity: Validity, params: CertificateParams) -> Identity {
         let (first, last) = match validity {

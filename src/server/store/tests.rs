@@ -6,6 +6,7 @@ use super::*;
 use aws_lc_rs::digest::digest;
 
 const PART: &str = ".tstunnel-part-1";
+const CONTENTS: &str = ".cache/tstunnel/content";
 
 fn order(home: &Path, content: &[u8]) -> Order {
     Order {
@@ -154,9 +155,9 @@ fn known_content_is_stored_again_without_a_body_and_only_if_it_is_what_it_was() 
     assert_eq!(store_known(&again).unwrap().unwrap().size, 7);
     let path = home.path().join("again");
     assert_eq!(path.metadata().unwrap().permissions().mode() & 0o7777, 0o600);
-    // The first file shares its content with what is kept; somebody writes into it.
-    fs::write(home.path().join("file"), "another").unwrap();
-    assert_eq!(fs::read(&path).unwrap(), b"content");
+    // The last file shares its content with what is kept; somebody writes into it.
+    fs::write(&path, "another").unwrap();
+    assert_eq!(fs::read(home.path().join("file")).unwrap(), b"content");
     assert_eq!(store_known(&again).unwrap(), None);
     assert_eq!(visible(home.path()), ["again", "file"]);
 }
@@ -218,4 +219,83 @@ fn a_task_and_its_body_go_through_the_process_as_they_were() {
         let _ = helper::run(&mut &input[..length], &mut Vec::new());
         assert!(!home.path().join("file").exists(), "{length}");
     }
+}
+
+#[test]
+fn a_file_that_stands_in_a_parts_place_is_never_written_into() {
+    let folder = tempfile::tempdir().unwrap();
+    let (home, victim) = (folder.path().join("home"), folder.path().join("victim"));
+    fs::create_dir(&home).unwrap();
+    let order = Order { offset: 6, ..order(&home, b"first and second") };
+    for (held, body, status) in [
+        (&b"first untouched"[..], &b"and second"[..], None),
+        (b"FIRST untouched", b"and second", Some(422)),
+        (b"fir", b"", Some(400)),
+    ] {
+        fs::write(&victim, held).unwrap();
+        fs::hard_link(&victim, home.join(PART)).unwrap();
+        assert_eq!(whole(&order, body).err().map(|refusal| refusal.status), status);
+        assert_eq!(fs::read(&victim).unwrap(), held);
+        fs::remove_file(home.join(PART)).ok();
+    }
+    std::os::unix::fs::symlink(&victim, home.join(PART)).unwrap();
+    assert_eq!(whole(&order, b"and second").unwrap_err().status, 400);
+    assert_eq!(fs::read(&victim).unwrap(), b"fir");
+}
+
+#[test]
+fn a_pipe_or_a_folder_in_a_parts_place_holds_nobody_up() {
+    let home = tempfile::tempdir().unwrap();
+    let part = home.path().join(PART);
+    let order = order(home.path(), b"first and second");
+    let pipe = || rustix::fs::mknodat(rustix::fs::CWD, &part, rustix::fs::FileType::Fifo, 0o644.into(), 0).unwrap();
+    pipe();
+    assert_eq!(whole(&Order { offset: 6, ..order.clone() }, b"and second").unwrap_err().status, 400);
+    fs::remove_file(&part).ok();
+    pipe();
+    whole(&order, b"first and second").unwrap();
+    fs::create_dir(&part).unwrap();
+    for offset in [0, 6] {
+        assert!(whole(&Order { offset, ..order.clone() }, b"and second").is_err());
+    }
+}
+
+#[test]
+fn contents_are_not_kept_where_a_link_leads_out_of_the_home() {
+    for link in [".cache", ".cache/tstunnel", ".cache/tstunnel/content"] {
+        let folder = tempfile::tempdir().unwrap();
+        let (home, outside) = (folder.path().join("home"), folder.path().join("outside"));
+        let within = outside.join(Path::new(CONTENTS).strip_prefix(link).unwrap());
+        fs::create_dir_all(&within).unwrap();
+        fs::create_dir_all(home.join(link).parent().unwrap()).unwrap();
+        let names: Vec<String> = (0..20).map(|number| format!("{number:064x}")).collect();
+        for name in &names {
+            fs::write(within.join(name), "untouched").unwrap();
+        }
+        let known = within.join(hex(&sha256(b"known")));
+        fs::write(&known, "known").unwrap();
+        std::os::unix::fs::symlink(&outside, home.join(link)).unwrap();
+        whole(&order(&home, b"content"), b"content").unwrap();
+        assert_eq!(fs::read(home.join("file")).unwrap(), b"content");
+        assert_eq!(store_known(&order(&home, b"known")).unwrap(), None);
+        assert_eq!(fs::read_dir(&within).unwrap().count(), names.len() + 1, "{link}");
+    }
+}
+
+#[test]
+fn only_contents_are_let_go() {
+    let home = tempfile::tempdir().unwrap();
+    let folder = home.path().join(CONTENTS);
+    fs::create_dir_all(&folder).unwrap();
+    let others = ["notes", &"A".repeat(64), &"a".repeat(63), &"a".repeat(65), &"g".repeat(64)].map(str::to_owned);
+    for other in &others {
+        File::create(folder.join(other)).unwrap().set_modified(SystemTime::UNIX_EPOCH).unwrap();
+    }
+    for number in 0..2 * contents::MAX_CONTENTS {
+        let content = format!("content {number}");
+        whole(&order(home.path(), content.as_bytes()), content.as_bytes()).unwrap();
+    }
+    assert!(others.iter().all(|other| folder.join(other).exists()));
+    assert_eq!(fs::read_dir(&folder).unwrap().count(), others.len() + contents::MAX_CONTENTS);
+    assert!(store_known(&order(home.path(), b"content 15")).unwrap().is_some());
 }
