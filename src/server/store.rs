@@ -21,7 +21,6 @@ use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Code, Error};
-use crate::protocol::encoding::hex;
 use crate::server::refusal::Refusal;
 use contents::Contents;
 
