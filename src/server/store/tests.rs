@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::*;
+use crate::protocol::encoding::hex;
 use aws_lc_rs::digest::digest;
 
 const PART: &str = ".tstunnel-part-1";
