@@ -29,6 +29,7 @@ pub mod sessions;
 pub mod spawn;
 pub mod state;
 pub mod store;
+pub mod succession;
 pub mod target;
 pub mod trail;
 pub mod trusted;
@@ -39,7 +40,6 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
 use tokio::sync::watch;
-use tokio::task::JoinSet;
 
 use crate::error::Result;
 use crate::server::account::Login;
@@ -50,10 +50,11 @@ use crate::server::audit::record::{Event, Record, Text};
 use crate::server::config::{Account, HostConfig};
 use crate::server::life::Life;
 use crate::server::metrics::Metrics;
-use crate::server::monitor::Monitor;
+use crate::server::monitor::{Monitor, Monitors};
 use crate::server::pool::Pool;
 use crate::server::registry::Registry;
 use crate::server::state::State;
+use crate::server::succession::{Arrival, Predecessors};
 use crate::server::upload::Uploads;
 use crate::tls;
 
@@ -68,6 +69,7 @@ pub struct Shared {
     registry: Registry,
     audit: Audit,
     metrics: Arc<Metrics>,
+    predecessors: Predecessors,
     stop: Stop,
 }
 
@@ -86,28 +88,41 @@ impl Shared {
         self.pool.clear();
     }
 
-    fn is_stopping(&self) -> bool {
+    /// Whether no new session is taken any more.
+    pub fn is_stopping(&self) -> bool {
         self.stop.is_stopping()
     }
 }
 
+/// How far the server is on its way to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Phase {
+    /// It takes sessions.
+    Serving,
+    /// Sessions are ending, and whoever asks for another is told so.
+    Draining,
+    /// Nobody is waited for any more but to hear the answer to what was asked.
+    Closing,
+}
+
 /// Tells when the server stops.
 #[derive(Clone, Debug)]
-pub struct Stop(watch::Receiver<bool>);
+pub struct Stop(watch::Receiver<Phase>);
 
 impl Stop {
     /// Whether it does.
     pub fn is_stopping(&self) -> bool {
-        *self.0.borrow()
+        *self.0.borrow() != Phase::Serving
     }
 
-    /// Waits until the server stops. Cancel-safe.
-    pub async fn wait(&mut self) {
-        let _ = self.0.wait_for(|stop| *stop).await;
+    /// Waits until the last connections have to end. Cancel-safe.
+    pub async fn closing(&mut self) {
+        let _ = self.0.wait_for(|phase| *phase == Phase::Closing).await;
     }
 }
 
-/// Serves with the configuration at `path` until SIGTERM or SIGINT.
+/// Serves with the configuration at `path` until SIGTERM or SIGINT, or until a successor has taken over and the last session
+/// has ended.
 ///
 /// # Errors
 /// `config` where the configuration or a file that it names is wrong, or an address cannot be listened on.
@@ -120,11 +135,9 @@ pub async fn run(path: &Path) -> Result<()> {
     if let Err(error) = tls::check_lists(&state.config.crl, SystemTime::now()) {
         tracing::warn!("{}, so nobody is let in", error.text);
     }
-    let bound = listener::bind(&state.config.listen).await?;
-    let mut monitors = Vec::new();
-    for address in &state.config.monitor {
-        monitors.push(monitor::listen(*address).await?);
-    }
+    let mut arrival = Arrival::look_around(state.config.run_dir.as_deref(), path).await;
+    let bound = listener::bind(&state.config.listen, arrival.take_sockets()).await?;
+    let monitors = monitor::bind(&state.config.monitor, arrival.take_monitors()).await?;
     let limits = &state.config.limits;
     // What is written from now on is this server's own.
     if let Some(end) = SystemTime::now().checked_sub(limits.resume_grace) {
@@ -134,26 +147,25 @@ pub async fn run(path: &Path) -> Result<()> {
     metrics.loaded(&state);
     let audit = Audit::start(&state.config.audit, state.config.audit_required, &metrics)?;
     audit.push(Record { reason: Some(Text::new(&started())), ..Record::new(Event::Start) });
-    let (admission, ended) = Admission::new();
-    let (stop_sender, stop) = watch::channel(false);
+    let admission = Admission::default();
+    let (phase, stop) = watch::channel(Phase::Serving);
     let shared = Arc::new(Shared {
         uploads: Uploads::new(),
-        pool: Pool::new(admission.alive()),
+        pool: Pool::new(admission.clone()),
         agents: Agents::default(),
         admission,
         registry: Registry::new(limits),
         audit: audit.clone(),
         metrics,
+        predecessors: arrival.predecessors(),
         stop: Stop(stop),
         state: RwLock::new(Arc::new(state)),
     });
-    let monitor = Monitor::new(&shared);
-    // Until the very end: they tell that the server stops.
-    let mut monitoring = JoinSet::new();
-    for listener in monitors {
-        monitoring.spawn(monitor.clone().serve(listener));
-    }
-    Life::new(path, account, shared, stop_sender, ended, bound)?.run().await;
+    let control = arrival.open(&shared);
+    let monitors = Monitors::open(&Monitor::new(&shared), monitors)?;
+    let life = Life::new(path, account, shared, phase, control, bound, monitors)?;
+    arrival.complete().await;
+    life.run().await;
     audit.close().await;
     Ok(())
 }

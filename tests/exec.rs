@@ -13,7 +13,7 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use rustix::fs::{OFlags, fcntl_getfl};
@@ -22,6 +22,7 @@ use support::process::{Signal, program};
 use support::serve::TSTUNNEL;
 use support::wait::{SOON, wait_until};
 use support_net::child::{Ran, Watched, run, run_with_input};
+use support_net::report::error_line;
 use support_net::site::{HOST, Plan, Site, text};
 
 /// Longer than the whole ladder of a process's end (tstunnel-protocol(7)): one second and five, and a busy machine.
@@ -556,9 +557,13 @@ fn a_server_that_stops_ends_its_sessions_and_leaves_no_process() {
     raw.wait_for_output("here\n");
     let _stdin = raw.stdin();
     site.server().signal(Signal::TERM);
-    // Each gets its exit, not a hang: cat by the end of its stdin, others by SIGTERM, the stubborn one by SIGKILL.
-    let statuses: Vec<_> = sessions.into_iter().map(|session| session.wait_within(LADDER).code()).collect();
-    assert_eq!(statuses, [Some(0), Some(143), Some(137), Some(143)]);
+    // None hangs: others get their exit, by SIGTERM, the stubborn one by SIGKILL. That cat has ended with a 0 is the server's doing
+    // alone, which took its stdin away: its client must not take this for a success, and may start again.
+    let ran: Vec<Ran> = sessions.into_iter().map(|session| session.wait_within(LADDER)).collect();
+    let statuses: Vec<_> = ran.iter().map(Ran::code).collect();
+    assert_eq!(statuses, [Some(255), Some(143), Some(137), Some(143)]);
+    error_line("cat", &ran[0].stderr, "overloaded");
+    assert_eq!(ran[0].text(), "here\n");
     raw.wait_within(LADDER);
     wait_until("the server ends", LADDER, || site.server().ended().is_some());
     assert!(site.server().ended().unwrap().success());
@@ -573,6 +578,62 @@ fn a_server_that_stops_lets_a_session_say_its_last_words() {
     site.server().signal(Signal::TERM);
     let ran = session.wait_within(LADDER);
     assert_eq!((ran.code(), ran.text().as_str()), (Some(7), "here\nbye\n"), "{}", ran.stderr);
+}
+
+#[test]
+fn a_server_that_stops_makes_no_success_and_no_failure_of_its_own() {
+    let mut site = site();
+    // By itself within the second, at SIGTERM with a 0, by the client's own end of stdin.
+    let lines = [
+        "cat; echo bye; exit 3",
+        "trap 'echo bye; exit 0' TERM; sleep 1000 & wait",
+        "trap '' TERM; cat; echo end; sleep 0.5; exit 0",
+    ];
+    let mut sessions: Vec<Watched> = lines.iter().map(|line| started(&site, line)).collect();
+    let mut stdins: Vec<_> = sessions.iter_mut().map(Watched::stdin).collect();
+    drop(stdins.pop());
+    sessions[2].wait_for_output("end");
+    site.server().signal(Signal::TERM);
+    let ran: Vec<Ran> = sessions.into_iter().map(|session| session.wait_within(LADDER)).collect();
+    for ran in &ran[..2] {
+        assert_eq!((ran.code(), ran.text().as_str()), (Some(255), "here\nbye\n"), "{}", ran.stderr);
+        error_line("the session", &ran.stderr, "overloaded");
+    }
+    assert_eq!((ran[2].code(), ran[2].stderr.as_str()), (Some(0), ""));
+}
+
+#[test]
+fn a_second_signal_ends_a_server_at_once() {
+    let mut site = site();
+    let mut session = started(&site, "trap '' TERM HUP; while :; do sleep 1; done");
+    let _stdin = session.stdin();
+    let sent = Instant::now();
+    site.server().signal(Signal::TERM);
+    wait_until("it drains", SOON, || site.server_log().contains("stopping"));
+    site.server().signal(Signal::TERM);
+    wait_until("the server ends", SOON, || site.server().ended().is_some());
+    assert!(sent.elapsed() < Duration::from_secs(4), "{:?}", sent.elapsed());
+    site.wait_until_idle();
+    let ran = session.wait();
+    assert_eq!(ran.code(), Some(255));
+    error_line("the session", &ran.stderr, "overloaded");
+}
+
+#[test]
+fn a_server_that_stops_kills_what_has_not_ended_in_time() {
+    let mut site = Site::start(&Plan::any().limit("drain_timeout = \"1500ms\""));
+    // A grandchild in the group outlives its leader, and ends neither.
+    let line = "(trap '' TERM HUP; while :; do sleep 1; done) & trap '' TERM HUP; while :; do sleep 1; done";
+    let mut session = started(&site, line);
+    let _stdin = session.stdin();
+    let sent = Instant::now();
+    site.server().signal(Signal::TERM);
+    wait_until("the server ends", SOON, || site.server().ended().is_some());
+    assert!(sent.elapsed() < Duration::from_secs(4), "{:?}", sent.elapsed());
+    assert!(site.server_log().contains("sessions that have not ended in time are killed"));
+    site.wait_until_idle();
+    assert_eq!(session.wait().code(), Some(137));
+    assert_eq!(fs::read_dir(site.server().run_folder()).unwrap().count(), 0);
 }
 
 #[test]

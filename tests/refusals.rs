@@ -1142,8 +1142,11 @@ fn a_server_that_stops_takes_no_new_sessions() {
     let mut held = Watched::start(site.exec(&["trap '' TERM; echo here; cat; sleep 2"]).stdin(Stdio::piped()));
     held.wait_for_output("here");
     site.server().signal(Signal::TERM);
-    wait_until("the server no longer listens", SOON, || TcpStream::connect(site.address()).is_err());
-    every_command_fails(&site, HOST, "connect-refused");
+    wait_until("the server stops", SOON, || site.server_log().contains("stopping"));
+    // It goes on answering, so that nobody takes it for a network that is down.
+    every_command_fails(&site, HOST, "overloaded");
+    let answer = run(&mut site.curl("/host")).ok().text();
+    assert!(answer.starts_with("HTTP/1.1 503 ") && answer.to_lowercase().contains("\r\nretry-after: "), "{answer}");
     let _ = held.wait();
 }
 

@@ -255,6 +255,11 @@ impl Session {
         self.exit_queued = true;
     }
 
+    /// Nothing sequenced follows any more, not even EXIT: the session is finished once everything is acknowledged.
+    pub fn queue_nothing_more(&mut self) {
+        self.exit_queued = true;
+    }
+
     /// Queues a signal for the process: a name without `SIG` (RFC 4254 §6.9).
     pub fn queue_signal(&mut self, name: &str) {
         self.keep(frame::encode(Kind::Signal, name.as_bytes()));
@@ -271,7 +276,7 @@ impl Session {
         self.queue_control(Kind::Error, text.as_bytes());
     }
 
-    /// Whether everything queued, EXIT among it, has been acknowledged: the session is over for a server.
+    /// Whether everything queued, its end among it, has been acknowledged: the session is over for a server.
     pub fn is_finished(&self) -> bool {
         self.exit_queued && self.kept.is_empty()
     }

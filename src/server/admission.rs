@@ -4,7 +4,7 @@
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use crate::error::{Code, Error, Result};
 use crate::protocol::Principal;
@@ -13,12 +13,20 @@ use crate::server::handshake::Peer;
 use crate::server::policy::Request;
 
 /// The sessions that are alive; one for a server.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Admission {
     live: Arc<Mutex<Live>>,
-    /// Everything that must end before the server may has a clone of this.
-    alive: mpsc::Sender<()>,
+    work: Count,
+    connections: Count,
 }
+
+/// How many of something have not ended.
+#[derive(Clone, Debug, Default)]
+struct Count(watch::Sender<usize>);
+
+/// One of what is counted, until it is dropped.
+#[derive(Debug)]
+pub struct Counted(watch::Sender<usize>);
 
 #[derive(Debug, Default)]
 struct Live {
@@ -52,6 +60,7 @@ pub struct Ticket {
     admission: Admission,
     id: u64,
     session: Arc<Session>,
+    _work: Counted,
 }
 
 /// Tells when a session has to end.
@@ -59,12 +68,6 @@ pub struct Ticket {
 pub struct Ending(watch::Receiver<Option<End>>);
 
 impl Admission {
-    /// Admits nobody yet. The receiver gets its end when nothing that was admitted is left, and this is dropped.
-    pub fn new() -> (Admission, mpsc::Receiver<()>) {
-        let (alive, ended) = mpsc::channel(1);
-        (Admission { live: Arc::default(), alive }, ended)
-    }
-
     /// Admits one session of `principal`.
     ///
     /// # Errors
@@ -89,7 +92,7 @@ impl Admission {
         let id = live.next_id;
         live.next_id += 1;
         live.sessions.insert(id, session.clone());
-        Ok(Ticket { admission: self.clone(), id, session })
+        Ok(Ticket { admission: self.clone(), id, session, _work: self.working() })
     }
 
     /// The sessions that are alive now.
@@ -97,13 +100,55 @@ impl Admission {
         self.lock().sessions.values().cloned().collect()
     }
 
-    /// Keeps the server from ending while the clone lives.
-    pub fn alive(&self) -> mpsc::Sender<()> {
-        self.alive.clone()
+    /// Something that must end before the server may, beside the sessions.
+    pub fn working(&self) -> Counted {
+        self.work.one()
+    }
+
+    /// A connection, from its accept to its end or to the session that it becomes.
+    pub fn connected(&self) -> Counted {
+        self.connections.one()
+    }
+
+    /// Waits until there is no session, and nothing else that must end. Cancel-safe.
+    pub async fn quiet(&self) {
+        self.work.none().await;
+    }
+
+    /// Waits until there is no connection either. Cancel-safe.
+    pub async fn empty(&self) {
+        // A connection may become a session: while both counts are looked at, none does.
+        let (mut work, mut connections) = (self.work.0.subscribe(), self.connections.0.subscribe());
+        while *work.borrow_and_update() + *connections.borrow_and_update() > 0 {
+            let changed = tokio::select! {
+                changed = work.changed() => changed,
+                changed = connections.changed() => changed,
+            };
+            if changed.is_err() {
+                break;
+            }
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, Live> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Count {
+    fn one(&self) -> Counted {
+        self.0.send_modify(|count| *count += 1);
+        Counted(self.0.clone())
+    }
+
+    async fn none(&self) {
+        let _ = self.0.subscribe().wait_for(|count| *count == 0).await;
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count = count.saturating_sub(1));
     }
 }
 
@@ -194,7 +239,7 @@ mod tests {
 
     #[tokio::test]
     async fn limits_hold_and_a_dropped_ticket_gives_its_place_back() {
-        let (admission, mut ended) = Admission::new();
+        let admission = Admission::default();
         let first = session(&admission, "ann").unwrap();
         let second = session(&admission, "ann").unwrap();
         assert_eq!(session(&admission, "ann").unwrap_err().code, Code::TooMany);
@@ -202,15 +247,34 @@ mod tests {
         assert_eq!(session(&admission, "bob").unwrap_err().code, Code::Overloaded);
         drop(first);
         let fourth = session(&admission, "bob").unwrap();
-        drop((second, third, fourth));
+        drop((second, third));
+        let is_quiet = admission.clone();
+        let waiting = tokio::spawn(async move { is_quiet.quiet().await });
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(fourth);
+        waiting.await.unwrap();
         assert!(admission.lock().sessions.is_empty());
-        drop(admission);
-        assert_eq!(ended.recv().await, None);
+    }
+
+    #[tokio::test]
+    async fn connection_that_becomes_a_session_is_never_nothing() {
+        let admission = Admission::default();
+        let connection = admission.connected();
+        let waiting = admission.clone();
+        let waiting = tokio::spawn(async move { waiting.empty().await });
+        tokio::task::yield_now().await;
+        let session = session(&admission, "ann").unwrap();
+        drop(connection);
+        tokio::task::yield_now().await;
+        assert!(!waiting.is_finished());
+        drop(session);
+        waiting.await.unwrap();
     }
 
     #[tokio::test]
     async fn only_the_session_that_is_meant_is_told_to_end_and_only_once() {
-        let (admission, _ended) = Admission::new();
+        let admission = Admission::default();
         let (ann, bob) = (session(&admission, "ann").unwrap(), session(&admission, "bob").unwrap());
         let withdrawn = End::Withdrawn(Error::new(Code::Unauthorized, "revoked"));
         let live = admission.live();

@@ -32,6 +32,8 @@ pub struct ServerConfig {
     pub crl: Vec<PathBuf>,
     /// Whether a change of any of the files is noticed without a signal.
     pub watch: bool,
+    /// The folder for what the server keeps while it runs, where it is not the usual one.
+    pub run_dir: Option<PathBuf>,
     /// What is removed from a server name to get the host id, in lower case.
     pub domain: Option<String>,
     /// The path prefix of every request, without a trailing slash.
@@ -114,6 +116,8 @@ pub struct Limits {
     pub max_pooled: usize,
     /// How long an idle agent is kept.
     pub pool_idle: Duration,
+    /// How long a server that stops waits for its sessions to end.
+    pub drain_timeout: Duration,
     /// How long an interrupted session is kept; not at all if zero.
     pub resume_grace: Duration,
     /// Most unacknowledged bytes of one session, per direction.
@@ -148,6 +152,8 @@ impl Default for Limits {
             // Each is a process of some 20 MiB.
             max_pooled: 16,
             pool_idle: Duration::from_secs(600),
+            // The ladder of a process, and a little.
+            drain_timeout: Duration::from_secs(10),
             resume_grace: Duration::from_secs(120),
             // 1 Gbit/s over 120 ms.
             resume_window_bytes: at_least_one(16 * MIB),

@@ -11,6 +11,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt as _, ReadBuf};
 
 use crate::protocol::MAX_HEAD_BYTES;
+use crate::server::admission::Counted;
 use crate::server::handshake::{Peer, Stream};
 use crate::server::metrics::Held;
 use crate::server::refusal::Refusal;
@@ -24,11 +25,10 @@ const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 /// What became of a request's head: nothing yet, a request, or a refusal.
 type Head = Arc<OnceLock<Option<Refusal>>>;
 
-/// Serves the one request of an authenticated connection.
-pub async fn serve(shared: Arc<Shared>, stream: Stream, peer: Peer) {
+/// Serves the one request of an authenticated connection, which is `counted` until then.
+pub async fn serve(shared: Arc<Shared>, stream: Stream, peer: Peer, counted: Counted) {
     let peer = Arc::new(peer);
     let _held = Held::new(shared.metrics.connection("request"));
-    let alive = shared.admission.alive();
     let head_timeout = shared.state().config.limits.head_timeout;
     let mut stop = shared.stop.clone();
     let head = Head::default();
@@ -50,7 +50,7 @@ pub async fn serve(shared: Arc<Shared>, stream: Stream, peer: Peer) {
     let mut connection = std::pin::pin!(connection);
     let result = tokio::select! {
         result = &mut connection => result,
-        () = stop.wait() => {
+        () = stop.closing() => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }
@@ -68,7 +68,7 @@ pub async fn serve(shared: Arc<Shared>, stream: Stream, peer: Peer) {
             Draft::new(&shared, &peer, None).refused(&refusal.error);
         }
     }
-    drop(alive);
+    drop(counted);
 }
 
 /// The refusal behind a status that hyper gives to a head that it cannot read.

@@ -47,6 +47,12 @@ impl Peer {
         Asker { principal, source: self.address.ip(), now: SystemTime::now() }
     }
 
+    /// A client whose handshake was with another process: it counts for nothing until it is verified again.
+    pub fn handed_over(address: SocketAddr, server_name: String, chain: Vec<CertificateDer<'static>>) -> Peer {
+        let principal = Err(Error::new(Code::Unauthorized, "the client was not verified here"));
+        Peer { address, server_name, principal, chain, verified_by: Weak::new() }
+    }
+
     #[cfg(test)]
     pub(crate) fn for_tests(name: &str) -> Peer {
         Peer {

@@ -1,25 +1,33 @@
-//! A server's life after its start: signals, changed files and the passing of time, until it ends and leaves nothing running.
+//! A server's life after its start: signals, changed files, the passing of time and what other processes ask, until it ends and
+//! leaves nothing running.
+//!
+//! It ends in one of two ways. Told to stop, it drains: it answers whoever asks for a session that it is stopping, takes its sessions
+//! down by the ladder, and waits for that within a bound. Replaced by a successor, it only stops to accept, and ends when its last session
+//! has.
 
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use crate::error::{Code, Error, Result};
-use crate::server::Shared;
 use crate::server::admission::End;
 use crate::server::audit::record::{Event, Record};
 use crate::server::config::Account;
 use crate::server::listener::{Bound, Listeners};
+use crate::server::monitor::Monitors;
 use crate::server::reload::Source;
 use crate::server::review::Scope;
+use crate::server::succession::control::{Control, Order};
+use crate::server::succession::successor::Successor;
+use crate::server::{Phase, Shared, process};
 
-/// Longest wait for sessions to end once the server stops: the ladder of a process and a little.
-const DRAIN: Duration = Duration::from_secs(10);
 /// How often live sessions are asked about again where nothing but time has passed: a grant may have expired.
 const REVIEW: Duration = Duration::from_secs(10);
+/// How long the last answers may take, and the ends of processes that were killed.
+const GOODBYE: Duration = Duration::from_secs(1);
 
 /// A server that has started.
 #[derive(Debug)]
@@ -27,73 +35,203 @@ pub struct Life {
     shared: Arc<Shared>,
     source: Source,
     listeners: Listeners,
+    monitors: Monitors,
     signals: Signals,
-    stop: watch::Sender<bool>,
-    /// Ends when nothing is left that must end before the server may.
-    ended: mpsc::Receiver<()>,
+    phase: watch::Sender<Phase>,
+    control: Option<Control>,
+    successor: Successor,
+    is_retired: bool,
 }
 
 #[derive(Debug)]
 struct Signals {
     hangup: Signal,
+    upgrade: Signal,
+    end: EndSignals,
+}
+
+/// Those that a server is stopped by.
+#[derive(Debug)]
+struct EndSignals {
     terminate: Signal,
     interrupt: Signal,
+}
+
+/// What an order or a signal leaves to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Then {
+    GoOn,
+    Drain,
+    EndAtOnce,
 }
 
 impl Life {
     /// Begins to accept from `bound`.
     ///
     /// # Errors
-    /// `internal` where signals cannot be listened for.
+    /// `internal` where signals cannot be listened for, or there is no descriptor left.
     pub fn new(
         path: &Path,
         account: Account,
         shared: Arc<Shared>,
-        stop: watch::Sender<bool>,
-        ended: mpsc::Receiver<()>,
+        phase: watch::Sender<Phase>,
+        control: Option<Control>,
         bound: Vec<Bound>,
+        monitors: Monitors,
     ) -> Result<Life> {
         let state = shared.state();
         let signals = Signals {
             hangup: listen_for(SignalKind::hangup())?,
-            terminate: listen_for(SignalKind::terminate())?,
-            interrupt: listen_for(SignalKind::interrupt())?,
+            upgrade: listen_for(SignalKind::user_defined2())?,
+            end: EndSignals {
+                terminate: listen_for(SignalKind::terminate())?,
+                interrupt: listen_for(SignalKind::interrupt())?,
+            },
         };
         let source = Source::new(path, account, &state);
         let mut listeners = Listeners::new(shared.clone(), state.config.limits.max_handshakes.get());
-        listeners.exchange(bound, &state.config.listen);
-        Ok(Life { shared, source, listeners, signals, stop, ended })
+        listeners.exchange(bound, &state.config.listen)?;
+        let successor = Successor::new();
+        Ok(Life { shared, source, listeners, monitors, signals, phase, control, successor, is_retired: false })
     }
 
-    /// Lives until SIGTERM or SIGINT, and ends.
+    /// Lives until it is told to stop, or a successor has taken over and nothing is left to do.
     pub async fn run(mut self) {
         let mut time = tokio::time::interval(REVIEW);
         loop {
-            tokio::select! {
-                _ = self.signals.terminate.recv() => break,
-                _ = self.signals.interrupt.recv() => break,
-                _ = self.signals.hangup.recv() => self.source.reload(&self.shared, &mut self.listeners).await,
-                () = self.source.changed() => self.source.reload(&self.shared, &mut self.listeners).await,
-                _ = time.tick() => self.shared.review(Scope::Request),
+            let then = tokio::select! {
+                () = self.signals.end.next() => Then::Drain,
+                _ = self.signals.hangup.recv() => {
+                    let shared = self.shared.clone();
+                    tokio::spawn(async move { shared.predecessors.reload().await });
+                    self.reload().await
+                }
+                // Predecessors watch the files themselves.
+                () = self.source.changed() => self.reload().await,
+                _ = self.signals.upgrade.recv() => self.start_successor(),
+                how = self.successor.failed() => {
+                    tracing::error!("the successor has failed, and this process goes on: {how}");
+                    Then::GoOn
+                }
+                order = next(&mut self.control) => self.obey(order).await,
+                _ = time.tick() => {
+                    self.shared.review(Scope::Request);
+                    Then::GoOn
+                }
+                () = self.shared.admission.empty(), if self.is_retired => {
+                    tracing::info!("the last session has ended");
+                    self.shared.audit.push(Record::new(Event::Stop));
+                    return;
+                }
+            };
+            if then != Then::GoOn {
+                return self.end(then == Then::EndAtOnce).await;
             }
         }
-        self.end().await;
     }
 
-    async fn end(self) {
+    async fn reload(&mut self) -> Then {
+        let _ = self.source.reload(&self.shared, &mut self.listeners).await;
+        Then::GoOn
+    }
+
+    fn start_successor(&mut self) -> Then {
+        if self.is_retired {
+            tracing::warn!("this process has a successor already");
+        } else if self.control.is_none() {
+            tracing::error!("this process cannot be replaced: it has no run folder");
+        } else {
+            match self.successor.start() {
+                Ok(Some(id)) => tracing::info!("started process {id} to take over"),
+                Ok(None) => tracing::warn!("a successor is on its way already"),
+                Err(error) => tracing::error!(%error, "the successor cannot be started"),
+            }
+        }
+        Then::GoOn
+    }
+
+    /// Does what another process asks. Whoever has asked may be gone by the time that it is answered.
+    async fn obey(&mut self, order: Order) -> Then {
+        match order {
+            Order::Sockets(reply) => {
+                let copies = self.listeners.copies().and_then(|sockets| Ok((sockets, self.monitors.copies()?)));
+                let _ =
+                    reply.send(copies.inspect_err(|error| tracing::error!(%error, "no successor")).unwrap_or_default());
+            }
+            Order::Retire { process, done } => {
+                tracing::info!(
+                    "process {} has taken over; {} sessions are left here",
+                    process.unwrap_or_default(),
+                    self.shared.admission.live().len()
+                );
+                self.listeners.hand_over();
+                self.monitors.hand_over();
+                self.successor.arrived();
+                self.shared.pool.clear();
+                self.is_retired = true;
+                let _ = done.send(());
+            }
+            Order::Reload(reply) => {
+                let _ = reply.send(self.source.reload(&self.shared, &mut self.listeners).await);
+            }
+            Order::Stop => return Then::Drain,
+            Order::Kill => return Then::EndAtOnce,
+        }
+        Then::GoOn
+    }
+
+    /// Drains, or only kills. What is left at the end of the time is killed.
+    async fn end(mut self, mut at_once: bool) {
         tracing::info!("stopping");
-        let Life { shared, listeners, stop, mut ended, .. } = self;
-        shared.audit.push(Record::new(Event::Stop));
-        drop(listeners);
-        let _ = stop.send(true);
-        for session in shared.admission.live() {
+        self.shared.audit.push(Record::new(Event::Stop));
+        let _ = self.phase.send(Phase::Draining);
+        for session in self.shared.admission.live() {
             session.end(End::ServerStops);
         }
-        shared.pool.clear();
-        drop(shared);
-        if tokio::time::timeout(DRAIN, ended.recv()).await.is_err() {
-            tracing::warn!("stopped with sessions that did not end in time");
+        self.shared.pool.clear();
+        let shared = self.shared.clone();
+        let mut ended =
+            tokio::spawn(async move { tokio::join!(shared.admission.quiet(), shared.predecessors.end(false)) });
+        let mut timeout = std::pin::pin!(tokio::time::sleep(self.shared.state().config.limits.drain_timeout));
+        while !at_once {
+            let then = tokio::select! {
+                _ = &mut ended => break,
+                () = &mut timeout => {
+                    tracing::warn!("sessions that have not ended in time are killed");
+                    Then::EndAtOnce
+                }
+                () = self.signals.end.next() => Then::EndAtOnce,
+                order = next(&mut self.control) => self.obey(order).await,
+            };
+            at_once = then == Then::EndAtOnce;
         }
+        if at_once {
+            process::kill_all();
+            let rest = async { tokio::join!(self.shared.admission.quiet(), self.shared.predecessors.end(true)) };
+            if tokio::time::timeout(GOODBYE, rest).await.is_err() {
+                tracing::warn!("stopped with sessions that did not end in time");
+            }
+        }
+        drop(self.listeners);
+        let _ = self.phase.send(Phase::Closing);
+        let _ = tokio::time::timeout(GOODBYE, self.shared.admission.empty()).await;
+    }
+}
+
+impl EndSignals {
+    /// Waits for one of them. Cancel-safe.
+    async fn next(&mut self) {
+        tokio::select! {
+            _ = self.terminate.recv() => {}
+            _ = self.interrupt.recv() => {}
+        }
+    }
+}
+
+async fn next(control: &mut Option<Control>) -> Order {
+    match control {
+        Some(control) => control.next().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -1,6 +1,8 @@
 //! Listening sockets → authenticated connections. Whoever is not authenticated in time, or at all, is gone.
 
+use std::io;
 use std::net::SocketAddr;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +10,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
 
 use crate::error::{Code, Error, Result};
+use crate::server::admission::Counted;
 use crate::server::audit::record::{Event, Record, Text};
 use crate::server::handshake::Failure;
 use crate::server::metrics::Held;
@@ -22,14 +25,16 @@ pub struct Listeners {
     shared: Arc<Shared>,
     handshakes: Arc<Semaphore>,
     open: Vec<Open>,
+    /// Whether a successor listens instead.
+    handed_over: bool,
 }
 
 #[derive(Debug)]
 struct Open {
-    /// As it was asked for; its port may be 0.
-    address: SocketAddr,
-    /// Its end stops the accepting.
-    _accepting: watch::Sender<()>,
+    /// The same socket, for a successor, and the address that it was asked for by: its port may be 0.
+    copy: Given,
+    /// Whether a successor accepts instead. Its end stops the accepting too.
+    handed_over: watch::Sender<bool>,
 }
 
 /// A socket that nobody accepts from yet, and the address that it was asked for by.
@@ -39,31 +44,84 @@ pub struct Bound {
     socket: TcpListener,
 }
 
-/// Listens on each of `addresses`, or on none.
+/// A socket that another process listened on, and the address that it was asked for by there.
+#[derive(Debug)]
+pub struct Given {
+    /// The address.
+    pub address: SocketAddr,
+    /// The socket.
+    pub socket: OwnedFd,
+}
+
+/// Listens on each of `addresses`, or on none; by one of the sockets in `given` where that is for the same address.
 ///
 /// # Errors
 /// `config` where that is not possible.
-pub async fn bind(addresses: &[SocketAddr]) -> Result<Vec<Bound>> {
+pub async fn bind(addresses: &[SocketAddr], given: Vec<Given>) -> Result<Vec<Bound>> {
+    let mut given = given.into_iter().map(adopt).collect::<io::Result<Vec<_>>>().map_err(|error| {
+        Error::new(Code::Internal, format!("cannot listen on a socket that was handed over: {error}"))
+    })?;
     let mut bound = Vec::new();
     for &address in addresses {
-        let socket = TcpListener::bind(address).await.map_err(|error| {
-            Error::new(Code::Config, format!("cannot listen on {address}: {error}"))
-                .with_hint("choose another address in `listen`, or stop what has this one")
-        })?;
+        let is_it =
+            |given: &Bound| given.address == address || given.socket.local_addr().is_ok_and(|local| local == address);
+        let socket = match given.iter().position(is_it) {
+            Some(index) => given.swap_remove(index).socket,
+            None => TcpListener::bind(address).await.map_err(|error| {
+                Error::new(Code::Config, format!("cannot listen on {address}: {error}"))
+                    .with_hint("choose another address in `listen`, or stop what has this one")
+            })?,
+        };
         bound.push(Bound { address, socket });
     }
     Ok(bound)
 }
 
+fn adopt(Given { address, socket }: Given) -> io::Result<Bound> {
+    let socket = std::net::TcpListener::from(socket);
+    socket.set_nonblocking(true)?;
+    Ok(Bound { address, socket: TcpListener::from_std(socket)? })
+}
+
+impl Bound {
+    /// The socket once more, for a successor.
+    ///
+    /// # Errors
+    /// `internal` where there is no descriptor left.
+    pub fn copy(&self) -> Result<Given> {
+        let copy = self.socket.as_fd().try_clone_to_owned();
+        let no_copy = |error| Error::new(Code::Internal, format!("cannot listen on {}: {error}", self.address));
+        Ok(Given { address: self.address, socket: copy.map_err(no_copy)? })
+    }
+
+    /// The socket.
+    pub fn into_socket(self) -> TcpListener {
+        self.socket
+    }
+}
+
+impl Given {
+    /// The same socket once more.
+    ///
+    /// # Errors
+    /// Where there is no descriptor left.
+    pub fn copy(&self) -> io::Result<Given> {
+        Ok(Given { address: self.address, socket: self.socket.try_clone()? })
+    }
+}
+
 impl Listeners {
     /// Listens on nothing yet. `max_handshakes` may be under way at once.
     pub fn new(shared: Arc<Shared>, max_handshakes: usize) -> Listeners {
-        Listeners { shared, handshakes: Arc::new(Semaphore::new(max_handshakes)), open: Vec::new() }
+        Listeners { shared, handshakes: Arc::new(Semaphore::new(max_handshakes)), open: Vec::new(), handed_over: false }
     }
 
-    /// Those of `addresses` that nothing listens on yet.
+    /// Those of `addresses` that nothing listens on yet; none where a successor does.
     pub fn missing(&self, addresses: &[SocketAddr]) -> Vec<SocketAddr> {
-        let mut open: Vec<SocketAddr> = self.open.iter().map(|open| open.address).collect();
+        if self.handed_over {
+            return Vec::new();
+        }
+        let mut open: Vec<SocketAddr> = self.open.iter().map(|open| open.copy.address).collect();
         let mut missing = addresses.to_vec();
         missing.retain(|address| match open.iter().position(|open| open == address) {
             Some(index) => {
@@ -77,22 +135,51 @@ impl Listeners {
 
     /// Accepts from `bound` too, and lets go of whatever is not one of `addresses`. A connection that the kernel has taken by
     /// then is served.
-    pub fn exchange(&mut self, bound: Vec<Bound>, addresses: &[SocketAddr]) {
-        self.open.retain(|open| addresses.contains(&open.address));
-        for Bound { address, socket } in bound {
+    ///
+    /// # Errors
+    /// `internal` where there is no descriptor left.
+    pub fn exchange(&mut self, bound: Vec<Bound>, addresses: &[SocketAddr]) -> Result<()> {
+        let mut opened = Vec::new();
+        for bound in bound {
+            opened.push((bound.copy()?, bound));
+        }
+        self.open.retain(|open| addresses.contains(&open.copy.address));
+        for (copy, Bound { address, socket }) in opened {
             match socket.local_addr() {
                 Ok(local) => tracing::info!("listening on {local}"),
                 Err(error) => tracing::warn!(%error, "listening on {address}"),
             }
-            let (accepting, stop) = watch::channel(());
+            let (handed_over, stop) = watch::channel(false);
             tokio::spawn(accept(socket, self.shared.clone(), self.handshakes.clone(), stop));
-            self.open.push(Open { address, _accepting: accepting });
+            self.open.push(Open { copy, handed_over });
+        }
+        Ok(())
+    }
+
+    /// The sockets once more, for a successor.
+    ///
+    /// # Errors
+    /// Where there is no descriptor left.
+    pub fn copies(&self) -> io::Result<Vec<Given>> {
+        self.open.iter().map(|open| open.copy.copy()).collect()
+    }
+
+    /// Leaves accepting to a successor: what the kernel has taken by now is its to serve.
+    pub fn hand_over(&mut self) {
+        self.handed_over = true;
+        for open in self.open.drain(..) {
+            let _ = open.handed_over.send(true);
         }
     }
 }
 
-/// Accepts connections until the other end of `stop` is gone, each served in a task of its own.
-async fn accept(listener: TcpListener, shared: Arc<Shared>, handshakes: Arc<Semaphore>, mut stop: watch::Receiver<()>) {
+/// Accepts connections until the other end of `stop` has something to say or is gone, each served in a task of its own.
+async fn accept(
+    listener: TcpListener,
+    shared: Arc<Shared>,
+    handshakes: Arc<Semaphore>,
+    mut stop: watch::Receiver<bool>,
+) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -106,6 +193,9 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, handshakes: Arc<Sema
             }
         }
     }
+    if *stop.borrow() {
+        return;
+    }
     // What the kernel has taken by now would be reset.
     let Ok(listener) = listener.into_std() else { return };
     while let Ok((tcp, address)) = listener.accept() {
@@ -118,12 +208,19 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, handshakes: Arc<Sema
 /// Serves a connection in a task of its own. With all places taken a newcomer waits, and those behind it in the kernel's queue, for
 /// as long as a handshake may take.
 async fn serve(shared: &Arc<Shared>, handshakes: &Arc<Semaphore>, tcp: TcpStream, address: SocketAddr) {
+    let counted = shared.admission.connected();
     if let Ok(place) = handshakes.clone().acquire_owned().await {
-        tokio::spawn(authenticate(shared.clone(), tcp, address, place));
+        tokio::spawn(authenticate(shared.clone(), tcp, address, place, counted));
     }
 }
 
-async fn authenticate(shared: Arc<Shared>, tcp: TcpStream, address: SocketAddr, place: OwnedSemaphorePermit) {
+async fn authenticate(
+    shared: Arc<Shared>,
+    tcp: TcpStream,
+    address: SocketAddr,
+    place: OwnedSemaphorePermit,
+    counted: Counted,
+) {
     let held = Held::new(shared.metrics.connection("handshake"));
     let state = shared.state();
     let handshake = handshake::accept(tcp, address, &state);
@@ -132,7 +229,7 @@ async fn authenticate(shared: Arc<Shared>, tcp: TcpStream, address: SocketAddr, 
     let (failure, reason) = match result {
         Ok(Ok((stream, peer))) => {
             shared.metrics.handshake("ok").inc();
-            return connection::serve(shared, stream, peer).await;
+            return connection::serve(shared, stream, peer, counted).await;
         }
         Ok(Err(error)) => (Failure::of(&error), error.to_string()),
         Err(_) => (Failure::Slow, "the handshake did not end in time".to_owned()),

@@ -19,10 +19,12 @@ use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
+use tokio::task::JoinSet;
 
 use crate::error::{Code, Error, Result};
 use crate::protocol::MAX_HEAD_BYTES;
 use crate::server::audit::Audit;
+use crate::server::listener::{self, Bound, Given};
 use crate::server::metrics::{self, Metrics};
 use crate::server::registry::Registry;
 use crate::server::{Shared, Stop};
@@ -44,18 +46,54 @@ pub struct Monitor {
     places: Arc<Semaphore>,
 }
 
-/// Listens on `address`.
+/// The listeners of a monitor, until they are dropped.
+#[derive(Debug)]
+pub struct Monitors {
+    copies: Vec<Given>,
+    serving: JoinSet<()>,
+}
+
+/// Listens on each of `addresses`, as [`listener::bind`] does.
 ///
 /// # Errors
 /// `config` where that is not possible.
-pub async fn listen(address: SocketAddr) -> Result<TcpListener> {
-    let failed = |error: io::Error| {
-        Error::new(Code::Config, format!("cannot monitor on {address}: {error}"))
+pub async fn bind(addresses: &[SocketAddr], given: Vec<Given>) -> Result<Vec<Bound>> {
+    listener::bind(addresses, given).await.map_err(|error| {
+        Error::new(Code::Config, format!("[monitor]: {}", error.text))
             .with_hint("choose another address for `listen` in [monitor], or stop what has this one")
-    };
-    let listener = TcpListener::bind(address).await.map_err(failed)?;
-    tracing::info!("monitor on http://{}", listener.local_addr().map_err(failed)?);
-    Ok(listener)
+    })
+}
+
+impl Monitors {
+    /// Answers whoever connects to one of `bound`.
+    ///
+    /// # Errors
+    /// `internal` where there is no descriptor left.
+    pub fn open(monitor: &Monitor, bound: Vec<Bound>) -> Result<Monitors> {
+        let mut monitors = Monitors { copies: Vec::new(), serving: JoinSet::new() };
+        for bound in bound {
+            monitors.copies.push(bound.copy()?);
+            let socket = bound.into_socket();
+            if let Ok(address) = socket.local_addr() {
+                tracing::info!("monitor on http://{address}");
+            }
+            monitors.serving.spawn(monitor.clone().serve(socket));
+        }
+        Ok(monitors)
+    }
+
+    /// The sockets once more, for a successor.
+    ///
+    /// # Errors
+    /// Where there is no descriptor left.
+    pub fn copies(&self) -> io::Result<Vec<Given>> {
+        self.copies.iter().map(Given::copy).collect()
+    }
+
+    /// Leaves answering to a successor.
+    pub fn hand_over(&mut self) {
+        *self = Monitors { copies: Vec::new(), serving: JoinSet::new() };
+    }
 }
 
 impl Monitor {

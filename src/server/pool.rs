@@ -10,10 +10,10 @@ use std::collections::{HashMap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use crate::protocol::HostId;
+use crate::server::admission::Admission;
 use crate::server::policy::Permit;
 use crate::server::process::{self, Ladder, Pipes, Prepared, Process};
 
@@ -21,8 +21,7 @@ use crate::server::process::{self, Ladder, Pipes, Prepared, Process};
 #[derive(Clone, Debug)]
 pub struct Pool {
     shelves: Arc<Mutex<HashMap<Label, Shelf>>>,
-    /// Keeps the server from ending while an agent does.
-    alive: mpsc::Sender<()>,
+    admission: Admission,
 }
 
 /// Whom the agents of a shelf are for.
@@ -68,9 +67,9 @@ pub struct Bounds {
 }
 
 impl Pool {
-    /// An empty pool; see [`Admission::alive`](crate::server::admission::Admission::alive).
-    pub fn new(alive: mpsc::Sender<()>) -> Pool {
-        Pool { shelves: Arc::default(), alive }
+    /// An empty pool.
+    pub fn new(admission: Admission) -> Pool {
+        Pool { shelves: Arc::default(), admission }
     }
 
     /// An agent that was started from just what is `prepared`, if there is one. Another version or mode, or a changed file,
@@ -187,11 +186,12 @@ impl Pool {
     /// Ends agents that nobody has used: stdin's end tells a good one.
     fn end(&self, agents: VecDeque<Idle>) {
         for Idle { process, pipes, .. } in agents {
-            let alive = self.alive.clone();
+            // The server does not end before an agent does.
+            let working = self.admission.working();
             tokio::spawn(async move {
                 drop(pipes);
                 process::end(process, Ladder::default(), false).await;
-                drop(alive);
+                drop(working);
             });
         }
     }

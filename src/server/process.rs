@@ -3,11 +3,13 @@
 //!
 //! Nothing of the server's environment reaches the process. A command is run only with a [`Permit`].
 
+use std::collections::BTreeSet;
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{ExitStatus, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
@@ -52,11 +54,44 @@ pub enum StartFailure {
 pub struct Process {
     child: Box<Child>,
     group: Group,
+    _listed: Listed,
 }
 
 /// The process group that a command leads.
 #[derive(Clone, Copy, Debug)]
 pub struct Group(Option<Pid>);
+
+/// The groups of this server that something may be left of: the kernel knows of no such list.
+static GROUPS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+
+/// A group's place among [`GROUPS`].
+#[derive(Debug)]
+struct Listed(Group);
+
+impl Listed {
+    fn new(group: Group) -> Listed {
+        if let Some(id) = group.0 {
+            GROUPS.lock().unwrap_or_else(PoisonError::into_inner).insert(id.as_raw_pid());
+        }
+        Listed(group)
+    }
+}
+
+impl Drop for Listed {
+    fn drop(&mut self) {
+        if let Some(id) = self.0.0 {
+            GROUPS.lock().unwrap_or_else(PoisonError::into_inner).remove(&id.as_raw_pid());
+        }
+    }
+}
+
+/// Kills whatever runs: there is no time for the ladder.
+pub fn kill_all() {
+    let groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
+    for group in groups.iter().filter_map(|id| Pid::from_raw(*id)) {
+        let _ = kill_process_group(group, Signal::KILL);
+    }
+}
 
 /// The server's ends of a process's standard streams.
 #[derive(Debug)]
@@ -201,7 +236,7 @@ impl Prepared {
         else {
             return Err(StartFailure::Broken("the process has no standard streams".to_owned()));
         };
-        Ok((Process { child: Box::new(child), group }, Pipes { stdin, stdout, stderr }))
+        Ok((Process { child: Box::new(child), group, _listed: Listed::new(group) }, Pipes { stdin, stdout, stderr }))
     }
 }
 
@@ -362,6 +397,11 @@ impl Ladder {
     /// Whether it has been started.
     pub fn is_started(&self) -> bool {
         self.is_started
+    }
+
+    /// Whether it has come as far as a signal.
+    pub fn has_signalled(&self) -> bool {
+        self.is_started && !matches!(self.next, Some((_, Signal::TERM)))
     }
 
     /// Waits until the next step is due, and takes it. Never returns after the last one, nor before the start.

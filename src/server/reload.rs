@@ -39,13 +39,17 @@ impl Source {
     }
 
     /// Reads everything again, and goes by it where all of it is right.
-    pub async fn reload(&mut self, shared: &Arc<Shared>, listeners: &mut Listeners) {
+    ///
+    /// # Errors
+    /// `config` where something is not, after it was logged.
+    pub async fn reload(&mut self, shared: &Arc<Shared>, listeners: &mut Listeners) -> Result<()> {
         // What changes while it is read is another change.
         match ServerConfig::load(&self.path, &self.account) {
             Ok((config, _)) => self.watch(&config),
             Err(_) => self.files.watch_on(),
         }
-        match self.try_reload(shared, listeners).await {
+        let result = self.try_reload(shared, listeners).await;
+        match &result {
             Ok(()) => {
                 tracing::info!("reloaded {}", self.path.display());
                 shared.metrics.reload("ok").inc();
@@ -56,10 +60,11 @@ impl Source {
                 tracing::error!("the new state is refused and the old one stays: {}", printable(&error.text));
                 shared.metrics.reload("failed").inc();
                 let mut record = Record::new(Event::Reload);
-                record.failed(&error);
+                record.failed(error);
                 shared.audit.push(record);
             }
         }
+        result
     }
 
     async fn try_reload(&self, shared: &Arc<Shared>, listeners: &mut Listeners) -> Result<()> {
@@ -68,15 +73,15 @@ impl Source {
         let (state, warnings) = loading.await.map_err(|error| Error::new(Code::Internal, error.to_string()))??;
         // A server starts with such a list, and lets nobody in; one that runs has something better.
         tls::check_lists(&state.config.crl, SystemTime::now())?;
-        let bound = listener::bind(&listeners.missing(&state.config.listen)).await?;
+        let bound = listener::bind(&listeners.missing(&state.config.listen), Vec::new()).await?;
         // The last that may fail: it is done when it succeeds.
         shared.audit.reopen(&state.config.audit, state.config.audit_required)?;
         for warning in warnings {
             tracing::warn!("{}: {warning}", self.path.display());
         }
         let addresses = state.config.listen.clone();
+        listeners.exchange(bound, &addresses)?;
         shared.exchange(state);
-        listeners.exchange(bound, &addresses);
         Ok(())
     }
 

@@ -30,6 +30,8 @@ use crate::server::state::State;
 use crate::server::trail::{Draft, Outcome};
 use upgrade::{Protocol, chosen_protocol};
 
+pub use upgrade::Claim;
+
 type Answer = Response<Full<Bytes>>;
 
 /// Answers one request.
@@ -46,6 +48,17 @@ pub async fn answer(shared: Arc<Shared>, peer: Arc<Peer>, request: Request<Incom
         draft.refused(&refusal.error);
         refusal.response(route.map_or("", Route::allow))
     })
+}
+
+/// Claims the session that `token` names for a peer that another process has accepted; every check is made as for a request.
+///
+/// # Errors
+/// The refusal.
+pub async fn claim(shared: &Arc<Shared>, peer: &Arc<Peer>, token: &str, received: u64) -> Result<Claim, Refusal> {
+    let state = shared.state();
+    let asker = peer.asker(shared.principal(&state, peer)?);
+    let host = state.policy.reach(&asker, &peer.server_name)?;
+    upgrade::claim(shared, &state, peer, (&asker, &host), token, received).await
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,7 +130,7 @@ async fn respond(
     if !route.allows(request.method()) {
         return Err(Refusal::bad_request(405, format!("this path takes {}", route.allow())));
     }
-    if shared.is_stopping() {
+    if shared.is_stopping() && route != Route::Resume {
         return Err(Error::new(Code::Overloaded, "the server is stopping").into());
     }
     let user = user(request.headers())?;

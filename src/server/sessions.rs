@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use crate::bridge::{self, Bridge, Connection, Event, RawEnd, Reader, Sinks, Sources, Writer};
+use crate::error::Code;
 use crate::protocol::frame::{Kind, Role};
 use crate::protocol::liveness::Policy;
 use crate::protocol::session::{Exit, Session};
@@ -66,6 +67,8 @@ pub async fn command(
     let mut ladder = Ladder::default();
     let mut drain = Drain::default();
     let mut told = false;
+    // Whether the process's stdin was ended here, and whether its end is the server's doing.
+    let (mut is_cut, mut is_spoilt) = (false, false);
     let mut outcome = loop {
         let running = process.as_mut().filter(|_| exit.is_none());
         tokio::select! {
@@ -73,6 +76,7 @@ pub async fn command(
                 Event::SourcesEnded { .. } => drain.is_over = true,
                 Event::Signal(name) => if let Some(group) = group { group.signal(&name) },
                 Event::SinkClosed(_) | Event::Exit(_) | Event::Suspect => {}
+                Event::Finished if is_spoilt => break stopped(&mut bridge).await,
                 event => if let Some(outcome) = link.ended(event, &mut bridge).await { break outcome },
             },
             happening = link.next() => if let Some(outcome) = link.follow(happening, &mut bridge) { break outcome },
@@ -82,6 +86,7 @@ pub async fn command(
                 if matches!(end, End::Withdrawn(_)) {
                     break withdraw(&end, &mut bridge).await;
                 }
+                is_cut = exit.is_none() && !bridge.sinks_ended();
                 bridge.close_sinks();
                 ladder.start();
             }
@@ -92,7 +97,13 @@ pub async fn command(
             && !told
         {
             bridge.abandon_sources();
-            bridge.session().queue_exit(exit);
+            // What looks like a success must be one.
+            is_spoilt = if ladder.has_signalled() { exit == Exit::Status(0) } else { is_cut };
+            if is_spoilt {
+                bridge.session().queue_nothing_more();
+            } else {
+                bridge.session().queue_exit(exit);
+            }
             told = true;
         }
         // A client that is away cannot be waited for when the server stops.
@@ -158,6 +169,7 @@ pub async fn stream(
     let mut bridge = Bridge::new(session, connection, leftover, sources, sinks);
     let mut end = None;
     let mut exit = None;
+    let mut is_cut = false;
     let mut linger = std::pin::pin!(tokio::time::sleep(LINGER));
     let mut lingering_at = 0;
     let mut outcome = loop {
@@ -169,6 +181,7 @@ pub async fn stream(
                     lingering_at = bridge.byte_counts().1;
                 }
                 Event::SinkClosed(_) | Event::Signal(_) | Event::Exit(_) | Event::Suspect => {}
+                Event::Finished if is_cut => break stopped(&mut bridge).await,
                 event => if let Some(outcome) = link.ended(event, &mut bridge).await { break outcome },
             },
             happening = link.next() => if let Some(outcome) = link.follow(happening, &mut bridge) { break outcome },
@@ -180,16 +193,23 @@ pub async fn stream(
                 lingering_at = count;
                 linger.as_mut().reset(tokio::time::Instant::now() + LINGER);
             }
-            why = ending.wait(), if exit.is_none() => {
+            why = ending.wait(), if exit.is_none() && !is_cut => {
                 if matches!(why, End::Withdrawn(_)) {
                     break withdraw(&why, &mut bridge).await;
                 }
                 bridge.abandon_sources();
                 bridge.close_sinks();
-                end = Some(Exit::Status(1));
+                bridge.session().queue_end(Kind::Stderr);
+                bridge.session().queue_nothing_more();
+                is_cut = true;
             }
         }
+        // A client that is away cannot be waited for when the server stops.
+        if is_cut && !bridge.is_attached() {
+            break outcome_of(&End::ServerStops);
+        }
         if exit.is_none()
+            && !is_cut
             && let Some(end) = end
             && (end == Exit::Status(1) || bridge.sinks_ended())
         {
@@ -316,6 +336,13 @@ async fn withdraw(end: &End, bridge: &mut Bridge) -> Outcome {
     }
     say_goodbye(bridge).await;
     outcome_of(end)
+}
+
+/// Tells the client that its session has ended with the server, and is no success; says it for the log too.
+async fn stopped(bridge: &mut Bridge) -> Outcome {
+    bridge.session().queue_error(&format!("{}: the server is stopping", Code::Overloaded));
+    say_goodbye(bridge).await;
+    outcome_of(&End::ServerStops)
 }
 
 fn outcome_of(end: &End) -> Outcome {

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use super::peer::{Caller, Session};
 use super::run::host;
+use crate::support::process::{self, Signal};
 use crate::support::remote::PRINCIPAL;
 use crate::support::tree::{noise, sha256};
 use crate::support::wait::{SOON, wait_until};
@@ -51,6 +52,26 @@ fn secret_that_is_not_the_sessions_own_is_gone() {
     let fields = [("Connection", "Upgrade"), ("Upgrade", "tstunnel/1"), ("Tstunnel-Received", "1")];
     caller.ask("POST", "/resume", &fields, "").0.assert_refused(410, "session-lost");
     session.assert_alive();
+}
+
+#[test]
+fn server_that_stops_ends_what_is_interrupted_and_resumes_nothing() {
+    let remote = host().start();
+    let caller = Caller::of(&remote);
+    let mut parked = Session::start(&caller, "exec cat");
+    parked.assert_alive();
+    // What the server waits for meanwhile.
+    let mut busy = Session::start(&caller, "trap '' TERM HUP; echo up; while :; do sleep 1; done");
+    busy.carry_until(3);
+    parked.drop_connection();
+    let cats = || process::with_home(remote.home()).iter().filter(|process| process.mentions("cat")).count();
+    assert_eq!(cats(), 1);
+    remote.server().signal(Signal::TERM);
+    wait_until("it drains", SOON, || remote.server().log().contains("stopping"));
+    caller.resume(&parked.token, &parked.received.to_string()).0.assert_refused(410, "session-lost");
+    caller.start("true").0.assert_refused(503, "overloaded");
+    wait_until("it is ended, long before its grace", SOON, || cats() == 0);
+    busy.carry(false, |session| session.exit().is_some());
 }
 
 #[test]

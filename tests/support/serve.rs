@@ -2,13 +2,15 @@
 
 use std::fs;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::net::{AddressFamily, SocketType};
 use serde_json::Value;
 
 use super::process::{Group, Signal};
-use super::wait::{SOON, wait_for};
+use super::wait::{SOON, wait_for, wait_until};
 
 /// The program under test.
 pub(crate) const TSTUNNEL: &str = env!("CARGO_BIN_EXE_tstunnel");
@@ -21,6 +23,8 @@ pub(crate) struct Server {
     process: Group,
     level: &'static str,
     launcher: Vec<String>,
+    /// Holds the port while no server does: the kernel may give one that it has chosen to somebody else.
+    port: Option<OwnedFd>,
 }
 
 impl Server {
@@ -38,7 +42,8 @@ impl Server {
     pub(crate) fn start_by(configuration: &Path, level: &'static str, launcher: &[String]) -> Server {
         let log = configuration.with_extension("log");
         let (process, address) = spawn(configuration, &log, level, launcher);
-        Server { configuration: configuration.to_owned(), log, address, process, level, launcher: launcher.to_vec() }
+        let (configuration, launcher) = (configuration.to_owned(), launcher.to_vec());
+        Server { configuration, log, address, process, level, launcher, port: None }
     }
 
     pub(crate) fn address(&self) -> SocketAddr {
@@ -52,6 +57,7 @@ impl Server {
     /// Kills the server alone. What it had started is left to notice it.
     pub(crate) fn kill(&mut self) {
         self.process.kill();
+        self.port = hold(self.address);
     }
 
     /// Sends a signal to the server alone.
@@ -72,6 +78,30 @@ impl Server {
         let (process, address) = spawn(&self.configuration, &self.log, self.level, &self.launcher);
         assert_eq!(address, self.address, "the server listens where it was told to");
         self.process = process;
+    }
+
+    /// Starts another process with the same configuration, and waits until it has taken over; returns the one before.
+    pub(crate) fn succeed(&mut self) -> Server {
+        let log = self.log.with_extension(format!("after-{}.log", self.id()));
+        let (process, address) = spawn(&self.configuration, &log, self.level, &self.launcher);
+        assert_eq!(address, self.address, "the successor listens where the other did");
+        let before = Server {
+            configuration: self.configuration.clone(),
+            log: std::mem::replace(&mut self.log, log),
+            process: std::mem::replace(&mut self.process, process),
+            launcher: self.launcher.clone(),
+            port: None,
+            ..*self
+        };
+        wait_until("it has taken over", SOON, || {
+            self.log().contains(&format!("took over from process {}", before.id()))
+        });
+        before
+    }
+
+    /// The folder that it keeps its socket in.
+    pub(crate) fn run_folder(&self) -> PathBuf {
+        run_folder(&self.configuration)
     }
 
     /// Changes a text in its configuration, for the next start.
@@ -114,6 +144,7 @@ fn spawn(configuration: &Path, log: &Path, level: &str, launcher: &[String]) -> 
             .args(["serve", "--config"])
             .arg(configuration)
             .env("TSTUNNEL_LOG", level)
+            .env("RUNTIME_DIRECTORY", run_folder(configuration))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(output),
@@ -125,6 +156,19 @@ fn spawn(configuration: &Path, log: &Path, level: &str, launcher: &[String]) -> 
         listening_address(&text)
     });
     (process, address)
+}
+
+fn run_folder(configuration: &Path) -> PathBuf {
+    configuration.with_file_name("run")
+}
+
+/// Binds `address` without listening, so that a server can bind it too; nothing where another one listens there already.
+fn hold(address: SocketAddr) -> Option<OwnedFd> {
+    let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+    let socket = rustix::net::socket(family, SocketType::STREAM, None).unwrap();
+    rustix::net::sockopt::set_socket_reuseaddr(&socket, true).unwrap();
+    rustix::net::bind(&socket, &address).ok()?;
+    Some(socket)
 }
 
 /// The address in a whole line that holds `listening on ADDR`, whatever surrounds it.

@@ -93,6 +93,10 @@ impl Watched {
         self.stdout.lock().unwrap().clone()
     }
 
+    pub(crate) fn stdout_bytes(&self) -> usize {
+        self.stdout.lock().unwrap().len()
+    }
+
     pub(crate) fn stderr(&self) -> String {
         String::from_utf8_lossy(&self.stderr.lock().unwrap()).into_owned()
     }

@@ -31,6 +31,7 @@ struct File {
     #[serde(default)]
     crl: Vec<Text>,
     watch: Option<bool>,
+    run_dir: Option<Home>,
     domain: Option<Domain>,
     upgrade_base: Option<UpgradeBase>,
     #[serde(default)]
@@ -83,6 +84,7 @@ struct LimitsTable {
     max_upload_bytes: Option<NonZeroU64>,
     max_pooled: Option<usize>,
     pool_idle: Option<Timeout>,
+    drain_timeout: Option<Grace>,
     resume_grace: Option<Grace>,
     resume_window_bytes: Option<WindowBytes>,
     resume_memory_bytes: Option<usize>,
@@ -156,6 +158,7 @@ pub(super) fn parse(path: &Path, text: &str, account: &Account) -> Result<(Serve
         client_ca: file.client_ca.into_inner().into_iter().map(resolve).collect(),
         crl: file.crl.into_iter().map(resolve).collect(),
         watch: file.watch.unwrap_or(true),
+        run_dir: file.run_dir.map(|folder| resolve(Text(folder.0))),
         domain: file.domain.map(|domain| domain.0),
         upgrade_base: file.upgrade_base.map_or_else(|| DEFAULT_UPGRADE_BASE.to_owned(), |base| base.0),
         allow_cn: file.allow_cn,
@@ -194,6 +197,7 @@ impl LimitsTable {
             max_upload_bytes: self.max_upload_bytes.unwrap_or(default.max_upload_bytes),
             max_pooled: self.max_pooled.unwrap_or(default.max_pooled),
             pool_idle: self.pool_idle.map_or(default.pool_idle, |idle| idle.0),
+            drain_timeout: self.drain_timeout.map_or(default.drain_timeout, |timeout| timeout.0),
             resume_grace: self.resume_grace.map_or(default.resume_grace, |grace| grace.0),
             resume_window_bytes: self.resume_window_bytes.map_or(default.resume_window_bytes, |window| window.0),
             resume_memory_bytes: self.resume_memory_bytes.unwrap_or(default.resume_memory_bytes),

@@ -28,6 +28,7 @@ fn the_whole_example_is_read() {
         key = "/run/keys/server.key"
         client_ca = ["clients-ca.crt", "~/other-ca.crt"]
         crl = ["clients.crl"]
+        run_dir = "/run/tstunnel/other"
         domain = "Containers.example.net"
         upgrade_base = "/other/v2"
         trust_domains = ["example.org", "a_b-1.c"]

@@ -11,25 +11,27 @@ use hyper::header::{CONNECTION, HeaderMap, HeaderName, HeaderValue, UPGRADE};
 use hyper::upgrade::OnUpgrade;
 use hyper::{Request, Response, StatusCode};
 use hyper_util::rt::TokioIo;
-use tokio::sync::oneshot;
+use tokio::net::UnixStream;
+use tokio::sync::{mpsc, oneshot};
 
 use super::{Answer, internal};
+use crate::bridge::Connection;
 use crate::error::{Code, Error};
 use crate::protocol::session::Exit;
 use crate::protocol::{HEADER_RECEIVED, HEADER_SESSION, HostId, UPGRADE_FRAMED, UPGRADE_RAW};
 use crate::server::account::Login;
-use crate::server::admission::Ticket;
+use crate::server::admission::{Counted, Ticket};
 use crate::server::connection::Lingering;
 use crate::server::handshake::{Peer, Stream};
 use crate::server::policy::{Action, Asker, Permit};
 use crate::server::pool::{Bounds, Label};
 use crate::server::process::{self, Pipes, Prepared, Process, StartFailure};
 use crate::server::refusal::Refusal;
-use crate::server::registry::{Enrolment, Found, Message};
+use crate::server::registry::{Enrolment, Found, Grant, Message};
 use crate::server::sessions::{self, Link, Work};
 use crate::server::state::State;
 use crate::server::trail::{Outcome, Trail};
-use crate::server::{Shared, target};
+use crate::server::{Shared, succession, target};
 
 /// The protocol of a session.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,7 +162,7 @@ pub(super) async fn stream(
     Ok(answer)
 }
 
-/// `POST /resume`: the session's task takes over the connection behind the answer.
+/// `POST /resume`: the session's task takes over the connection behind the answer, here or in an earlier server.
 pub(super) async fn resume(
     shared: &Arc<Shared>,
     state: &Arc<State>,
@@ -170,32 +172,87 @@ pub(super) async fn resume(
     mut request: Request<Incoming>,
 ) -> Result<Answer, Refusal> {
     let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
-    let found = shared.registry.find(text(HEADER_SESSION).unwrap_or_default(), &asker.principal, host)?;
-    let Found { task, session } = found;
-    // From where and by which certificate it is asked for may be new.
-    state.policy.decide(asker, &peer.server_name, &session.asked)?;
-    let peer_received = text(HEADER_RECEIVED)
+    let token = text(HEADER_SESSION).unwrap_or_default();
+    let received = text(HEADER_RECEIVED)
         .and_then(|count| count.parse().ok())
         .ok_or_else(|| Refusal::bad_request(400, format!("{HEADER_RECEIVED} is not a number")))?;
-    let (reply, granted) = oneshot::channel();
+    let place = match claim(shared, state, peer, (asker, host), token, received).await {
+        Ok(claim) => Place::Here(claim),
+        Err(refusal) if refusal.error.code == Code::SessionLost && !shared.is_stopping() => {
+            let (received, session) = shared.predecessors.offer(peer, token, received).await?;
+            Place::Earlier(received, session, shared.admission.working())
+        }
+        Err(refusal) => return Err(refusal),
+    };
+    let mut answer = switching(Protocol::Framed);
+    let received = match &place {
+        Place::Here(claim) => claim.received(),
+        Place::Earlier(received, ..) => *received,
+    };
+    answer.headers_mut().insert("tstunnel-received", HeaderValue::from(received));
+    let upgrading = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        if let Some((stream, leftover)) = stream_of(upgrading).await {
+            match place {
+                Place::Here(claim) => claim.attach(Box::new(stream), leftover).await,
+                Place::Earlier(_, session, working) => succession::relay(stream, leftover, session, working).await,
+            }
+        }
+    });
+    Ok(answer)
+}
+
+/// Where a resumed session is.
+enum Place {
+    Here(Claim),
+    Earlier(u64, UnixStream, Counted),
+}
+
+/// A session that goes on over the connection that it is attached to.
+#[derive(Debug)]
+pub struct Claim {
+    task: mpsc::Sender<Message>,
+    grant: Grant,
+    peer: Arc<Peer>,
+}
+
+impl Claim {
+    /// How many frames the session has received.
+    pub fn received(&self) -> u64 {
+        self.grant.received
+    }
+
+    /// Gives it its connection, and what was received behind the upgrade.
+    pub async fn attach(self, connection: Box<dyn Connection>, leftover: Bytes) {
+        let Claim { task, grant, peer } = self;
+        let _ = task.send(Message::Attach { generation: grant.generation, connection, leftover, peer }).await;
+    }
+}
+
+/// Finds the session that `token` names, and has its task let go of the connection that it has.
+pub(super) async fn claim(
+    shared: &Arc<Shared>,
+    state: &Arc<State>,
+    peer: &Arc<Peer>,
+    (asker, host): (&Asker, &HostId),
+    token: &str,
+    peer_received: u64,
+) -> Result<Claim, Refusal> {
     let lost = || Error::new(Code::SessionLost, "the session has ended");
+    if shared.is_stopping() {
+        return Err(Error::new(Code::SessionLost, "the server is stopping").into());
+    }
+    let Found { task, session } = shared.registry.find(token, &asker.principal, host)?;
+    // From where and by which certificate it is asked for may be new.
+    state.policy.decide(asker, &peer.server_name, &session.asked)?;
+    let (reply, granted) = oneshot::channel();
     task.send(Message::Resume { peer_received, reply }).await.map_err(|_| lost())?;
     let grant = granted
         .await
         .map_err(|_| lost())?
         .map_err(|violation| Refusal::bad_request(400, format!("{HEADER_RECEIVED}: {violation}")))?;
     shared.go_on(state, peer, &session);
-    let upgrading = hyper::upgrade::on(&mut request);
-    let peer = peer.clone();
-    tokio::spawn(async move {
-        if let Some((stream, leftover)) = stream_of(upgrading).await {
-            let (connection, generation) = (Box::new(stream), grant.generation);
-            let _ = task.send(Message::Attach { generation, connection, leftover, peer }).await;
-        }
-    });
-    let mut answer = switching(Protocol::Framed);
-    answer.headers_mut().insert("tstunnel-received", HeaderValue::from(grant.received));
-    Ok(answer)
+    Ok(Claim { task, grant, peer: peer.clone() })
 }
 
 /// What a session's answer says.
