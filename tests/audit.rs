@@ -426,6 +426,36 @@ fn a_file_gets_the_lines_and_stderr_does_not() {
 }
 
 #[test]
+fn a_reload_is_recorded_and_goes_on_in_a_new_file_where_the_old_one_was_renamed() {
+    let mut site = Site::new();
+    let [file, old] = ["audit.log", "audit.log.1"].map(|name| site.root.join(name));
+    site.serve(&Plan::any().top(&format!("watch = false\naudit = \"{}\"", file.display())));
+    let in_file = |path: &Path, event: &str| records(&fs::read_to_string(path).unwrap_or_default(), event);
+    run(&mut site.exec(&["true"])).ok();
+    wait_until("the first session has ended", SOON, || in_file(&file, "end").len() == 1);
+    fs::rename(&file, &old).unwrap();
+    site.server().signal(Signal::HUP);
+    wait_until("the reload is recorded", SOON, || in_file(&file, "reload").len() == 1);
+    run(&mut site.exec(&["true"])).ok();
+    wait_until("the second session has ended", SOON, || in_file(&file, "end").len() == 1);
+    assert_eq!(
+        (in_file(&old, "reload").len(), in_file(&old, "session").len(), in_file(&file, "session").len()),
+        (0, 1, 1)
+    );
+
+    // Another place that cannot be opened is as wrong as any other value, and all stays as it was.
+    let other = site.root.join("absent/audit.log");
+    site.server().reconfigure(text(&file), text(&other));
+    site.server().signal(Signal::HUP);
+    wait_until("the refusal is recorded", SOON, || in_file(&file, "reload").len() == 2);
+    let refused = in_file(&file, "reload").pop().unwrap();
+    assert_says(&refused, json!({"code": "config", "principal": null}));
+    assert!(refused["reason"].as_str().unwrap().contains("absent/audit.log"), "{refused}");
+    run(&mut site.exec(&["true"])).ok();
+    wait_until("it still goes to the file", SOON, || in_file(&file, "end").len() == 2);
+}
+
+#[test]
 fn the_journal_gets_each_line_and_its_fields() {
     let mut site = Site::new();
     let path = site.root.join("journal");

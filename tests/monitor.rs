@@ -15,7 +15,7 @@ use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use exposition::Exposition;
-use support::pki::{Authority, Validity};
+use support::pki::{Authority, Usage, Validity, params};
 use support::process::{Signal, program};
 use support::relay::Relay;
 use support::serve::TSTUNNEL;
@@ -199,6 +199,21 @@ fn the_process_and_the_times_at_which_its_files_expire_show() {
 
     let site = Site::start(&Plan::any().tables(MONITOR));
     assert_eq!(scrape(&site).find("tstunnel_crl_expiry_timestamp_seconds"), Some(f64::INFINITY), "none ever does");
+}
+
+#[test]
+fn a_reload_is_counted_and_brings_the_times_of_the_new_files() {
+    let mut site = Site::start(&Plan::any().top("watch = false").tables(MONITOR));
+    let new = site.servers.issue_until(Usage::Server, Duration::from_secs(4_000_000_000), params(&[SERVER_NAME]));
+    site.write(&new, "server");
+    site.server().signal(Signal::HUP);
+    wait_for_value(&site, "tstunnel_reloads_total{result=\"ok\"}", 1.0);
+    assert_eq!(scrape(&site).find("tstunnel_certificate_expiry_timestamp_seconds"), Some(4e9));
+    fs::write(site.root.join("server.crt"), "no certificate").unwrap();
+    site.server().signal(Signal::HUP);
+    wait_for_value(&site, "tstunnel_reloads_total{result=\"failed\"}", 1.0);
+    assert_eq!(scrape(&site).find("tstunnel_certificate_expiry_timestamp_seconds"), Some(4e9));
+    assert_eq!(get(monitor(&site), "/readyz").0, 200, "what it went by is still right");
 }
 
 /// Who may cause a label may cause any number of them, and all are kept.

@@ -8,6 +8,7 @@ use std::process::Stdio;
 
 use crate::machine::{ANN, BOB, Machine, TEAM, mode};
 use crate::support::process;
+use crate::support::serve::records;
 use crate::support::wait::{SOON, wait_until};
 use crate::support_net::child::{Watched, run};
 use crate::support_net::report::fails;
@@ -90,6 +91,9 @@ fn an_account_that_nobody_may_use_is_refused() {
         assert!(said.contains(why), "{host}: {said}");
         fails(&mut machine.upload(&file, host, "file"), 1, "unauthorized");
     }
+    wait_until("each refusal is recorded", SOON, || records(&machine.site.server_log(), "refused").len() == 10);
+    let log = machine.site.server_log();
+    assert!(records(&log, "session").is_empty() && records(&log, "upload").is_empty(), "nothing was allowed: {log}");
     let said = fails(&mut machine.exec("homeless", &["true"]), 255, "internal");
     assert!(said.contains("cannot be entered"), "{said}");
     run(&mut machine.exec("ann", &["true"])).ok();
