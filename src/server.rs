@@ -23,6 +23,7 @@ pub mod reload;
 pub mod review;
 pub mod routes;
 pub mod sessions;
+pub mod source;
 pub mod spawn;
 pub mod state;
 pub mod store;

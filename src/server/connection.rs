@@ -16,7 +16,7 @@ use crate::server::refusal::Refusal;
 use crate::server::{Shared, routes};
 use crate::tls;
 
-/// How long a peer has to take the refusal of a head that was none.
+/// How long a peer has to take a refusal that it has not asked for.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What became of a request's head: nothing yet, a request, or a refusal.
@@ -27,7 +27,17 @@ pub async fn serve(shared: Arc<Shared>, stream: Stream, peer: Peer) {
     let peer = Arc::new(peer);
     let address = peer.address;
     let alive = shared.admission.alive();
-    let head_timeout = shared.state().config.limits.head_timeout;
+    let (admitted, head_timeout) = {
+        let limits = &shared.state().config.limits;
+        (shared.admission.request(limits, &peer), limits.head_timeout)
+    };
+    let place = match admitted {
+        Ok(place) => place,
+        Err(error) => {
+            tracing::info!(peer = %address, reason = %error, "refused");
+            return end(stream, Head::new(Some(error.into()).into())).await;
+        }
+    };
     let mut stop = shared.stop.clone();
     let head = Head::default();
     let stream = Lingering { stream: Some(stream), linger: None, head: head.clone() };
@@ -67,7 +77,7 @@ pub async fn serve(shared: Arc<Shared>, stream: Stream, peer: Peer) {
             _ => tracing::debug!(peer = %address, %error, "connection ended"),
         }
     }
-    drop(alive);
+    drop((place, alive));
 }
 
 /// The refusal behind a status that hyper gives to a head that it cannot read.
