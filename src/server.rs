@@ -1,15 +1,17 @@
 //! `tstunnel serve`: listener, handshakes, requests; and the end, which leaves nothing running.
 //!
-//! Data flows down: [`listener`] accepts, [`handshake`] authenticates, [`routes`] asks [`policy`] and answers, [`process`],
-//! [`target`] and [`upload`] do what was permitted, [`sessions`] carries the streams. [`state`] is what all of it goes by;
-//! [`life`] exchanges it, and brings the server to its end.
+//! Data flows down: [`listener`] accepts, [`gate`] bounds who may begin, [`handshake`] authenticates, [`routes`] asks
+//! [`policy`] and answers, [`process`], [`target`] and [`upload`] do what was permitted, [`sessions`] carries the streams.
+//! [`state`] is what all of it goes by; [`life`] exchanges it, and brings the server to its end.
 
 pub mod account;
 pub mod admission;
 pub mod agents;
 pub mod config;
 pub mod connection;
+pub mod descriptors;
 pub mod files;
+pub mod gate;
 pub mod handshake;
 pub mod life;
 pub mod listener;
@@ -17,6 +19,7 @@ pub mod policy;
 pub mod pool;
 pub mod principal;
 pub mod process;
+pub mod read_ahead;
 pub mod refusal;
 pub mod registry;
 pub mod reload;
@@ -42,6 +45,8 @@ use crate::server::account::Login;
 use crate::server::admission::Admission;
 use crate::server::agents::Agents;
 use crate::server::config::{Account, HostConfig};
+use crate::server::descriptors::Connections;
+use crate::server::gate::Gate;
 use crate::server::life::Life;
 use crate::server::pool::Pool;
 use crate::server::registry::Registry;
@@ -53,6 +58,8 @@ use crate::tls;
 #[derive(Debug)]
 pub struct Shared {
     state: RwLock<Arc<State>>,
+    gate: Gate,
+    connections: Connections,
     uploads: Uploads,
     pool: Pool,
     agents: Agents,
@@ -96,6 +103,7 @@ impl Stop {
 /// # Errors
 /// `config` where the configuration or a file that it names is wrong, or an address cannot be listened on.
 pub async fn run(path: &Path) -> Result<()> {
+    descriptors::raise();
     let account = Account::of_process()?;
     let (state, warnings) = State::load(path, &account)?;
     for warning in warnings {
@@ -112,7 +120,11 @@ pub async fn run(path: &Path) -> Result<()> {
     }
     let (admission, ended) = Admission::new();
     let (stop_sender, stop) = watch::channel(false);
+    let gate = Gate::default();
+    tokio::spawn(gate.clone().report());
     let shared = Arc::new(Shared {
+        gate,
+        connections: Connections::default(),
         uploads: Uploads::new(),
         pool: Pool::new(admission.alive()),
         agents: Agents::default(),

@@ -59,7 +59,7 @@ impl Life {
             interrupt: listen_for(SignalKind::interrupt())?,
         };
         let source = Source::new(path, account, &state);
-        let mut listeners = Listeners::new(shared.clone(), state.config.limits.max_handshakes.get());
+        let mut listeners = Listeners::new(shared.clone());
         listeners.exchange(bound, &state.config.listen);
         Ok(Life { shared, source, listeners, signals, stop, ended })
     }

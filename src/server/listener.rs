@@ -1,24 +1,31 @@
-//! Listening sockets → authenticated connections. Whoever is not authenticated in time, or at all, is gone.
+//! Listening sockets → authenticated connections. Everybody is accepted, so that nobody waits behind others in the kernel's
+//! queue; whoever is not authenticated in time, or at all, is gone.
 
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::error::{Code, Error, Result, printable};
-use crate::server::{Shared, connection, handshake};
+use crate::server::gate::{Closed, Pass};
+use crate::server::handshake::{Peer, Stream};
+use crate::server::read_ahead::ReadAhead;
+use crate::server::state::State;
+use crate::server::{Shared, connection, descriptors, handshake};
+use crate::socket;
 
-/// Pause after a failed accept: it fails for want of descriptors, which only time brings back.
+/// Pause after an accept that failed for want of something.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often that is logged.
+const FAILURE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The sockets that the server listens on.
 #[derive(Debug)]
 pub struct Listeners {
     shared: Arc<Shared>,
-    handshakes: Arc<Semaphore>,
     open: Vec<Open>,
 }
 
@@ -54,9 +61,9 @@ pub async fn bind(addresses: &[SocketAddr]) -> Result<Vec<Bound>> {
 }
 
 impl Listeners {
-    /// Listens on nothing yet. `max_handshakes` may be under way at once.
-    pub fn new(shared: Arc<Shared>, max_handshakes: usize) -> Listeners {
-        Listeners { shared, handshakes: Arc::new(Semaphore::new(max_handshakes)), open: Vec::new() }
+    /// Listens on nothing yet.
+    pub fn new(shared: Arc<Shared>) -> Listeners {
+        Listeners { shared, open: Vec::new() }
     }
 
     /// Those of `addresses` that nothing listens on yet.
@@ -83,53 +90,93 @@ impl Listeners {
                 Err(error) => tracing::warn!(%error, "listening on {address}"),
             }
             let (accepting, stop) = watch::channel(());
-            tokio::spawn(accept(socket, self.shared.clone(), self.handshakes.clone(), stop));
+            tokio::spawn(accept(socket, self.shared.clone(), stop));
             self.open.push(Open { address, _accepting: accepting });
         }
     }
 }
 
 /// Accepts connections until the other end of `stop` is gone, each served in a task of its own.
-async fn accept(listener: TcpListener, shared: Arc<Shared>, handshakes: Arc<Semaphore>, mut stop: watch::Receiver<()>) {
+async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stop: watch::Receiver<()>) {
+    let mut last_failure: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = stop.changed() => break,
         };
         match accepted {
-            Ok((tcp, address)) => serve(&shared, &handshakes, tcp, address).await,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept");
+            Ok((tcp, address)) => admit(&shared, tcp, address),
+            Err(error) if descriptors::is_exhaustion(&error) => {
+                if last_failure.is_none_or(|last| last.elapsed() >= FAILURE_INTERVAL) {
+                    tracing::warn!(%error, "cannot accept");
+                    last_failure = Some(Instant::now());
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
+            // The connection's own failure: accept(2) passes it on.
+            Err(error) => tracing::debug!(%error, "a connection failed before it was accepted"),
         }
+        // Whoever was let in is heard before the next one is: it may have sent its ClientHello already.
+        tokio::task::yield_now().await;
     }
     // What the kernel has taken by now would be reset.
     let Ok(listener) = listener.into_std() else { return };
     while let Ok((tcp, address)) = listener.accept() {
         if let Ok(tcp) = tcp.set_nonblocking(true).and_then(|()| TcpStream::from_std(tcp)) {
-            serve(&shared, &handshakes, tcp, address).await;
+            admit(&shared, tcp, address);
         }
     }
 }
 
-/// Serves a connection in a task of its own. With all places taken a newcomer waits, and those behind it in the kernel's queue, for
-/// as long as a handshake may take.
-async fn serve(shared: &Arc<Shared>, handshakes: &Arc<Semaphore>, tcp: TcpStream, address: SocketAddr) {
-    if let Ok(place) = handshakes.clone().acquire_owned().await {
-        tokio::spawn(authenticate(shared.clone(), tcp, address, place));
+/// Serves a connection in a task of its own, where there is room for it; else closes it.
+fn admit(shared: &Arc<Shared>, tcp: TcpStream, address: SocketAddr) {
+    let state = shared.state();
+    let limits = &state.config.limits;
+    let Some(counted) = shared.connections.add(descriptors::max_connections(limits)) else {
+        shared.gate.closed(address.ip(), Closed::Full);
+        return socket::reset_on_close(&tcp);
+    };
+    match shared.gate.enter(address.ip(), limits, |source| shared.admission.has_session_from(source)) {
+        Ok(pass) => {
+            socket::tune(&tcp);
+            tokio::spawn(serve(shared.clone(), state, ReadAhead::new(tcp, counted), address, pass));
+        }
+        Err(_) => socket::reset_on_close(&tcp),
     }
 }
 
-async fn authenticate(shared: Arc<Shared>, tcp: TcpStream, address: SocketAddr, place: OwnedSemaphorePermit) {
-    let state = shared.state();
-    let handshake = handshake::accept(tcp, address, &state);
-    let result = tokio::time::timeout(state.config.limits.handshake_timeout, handshake).await;
-    drop((state, place));
+async fn serve(shared: Arc<Shared>, state: Arc<State>, connection: ReadAhead, address: SocketAddr, pass: Pass) {
+    let Some((stream, peer)) = authenticate(&state, connection, address, &pass).await else { return };
+    pass.authenticated();
+    drop(state);
+    // In a place of its own: what a connection needs later would be held for every handshake.
+    Box::pin(connection::serve(shared, stream, peer)).await;
+}
+
+/// A handshake within its time, and for as long as it has its place.
+async fn authenticate(
+    state: &Arc<State>,
+    connection: ReadAhead,
+    address: SocketAddr,
+    pass: &Pass,
+) -> Option<(Stream, Peer)> {
+    let limits = &state.config.limits;
+    let abandoned = connection.abandoned();
+    let handshake = handshake::accept(connection, address, state, |stage| pass.reached(stage, limits));
+    let mut handshake = std::pin::pin!(tokio::time::timeout(limits.handshake_timeout, handshake));
+    let result = tokio::select! {
+        result = &mut handshake => result,
+        () = pass.taken_back() => {
+            abandoned.set();
+            return None;
+        }
+    };
     let reason: io::Error = match result {
-        Ok(Ok((stream, peer))) => return connection::serve(shared, stream, peer).await,
+        Ok(Ok(authenticated)) => return Some(authenticated),
         Ok(Err(error)) => error,
         Err(_) => io::Error::new(io::ErrorKind::TimedOut, "too slow"),
     };
+    pass.failed(limits);
     tracing::info!(peer = %address, reason = %printable(&reason.to_string()), "handshake failed");
+    None
 }

@@ -18,7 +18,7 @@ use crate::protocol::session::Exit;
 use crate::server::account::{DEFAULT_SHELL, Login};
 use crate::server::agents::{Agents, Trusted};
 use crate::server::policy::{Action, Invocation, Permit};
-use crate::server::spawn;
+use crate::server::{descriptors, spawn};
 
 /// Where programs without a slash are looked up, as sshd does where nothing else is configured.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -232,7 +232,7 @@ fn start(image: Image, login: &Login, folder: &Path, stderr: Stdio) -> Result<Ch
     let setup = spawn::Setup {
         login,
         folder,
-        descriptors: rustix::process::getrlimit(rustix::process::Resource::Nofile),
+        descriptors: descriptors::original(),
         program: match &agent {
             Some(Trusted { file, is_script, .. }) => spawn::Program::File { file, is_kept: *is_script },
             None => spawn::Program::OneOf(files),
