@@ -77,6 +77,7 @@ pub(super) async fn command(
         (Err(StartFailure::NotExecutable(text)), Protocol::Raw) => {
             return Err(Error::new(Code::AgentNotExecutable, text).into());
         }
+        (Err(StartFailure::Exhausted(text)), _) => return Err(Error::new(Code::Overloaded, text).into()),
         (Err(StartFailure::Broken(text)), _) => return Err(Error::new(Code::Internal, text).into()),
     };
     let session = Session { peer: peer.clone(), permit, ticket };
