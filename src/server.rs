@@ -1,8 +1,8 @@
 //! `tstunnel serve`: listener, handshakes, requests; and the end, which leaves nothing running.
 //!
-//! Data flows down: [`listener`] accepts, [`handshake`] authenticates, [`routes`] asks [`policy`] and answers, [`process`],
-//! [`target`] and [`upload`] do what was permitted, [`sessions`] carries the streams. [`state`] is what all of it goes by;
-//! [`life`] exchanges it, and brings the server to its end. [`audit`] says what was done.
+//! Data flows down: [`listener`] accepts, [`gate`] bounds who may begin, [`handshake`] authenticates, [`routes`] asks
+//! [`policy`] and answers, [`process`], [`target`] and [`upload`] do what was permitted, [`sessions`] carries the streams.
+//! [`state`] is what all of it goes by; [`life`] exchanges it, and brings the server to its end. [`audit`] says what was done.
 
 pub mod account;
 pub mod admission;
@@ -10,7 +10,9 @@ pub mod agents;
 pub mod audit;
 pub mod config;
 pub mod connection;
+pub mod descriptors;
 pub mod files;
+pub mod gate;
 pub mod handshake;
 pub mod life;
 pub mod listener;
@@ -20,12 +22,14 @@ pub mod policy;
 pub mod pool;
 pub mod principal;
 pub mod process;
+pub mod read_ahead;
 pub mod refusal;
 pub mod registry;
 pub mod reload;
 pub mod review;
 pub mod routes;
 pub mod sessions;
+pub mod source;
 pub mod spawn;
 pub mod state;
 pub mod store;
@@ -48,6 +52,8 @@ use crate::server::agents::Agents;
 use crate::server::audit::Audit;
 use crate::server::audit::record::{Event, Record, Text};
 use crate::server::config::{Account, HostConfig};
+use crate::server::descriptors::Connections;
+use crate::server::gate::Gate;
 use crate::server::life::Life;
 use crate::server::metrics::Metrics;
 use crate::server::monitor::{Monitor, Monitors};
@@ -62,6 +68,8 @@ use crate::tls;
 #[derive(Debug)]
 pub struct Shared {
     state: RwLock<Arc<State>>,
+    gate: Gate,
+    connections: Connections,
     uploads: Uploads,
     pool: Pool,
     agents: Agents,
@@ -127,6 +135,7 @@ impl Stop {
 /// # Errors
 /// `config` where the configuration or a file that it names is wrong, or an address cannot be listened on.
 pub async fn run(path: &Path) -> Result<()> {
+    descriptors::raise();
     let account = Account::of_process()?;
     let (state, warnings) = State::load(path, &account)?;
     for warning in warnings {
@@ -149,7 +158,11 @@ pub async fn run(path: &Path) -> Result<()> {
     audit.push(Record { reason: Some(Text::new(&started())), ..Record::new(Event::Start) });
     let admission = Admission::default();
     let (phase, stop) = watch::channel(Phase::Serving);
+    let gate = Gate::default();
+    tokio::spawn(gate.clone().report());
     let shared = Arc::new(Shared {
+        gate,
+        connections: Connections::default(),
         uploads: Uploads::new(),
         pool: Pool::new(admission.clone()),
         agents: Agents::default(),

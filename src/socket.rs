@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use rustix::net::sockopt::{
-    set_socket_keepalive, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_user_timeout,
+    set_socket_keepalive, set_socket_linger, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_user_timeout,
 };
 use tokio::net::TcpStream;
 
@@ -22,4 +22,10 @@ pub fn tune(stream: &TcpStream) {
     let _ = set_tcp_keepidle(stream, KEEPALIVE.0);
     let _ = set_tcp_keepintvl(stream, KEEPALIVE.1);
     let _ = set_tcp_keepcnt(stream, KEEPALIVE.2);
+}
+
+/// Has the connection reset when it is closed: the peer may lose what it has not yet read, and nothing is left for the kernel to
+/// keep.
+pub fn reset_on_close(stream: &TcpStream) {
+    let _ = set_socket_linger(stream, Some(Duration::ZERO));
 }

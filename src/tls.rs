@@ -28,8 +28,8 @@ use x509_parser::prelude::{ASN1Time, FromDer as _, X509Certificate};
 pub use failure::{classify_client_error, classify_tls_error};
 #[cfg(feature = "server")]
 pub use server::{
-    Expiry, NoServerName, UNRECOGNIZED_NAME, accept, check_lists, check_standing, client_verifier, expiry, linger,
-    server_config, verify_again,
+    Expiry, NoServerName, Stage, UNRECOGNIZED_NAME, accept, check_lists, check_standing, client_verifier, expiry,
+    linger, server_config, verify_again,
 };
 
 pub(crate) use pem::private_key;

@@ -4,15 +4,16 @@
 //! it. A server that is not root serves its own account, whoever that is, and becomes nobody else.
 
 use std::ffi::CString;
-use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
+use std::{fs, io};
 
 use nix::unistd::User;
 use rustix::process::{Gid, Uid};
 
 use crate::error::{Code, Error, Result};
+use crate::server::descriptors;
 
 /// What runs a line where the account has no shell of its own.
 pub const DEFAULT_SHELL: &str = "/bin/sh";
@@ -52,10 +53,15 @@ impl Login {
     /// time: not for one of the runtime's workers.
     ///
     /// # Errors
-    /// `unauthorized` where there is no such account, or nobody may use it now.
+    /// `unauthorized` where there is no such account, or nobody may use it now; `overloaded` where it cannot be asked for now.
     pub fn find(name: &str, home: Option<&Path>) -> Result<Login> {
         let refused = |why: &str| Error::new(Code::Unauthorized, format!("the account `{name}` {why}"));
-        let user = User::from_name(name).map_err(|error| refused(&format!("cannot be looked up: {error}")))?;
+        let failed = |what: &str, error: io::Error| {
+            // What this machine has run out of says nothing about the account.
+            let code = if descriptors::is_exhaustion(&error) { Code::Overloaded } else { Code::Unauthorized };
+            Error::new(code, format!("the account `{name}` has {what} that cannot be read: {error}"))
+        };
+        let user = User::from_name(name).map_err(|error| failed("an entry", error.into()))?;
         let own = rustix::process::geteuid();
         if !own.is_root() || user.as_ref().is_some_and(|user| user.uid.is_root()) {
             // The server's own account. The policy has seen to it that a server that is not root is asked for no other.
@@ -65,15 +71,18 @@ impl Login {
         }
         let user = user.ok_or_else(|| refused("does not exist on this machine"))?;
         check_shell(&user.shell).map_err(|why| refused(&why))?;
-        let shadow = fs::read_to_string(SHADOW).unwrap_or_default();
+        // A lock that cannot be read may be there; without the file there is none.
+        let shadow = match fs::read(SHADOW) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed("a lock", error)),
+            shadow => String::from_utf8_lossy(&shadow.unwrap_or_default()).into_owned(),
+        };
         let today = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / SECONDS_A_DAY;
         check_shadow(&shadow, name, today).map_err(refused)?;
         if Path::new(NOLOGIN).exists() {
             return Err(refused("may not be used while /etc/nologin is there"));
         }
         let c_name = CString::new(name).map_err(|_| refused("has a NUL in its name"))?;
-        let groups = nix::unistd::getgrouplist(&c_name, user.gid)
-            .map_err(|error| refused(&format!("has groups that cannot be looked up: {error}")))?;
+        let groups = nix::unistd::getgrouplist(&c_name, user.gid).map_err(|error| failed("groups", error.into()))?;
         Ok(Login {
             name: name.to_owned(),
             home: home.map_or(user.dir, Path::to_owned),

@@ -1,5 +1,5 @@
-//! The sessions that are alive: how many there may be, in all and for one principal, and how one is told to end. Running out
-//! costs new sessions, never live ones.
+//! The sessions that are alive: how many there may be, in all, for one principal and from one source, and how one is told to
+//! end; and the requests that are none yet. Running out costs new sessions, never live ones.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -11,6 +11,10 @@ use crate::protocol::Principal;
 use crate::server::config::Limits;
 use crate::server::handshake::Peer;
 use crate::server::policy::Request;
+use crate::server::source::Source;
+
+/// The part of the requests that one principal may have.
+const PRINCIPAL_SHARE: usize = 2;
 
 /// The sessions that are alive; one for a server.
 #[derive(Clone, Debug, Default)]
@@ -32,6 +36,8 @@ pub struct Counted(watch::Sender<usize>);
 struct Live {
     next_id: u64,
     sessions: HashMap<u64, Arc<Session>>,
+    /// Whose the requests are that have not become a session.
+    requests: HashMap<u64, Option<Principal>>,
 }
 
 /// What is known of a session while it lives.
@@ -63,6 +69,13 @@ pub struct Ticket {
     _work: Counted,
 }
 
+/// The right to one request that is no session, until it is dropped.
+#[derive(Debug)]
+pub struct Place {
+    admission: Admission,
+    id: u64,
+}
+
 /// Tells when a session has to end.
 #[derive(Clone, Debug)]
 pub struct Ending(watch::Receiver<Option<End>>);
@@ -71,7 +84,7 @@ impl Admission {
     /// Admits one session of `principal`.
     ///
     /// # Errors
-    /// `overloaded` where the server is full, `too-many` where the principal has its share.
+    /// `overloaded` where the server is full, `too-many` where the principal or the source has its share.
     pub fn session(
         &self,
         limits: &Limits,
@@ -87,12 +100,41 @@ impl Admission {
         if count >= limits.max_sessions_per_principal.get() {
             return Err(Error::new(Code::TooMany, "this principal has as many sessions as it may have"));
         }
+        let source = Source::of(peer.address.ip());
+        let count = live.sessions.values().filter(|session| session.is_from(source)).count();
+        if count >= limits.max_sessions_per_source.get() {
+            return Err(Error::new(Code::TooMany, "there are as many sessions from this address as there may be"));
+        }
         let peer = Mutex::new(peer.clone());
         let session = Arc::new(Session { principal: principal.clone(), asked, peer, end: watch::Sender::new(None) });
-        let id = live.next_id;
-        live.next_id += 1;
+        let id = live.next_id();
         live.sessions.insert(id, session.clone());
         Ok(Ticket { admission: self.clone(), id, session, _work: self.working() })
+    }
+
+    /// Admits one request of `peer`.
+    ///
+    /// # Errors
+    /// `overloaded` where there are as many as the server takes, `too-many` where the principal has its share.
+    pub fn request(&self, limits: &Limits, peer: &Peer) -> Result<Place> {
+        let mut live = self.lock();
+        let most = limits.max_requests.get();
+        if live.requests.len() >= most {
+            return Err(Error::new(Code::Overloaded, "the server has as many requests as it takes"));
+        }
+        let principal = peer.principal.as_ref().ok().cloned();
+        let count = live.requests.values().filter(|other| **other == principal).count();
+        if count >= (most / PRINCIPAL_SHARE).max(1) {
+            return Err(Error::new(Code::TooMany, "this principal has as many requests as it may have"));
+        }
+        let id = live.next_id();
+        live.requests.insert(id, principal);
+        Ok(Place { admission: self.clone(), id })
+    }
+
+    /// Whether a session is alive that was asked for from `source`.
+    pub fn has_session_from(&self, source: Source) -> bool {
+        self.lock().sessions.values().any(|session| session.is_from(source))
     }
 
     /// The sessions that are alive now.
@@ -152,6 +194,13 @@ impl Drop for Counted {
     }
 }
 
+impl Live {
+    fn next_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id
+    }
+}
+
 impl Session {
     /// Who asked for it, from where and by which certificate: the client that resumed it last, where one has.
     pub fn peer(&self) -> Arc<Peer> {
@@ -177,6 +226,10 @@ impl Session {
             end.get_or_insert(why);
             is_first
         });
+    }
+
+    fn is_from(&self, source: Source) -> bool {
+        Source::of(self.peer().address.ip()) == source
     }
 }
 
@@ -221,6 +274,12 @@ impl Ending {
 impl Drop for Ticket {
     fn drop(&mut self) {
         self.admission.lock().sessions.remove(&self.id);
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        self.admission.lock().requests.remove(&self.id);
     }
 }
 
@@ -270,6 +329,40 @@ mod tests {
         assert!(!waiting.is_finished());
         drop(session);
         waiting.await.unwrap();
+    }
+
+    #[test]
+    fn one_source_has_its_share_whoever_asks() {
+        let admission = Admission::default();
+        let limits = Limits { max_sessions_per_source: NonZeroUsize::new(2).unwrap(), ..Limits::default() };
+        let mut count = 0;
+        let mut ask = |address: &str| {
+            count += 1;
+            let name = format!("principal-{count}");
+            let peer = Peer { address: format!("{address}:1").parse().unwrap(), ..Peer::for_tests(&name) };
+            admission.session(&limits, &Principal(name), &Arc::new(peer), Arc::new(Request::Host { user: None }))
+        };
+        let first = ask("[2001:db8:0:1::1]").unwrap();
+        let _second = ask("[2001:db8:0:1::2]").unwrap();
+        assert_eq!(ask("[2001:db8:0:1::3]").unwrap_err().code, Code::TooMany);
+        let _other = ask("[2001:db8:0:2::3]").unwrap();
+        drop(first);
+        let _again = ask("[2001:db8:0:1::3]").unwrap();
+        let is_there = |address: &str| admission.has_session_from(Source::of(address.parse().unwrap()));
+        assert!(is_there("2001:db8:0:1::99") && !is_there("2001:db8:0:3::1"));
+    }
+
+    #[test]
+    fn requests_are_bounded_and_one_principal_has_half_of_them() {
+        let admission = Admission::default();
+        let limits = Limits { max_requests: NonZeroUsize::new(4).unwrap(), ..Limits::default() };
+        let ask = |name: &str| admission.request(&limits, &Peer::for_tests(name));
+        let (first, _second) = (ask("ann").unwrap(), ask("ann").unwrap());
+        assert_eq!(ask("ann").unwrap_err().code, Code::TooMany);
+        let _others = (ask("bob").unwrap(), ask("cat").unwrap());
+        assert_eq!(ask("dan").unwrap_err().code, Code::Overloaded);
+        drop(first);
+        ask("ann").unwrap();
     }
 
     #[tokio::test]

@@ -16,6 +16,7 @@ use crate::protocol::HostId;
 use crate::server::audit::Destination;
 use crate::server::policy::grant::Grant;
 use crate::server::policy::target::TargetPattern;
+use crate::server::policy::terms::Network;
 
 /// Everything that `tstunnel serve` goes by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -95,7 +96,8 @@ pub enum Commands {
     },
 }
 
-/// `[limits]`. The defaults suit a small machine: some 64 MiB for handshakes, heads and bodies, and 256 MiB for resumes.
+/// `[limits]`. The defaults suit a small machine: some 64 MiB for handshakes, heads and bodies, and 256 MiB for resumes. What
+/// descriptors there are lowers them further ([`descriptors`](crate::server::descriptors)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// From accept to the end of the TLS handshake.
@@ -106,10 +108,26 @@ pub struct Limits {
     pub body_idle_timeout: Duration,
     /// Connections that are not yet authenticated.
     pub max_handshakes: NonZeroUsize,
+    /// How many of them there are before a newcomer may cost one of them its place.
+    pub handshakes_drop_start: NonZeroUsize,
+    /// What one failure to authenticate adds to the time for which its source may be shut out; nobody is if zero.
+    pub penalty_failed: Duration,
+    /// From how much of it on the source is shut out.
+    pub penalty_threshold: Duration,
+    /// The most that a source collects.
+    pub penalty_max: Duration,
+    /// Networks that are never shut out.
+    pub penalty_exempt: Vec<Network>,
+    /// Authenticated connections whose request has not become a session, and is not yet answered.
+    pub max_requests: NonZeroUsize,
     /// Sessions in all, raw and interrupted ones too.
     pub max_sessions: NonZeroUsize,
     /// Sessions of one principal.
     pub max_sessions_per_principal: NonZeroUsize,
+    /// Sessions from one source.
+    pub max_sessions_per_source: NonZeroUsize,
+    /// Uploads that broke off and are kept to be gone on with.
+    pub max_held_uploads: usize,
     /// Largest file that can be uploaded.
     pub max_upload_bytes: NonZeroU64,
     /// Idle agents that are kept started, in all.
@@ -141,12 +159,25 @@ impl Default for Limits {
             handshake_timeout: Duration::from_secs(10),
             head_timeout: Duration::from_secs(10),
             body_idle_timeout: Duration::from_secs(30),
-            // A handshake holds some 64 KiB and a few milliseconds of a core.
-            max_handshakes: at_least_one(64),
+            // Some 3 KiB while the peer is silent, then 30: all clients of a full server that come back at once.
+            max_handshakes: at_least_one(256),
+            // sshd begins at a tenth of its maximum, but it takes the newcomer; here it is seldom one that matters.
+            handshakes_drop_start: at_least_one(128),
+            // As sshd's `PerSourcePenalties` has them.
+            penalty_failed: Duration::from_secs(1),
+            penalty_threshold: Duration::from_secs(15),
+            penalty_max: Duration::from_secs(600),
+            // Behind a balancer on this machine everybody looks alike.
+            penalty_exempt: Network::LOOPBACK.to_vec(),
+            // Some 120 KiB each.
+            max_requests: at_least_one(256),
             // Each is a process on this machine.
             max_sessions: at_least_one(256),
             // Mutagen has one for each of its sessions: a person with more than 64 is a program that went wild.
             max_sessions_per_principal: at_least_one(64),
+            // Half of them, for an office or a balancer that many share.
+            max_sessions_per_source: at_least_one(128),
+            max_held_uploads: 16,
             // An agent is some 20 MiB; this leaves room for `tstunnel upload`.
             max_upload_bytes: NonZeroU64::new(1024 * MIB as u64).unwrap_or(NonZeroU64::MIN),
             // Each is a process of some 20 MiB.

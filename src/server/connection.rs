@@ -19,7 +19,7 @@ use crate::server::trail::Draft;
 use crate::server::{Shared, routes};
 use crate::tls;
 
-/// How long a peer has to take the refusal of a head that was none.
+/// How long a peer has to take a refusal that it has not asked for.
 const REFUSAL_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What became of a request's head: nothing yet, a request, or a refusal.
@@ -29,7 +29,18 @@ type Head = Arc<OnceLock<Option<Refusal>>>;
 pub async fn serve(shared: Arc<Shared>, stream: Stream, peer: Peer, counted: Counted) {
     let peer = Arc::new(peer);
     let _held = Held::new(shared.metrics.connection("request"));
-    let head_timeout = shared.state().config.limits.head_timeout;
+    let (admitted, head_timeout) = {
+        let limits = &shared.state().config.limits;
+        (shared.admission.request(limits, &peer), limits.head_timeout)
+    };
+    let place = match admitted {
+        Ok(place) => place,
+        Err(error) => {
+            shared.metrics.request("none", Some(error.code)).inc();
+            Draft::new(&shared, &peer, None).refused(&error);
+            return end(stream, Head::new(Some(error.into()).into())).await;
+        }
+    };
     let mut stop = shared.stop.clone();
     let head = Head::default();
     let stream = Lingering { stream: Some(stream), linger: None, head: head.clone() };
@@ -68,7 +79,7 @@ pub async fn serve(shared: Arc<Shared>, stream: Stream, peer: Peer, counted: Cou
             Draft::new(&shared, &peer, None).refused(&refusal.error);
         }
     }
-    drop(counted);
+    drop((place, counted));
 }
 
 /// The refusal behind a status that hyper gives to a head that it cannot read.

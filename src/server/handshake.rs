@@ -10,21 +10,18 @@ use std::time::SystemTime;
 
 use rustls::CertificateError;
 use rustls_pki_types::CertificateDer;
-use tokio::io::BufReader;
-use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
 use crate::error::{Code, Error, Result};
 use crate::protocol::Principal;
 use crate::server::policy::Asker;
 use crate::server::principal::principal;
+use crate::server::read_ahead::ReadAhead;
 use crate::server::state::State;
-use crate::{socket, tls};
+use crate::tls;
 
-/// Bytes read ahead of TLS: rustls by itself asks the kernel for 4 KiB at a time.
-const READ_AHEAD_BYTES: usize = 64 << 10;
 /// A TLS stream after its handshake.
-pub type Stream = TlsStream<BufReader<TcpStream>>;
+pub type Stream = TlsStream<ReadAhead>;
 
 /// Who is at the other end.
 #[derive(Clone, Debug)]
@@ -147,13 +144,18 @@ impl Failure {
     }
 }
 
-/// Authenticates the peer of `tcp` by `state`.
+/// Authenticates the peer of a connection by `state`, and says how far it has come.
 ///
 /// # Errors
 /// Those of the handshake, for the log; the peer has its alert.
-pub async fn accept(tcp: TcpStream, address: SocketAddr, state: &Arc<State>) -> io::Result<(Stream, Peer)> {
-    socket::tune(&tcp);
-    let stream = tls::accept(BufReader::with_capacity(READ_AHEAD_BYTES, tcp), state.tls.clone()).await?;
+pub async fn accept(
+    connection: ReadAhead,
+    address: SocketAddr,
+    state: &Arc<State>,
+    reached: impl Fn(tls::Stage),
+) -> io::Result<(Stream, Peer)> {
+    let mut stream = tls::accept(connection, state.tls.clone(), reached).await?;
+    stream.get_mut().0.begin();
     let server_name = stream.get_ref().1.server_name().unwrap_or_default().to_ascii_lowercase();
     let chain: Vec<_> =
         stream.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();

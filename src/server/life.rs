@@ -89,7 +89,7 @@ impl Life {
             },
         };
         let source = Source::new(path, account, &state);
-        let mut listeners = Listeners::new(shared.clone(), state.config.limits.max_handshakes.get());
+        let mut listeners = Listeners::new(shared.clone());
         listeners.exchange(bound, &state.config.listen)?;
         let successor = Successor::new();
         Ok(Life { shared, source, listeners, monitors, signals, phase, control, successor, is_retired: false })

@@ -1,29 +1,35 @@
-//! Listening sockets → authenticated connections. Whoever is not authenticated in time, or at all, is gone.
+//! Listening sockets → authenticated connections. Everybody is accepted, so that nobody waits behind others in the kernel's
+//! queue; whoever is not authenticated in time, or at all, is gone.
 
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, watch};
+use tokio::sync::watch;
 
 use crate::error::{Code, Error, Result};
 use crate::server::admission::Counted;
 use crate::server::audit::record::{Event, Record, Text};
-use crate::server::handshake::Failure;
+use crate::server::gate::{Closed, Pass};
+use crate::server::handshake::{Failure, Peer, Stream};
 use crate::server::metrics::Held;
-use crate::server::{Shared, connection, handshake};
+use crate::server::read_ahead::ReadAhead;
+use crate::server::state::State;
+use crate::server::{Shared, connection, descriptors, handshake};
+use crate::socket;
 
-/// Pause after a failed accept: it fails for want of descriptors, which only time brings back.
+/// Pause after an accept that failed for want of something.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often that is logged.
+const FAILURE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The sockets that the server listens on.
 #[derive(Debug)]
 pub struct Listeners {
     shared: Arc<Shared>,
-    handshakes: Arc<Semaphore>,
     open: Vec<Open>,
     /// Whether a successor listens instead.
     handed_over: bool,
@@ -111,9 +117,9 @@ impl Given {
 }
 
 impl Listeners {
-    /// Listens on nothing yet. `max_handshakes` may be under way at once.
-    pub fn new(shared: Arc<Shared>, max_handshakes: usize) -> Listeners {
-        Listeners { shared, handshakes: Arc::new(Semaphore::new(max_handshakes)), open: Vec::new(), handed_over: false }
+    /// Listens on nothing yet.
+    pub fn new(shared: Arc<Shared>) -> Listeners {
+        Listeners { shared, open: Vec::new(), handed_over: false }
     }
 
     /// Those of `addresses` that nothing listens on yet; none where a successor does.
@@ -150,7 +156,7 @@ impl Listeners {
                 Err(error) => tracing::warn!(%error, "listening on {address}"),
             }
             let (handed_over, stop) = watch::channel(false);
-            tokio::spawn(accept(socket, self.shared.clone(), self.handshakes.clone(), stop));
+            tokio::spawn(accept(socket, self.shared.clone(), stop));
             self.open.push(Open { copy, handed_over });
         }
         Ok(())
@@ -174,24 +180,27 @@ impl Listeners {
 }
 
 /// Accepts connections until the other end of `stop` has something to say or is gone, each served in a task of its own.
-async fn accept(
-    listener: TcpListener,
-    shared: Arc<Shared>,
-    handshakes: Arc<Semaphore>,
-    mut stop: watch::Receiver<bool>,
-) {
+async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
+    let mut last_failure: Option<Instant> = None;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
             _ = stop.changed() => break,
         };
         match accepted {
-            Ok((tcp, address)) => serve(&shared, &handshakes, tcp, address).await,
-            Err(error) => {
-                tracing::warn!(%error, "cannot accept");
+            Ok((tcp, address)) => admit(&shared, tcp, address),
+            Err(error) if descriptors::is_exhaustion(&error) => {
+                if last_failure.is_none_or(|last| last.elapsed() >= FAILURE_INTERVAL) {
+                    tracing::warn!(%error, "cannot accept");
+                    last_failure = Some(Instant::now());
+                }
                 tokio::time::sleep(ACCEPT_PAUSE).await;
             }
+            // The connection's own failure: accept(2) passes it on.
+            Err(error) => tracing::debug!(%error, "a connection failed before it was accepted"),
         }
+        // Whoever was let in is heard before the next one is: it may have sent its ClientHello already.
+        tokio::task::yield_now().await;
     }
     if *stop.borrow() {
         return;
@@ -200,40 +209,73 @@ async fn accept(
     let Ok(listener) = listener.into_std() else { return };
     while let Ok((tcp, address)) = listener.accept() {
         if let Ok(tcp) = tcp.set_nonblocking(true).and_then(|()| TcpStream::from_std(tcp)) {
-            serve(&shared, &handshakes, tcp, address).await;
+            admit(&shared, tcp, address);
         }
     }
 }
 
-/// Serves a connection in a task of its own. With all places taken a newcomer waits, and those behind it in the kernel's queue, for
-/// as long as a handshake may take.
-async fn serve(shared: &Arc<Shared>, handshakes: &Arc<Semaphore>, tcp: TcpStream, address: SocketAddr) {
-    let counted = shared.admission.connected();
-    if let Ok(place) = handshakes.clone().acquire_owned().await {
-        tokio::spawn(authenticate(shared.clone(), tcp, address, place, counted));
+/// Serves a connection in a task of its own, where there is room for it; else closes it.
+fn admit(shared: &Arc<Shared>, tcp: TcpStream, address: SocketAddr) {
+    let state = shared.state();
+    let limits = &state.config.limits;
+    let Some(descriptor) = shared.connections.add(descriptors::max_connections(limits)) else {
+        shared.gate.closed(address.ip(), Closed::Full);
+        return socket::reset_on_close(&tcp);
+    };
+    match shared.gate.enter(address.ip(), limits, |source| shared.admission.has_session_from(source)) {
+        Ok(pass) => {
+            socket::tune(&tcp);
+            let (connection, counted) = (ReadAhead::new(tcp, descriptor), shared.admission.connected());
+            tokio::spawn(serve(shared.clone(), state, connection, address, pass, counted));
+        }
+        Err(_) => socket::reset_on_close(&tcp),
     }
 }
 
-async fn authenticate(
+async fn serve(
     shared: Arc<Shared>,
-    tcp: TcpStream,
+    state: Arc<State>,
+    connection: ReadAhead,
     address: SocketAddr,
-    place: OwnedSemaphorePermit,
+    pass: Pass,
     counted: Counted,
 ) {
-    let held = Held::new(shared.metrics.connection("handshake"));
-    let state = shared.state();
-    let handshake = handshake::accept(tcp, address, &state);
-    let result = tokio::time::timeout(state.config.limits.handshake_timeout, handshake).await;
-    drop((state, place, held));
+    let Some((stream, peer)) = authenticate(&shared, &state, connection, address, &pass).await else { return };
+    pass.authenticated();
+    drop(state);
+    // In a place of its own: what a connection needs later would be held for every handshake.
+    Box::pin(connection::serve(shared, stream, peer, counted)).await;
+}
+
+/// A handshake within its time, and for as long as it has its place.
+async fn authenticate(
+    shared: &Shared,
+    state: &Arc<State>,
+    connection: ReadAhead,
+    address: SocketAddr,
+    pass: &Pass,
+) -> Option<(Stream, Peer)> {
+    let _held = Held::new(shared.metrics.connection("handshake"));
+    let limits = &state.config.limits;
+    let abandoned = connection.abandoned();
+    let handshake = handshake::accept(connection, address, state, |stage| pass.reached(stage, limits));
+    let mut handshake = std::pin::pin!(tokio::time::timeout(limits.handshake_timeout, handshake));
+    let result = tokio::select! {
+        result = &mut handshake => result,
+        () = pass.taken_back() => {
+            abandoned.set();
+            return None;
+        }
+    };
     let (failure, reason) = match result {
-        Ok(Ok((stream, peer))) => {
+        Ok(Ok(authenticated)) => {
             shared.metrics.handshake("ok").inc();
-            return connection::serve(shared, stream, peer, counted).await;
+            return Some(authenticated);
         }
         Ok(Err(error)) => (Failure::of(&error), error.to_string()),
         Err(_) => (Failure::Slow, "the handshake did not end in time".to_owned()),
     };
+    pass.failed(limits);
     shared.metrics.handshake(failure.name()).inc();
     shared.audit.push_throttled(Record {
         source: Some(Text::new(&address.to_string())),
@@ -241,4 +283,5 @@ async fn authenticate(
         reason: Some(Text::new(&reason)),
         ..Record::new(Event::Handshake)
     });
+    None
 }

@@ -20,7 +20,7 @@ use crate::protocol::session::Exit;
 use crate::server::account::{DEFAULT_SHELL, Login};
 use crate::server::agents::{Agents, Trusted};
 use crate::server::policy::{Action, Invocation, Permit};
-use crate::server::spawn;
+use crate::server::{descriptors, spawn};
 
 /// Where programs without a slash are looked up, as sshd does where nothing else is configured.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -45,6 +45,8 @@ pub enum StartFailure {
     Missing(String),
     /// The program cannot be executed: status 126.
     NotExecutable(String),
+    /// This machine has no room for another process: later there may be.
+    Exhausted(String),
     /// The server cannot start anything.
     Broken(String),
 }
@@ -268,7 +270,7 @@ fn start(image: Image, login: &Login, folder: &Path, stderr: Stdio) -> Result<Ch
     let setup = spawn::Setup {
         login,
         folder,
-        descriptors: rustix::process::getrlimit(rustix::process::Resource::Nofile),
+        descriptors: descriptors::original(),
         program: match &agent {
             Some(Trusted { file, is_script, .. }) => spawn::Program::File { file, is_kept: *is_script },
             None => spawn::Program::OneOf(files),
@@ -304,6 +306,7 @@ fn explain(program: &str, error: &io::Error) -> StartFailure {
         _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
             StartFailure::NotExecutable(format!("{program}: not a program of this system"))
         }
+        _ if descriptors::is_exhaustion(error) => StartFailure::Exhausted(format!("{program}: {error}")),
         _ => StartFailure::Broken(format!("{program}: {error}")),
     }
 }
@@ -430,5 +433,28 @@ pub async fn end(mut process: Process, mut ladder: Ladder, mut has_ended: bool) 
             tokio::time::sleep(GROUP_POLL).await;
         }
         group.kill(Signal::KILL);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+
+    #[test]
+    fn what_the_machine_has_run_out_of_is_told_from_what_is_wrong_with_a_program() {
+        for (errno, is_exhausted) in [
+            (Errno::AGAIN, true),
+            (Errno::MFILE, true),
+            (Errno::NFILE, true),
+            (Errno::NOMEM, true),
+            (Errno::NOENT, false),
+            (Errno::ACCESS, false),
+            (Errno::NOEXEC, false),
+            (Errno::IO, false),
+        ] {
+            let failure = explain("agent", &errno.into());
+            assert_eq!(matches!(failure, StartFailure::Exhausted(_)), is_exhausted, "{failure:?}");
+        }
     }
 }

@@ -13,7 +13,7 @@ use crate::protocol::{PROBLEM_TYPE_PREFIX, UPGRADE_FRAMED, UPGRADE_RAW};
 /// The media type of a refusal's body (RFC 9457 §3).
 const PROBLEM_MEDIA_TYPE: &str = "application/problem+json";
 /// Seconds after which a client that met a limit may ask again.
-const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("5");
+const RETRY_SECONDS: &str = "5";
 
 /// Why a request is refused.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -51,21 +51,26 @@ impl Refusal {
                     set(UPGRADE, value);
                 }
             }
-            429 | 503 => set(RETRY_AFTER, RETRY_SECONDS),
+            _ if self.may_retry() => set(RETRY_AFTER, HeaderValue::from_static(RETRY_SECONDS)),
             _ => {}
         }
         response
     }
 
-    /// The whole answer as it is sent, for a connection whose head could not be read.
+    /// The whole answer as it is sent, for a connection whose head could not be read, or is not.
     pub fn to_bytes(&self) -> Vec<u8> {
         let (problem, date) = (self.problem(), httpdate::fmt_http_date(SystemTime::now()));
+        let retry = if self.may_retry() { format!("retry-after: {RETRY_SECONDS}\r\n") } else { String::new() };
         format!(
-            "HTTP/1.1 {}\r\ncontent-type: {PROBLEM_MEDIA_TYPE}\r\ncontent-length: {}\r\nconnection: close\r\ndate: {date}\r\n\r\n{problem}",
+            "HTTP/1.1 {}\r\ncontent-type: {PROBLEM_MEDIA_TYPE}\r\ncontent-length: {}\r\n{retry}connection: close\r\ndate: {date}\r\n\r\n{problem}",
             self.status_code(),
             problem.len()
         )
         .into_bytes()
+    }
+
+    fn may_retry(&self) -> bool {
+        matches!(self.status, 429 | 503)
     }
 
     fn status_code(&self) -> StatusCode {

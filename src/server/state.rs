@@ -8,6 +8,7 @@ use rustls::server::danger::ClientCertVerifier;
 
 use crate::error::{Code, Error, Result};
 use crate::server::config::{Account, ServerConfig};
+use crate::server::descriptors;
 use crate::server::policy::Policy;
 use crate::server::trusted;
 use crate::tls;
@@ -31,14 +32,15 @@ impl State {
     /// Reads everything afresh for a server that runs as `account`. Also returns what is allowed but hardly meant.
     ///
     /// # Errors
-    /// `config` where the configuration or a file that it names is wrong.
+    /// `config` where the configuration or a file that it names is wrong, or descriptors are too few.
     pub fn load(path: &Path, account: &Account) -> Result<(State, Vec<String>)> {
-        let (mut config, warnings) = ServerConfig::load(path, account)?;
+        let (mut config, mut warnings) = ServerConfig::load(path, account)?;
         if config.listen.is_empty() {
             let text = format!("{}: `listen` names no address", path.display());
             return Err(Error::new(Code::Config, text).with_hint("set `listen = [\"0.0.0.0:8443\"]`"));
         }
         trusted::read_into(&mut config.hosts)?;
+        warnings.extend(descriptors::fit(&mut config, descriptors::limit())?);
         let clients = tls::client_verifier(&config.client_ca, &config.crl)?;
         let tls = Arc::new(tls::server_config(&config.cert, &config.key, clients.clone())?);
         let expiry = tls::expiry(&config.cert, &config.crl)?;

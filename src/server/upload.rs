@@ -15,9 +15,6 @@ use crate::server::refusal::Refusal;
 use crate::server::store::helper::{Answer, Helper, Task};
 use crate::server::store::{PART_PREFIX, Sha256};
 
-/// How many broken uploads are held in all.
-const MAX_HELD: usize = 16;
-
 /// The uploads under way and held: one for a server.
 #[derive(Clone, Debug)]
 pub struct Uploads {
@@ -114,10 +111,10 @@ impl Turn {
         let _ = self.slot.asked.subscribe().wait_for(|asked| *asked > number).await;
     }
 
-    /// Whether the part may stay where its body breaks off.
-    pub fn may_hold(&self) -> bool {
+    /// Whether the part may stay where its body breaks off, beside no more than `max_held` that are written or held.
+    pub fn may_hold(&self, max_held: usize) -> bool {
         let slots = self.uploads.slots.lock().unwrap_or_else(PoisonError::into_inner);
-        !self.grace.is_zero() && slots.len() <= MAX_HELD
+        !self.grace.is_zero() && slots.len() <= max_held
     }
 
     /// Gives the turn back, and removes what is left of the part.
@@ -191,8 +188,23 @@ mod tests {
         let login =
             Arc::new(Login { name: "dev".into(), home: "/home/dev".into(), shell: "/bin/sh".into(), identity: None });
         let (uploads, minute) = (Uploads::new(), Duration::from_secs(60));
-        assert!(uploads.turn(login.clone(), "file", Some(&[7; 32]), minute).await.may_hold());
-        assert!(!uploads.turn(login.clone(), "file", None, minute).await.may_hold());
-        assert!(!uploads.turn(login, "file", Some(&[7; 32]), Duration::ZERO).await.may_hold());
+        assert!(uploads.turn(login.clone(), "file", Some(&[7; 32]), minute).await.may_hold(16));
+        assert!(!uploads.turn(login.clone(), "file", None, minute).await.may_hold(16));
+        assert!(!uploads.turn(login, "file", Some(&[7; 32]), Duration::ZERO).await.may_hold(16));
+    }
+
+    #[tokio::test]
+    async fn no_more_is_held_than_may_be() {
+        let login =
+            Arc::new(Login { name: "dev".into(), home: "/home/dev".into(), shell: "/bin/sh".into(), identity: None });
+        let (uploads, minute) = (Uploads::new(), Duration::from_secs(60));
+        let turn = |name: &'static str| uploads.turn(login.clone(), name, Some(&[7; 32]), minute);
+        let first = turn("first").await;
+        assert!(first.may_hold(1) && !first.may_hold(0));
+        first.finish(true);
+        let second = turn("second").await;
+        assert!(!second.may_hold(1));
+        second.finish(false);
+        assert!(turn("first").await.may_hold(1));
     }
 }

@@ -235,14 +235,23 @@ impl ResolvesServerCert for ForNamedHosts {
     }
 }
 
-/// Accepts one TLS connection. A ClientHello without a server name is answered with the alert `unrecognized_name`.
+/// How far a handshake has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Stage {
+    /// The whole ClientHello is here.
+    Hello,
+    /// It has failed, and the alert is sent. The connection lasts a moment longer, for the peer to read it.
+    Failed,
+}
+
+/// Accepts one TLS connection, and says how far it has come. A ClientHello without a server name is answered with the alert `unrecognized_name`.
 ///
 /// rustls has no way to choose that alert: where no certificate is found it sends `access_denied`, which is what a server that
 /// does not accept through this function sends instead.
 ///
 /// # Errors
 /// Whatever ended the handshake, with a [`rustls::Error`] inside where TLS did. The alert is sent by then.
-pub async fn accept<IO>(io: IO, config: Arc<ServerConfig>) -> io::Result<TlsStream<IO>>
+pub async fn accept<IO>(io: IO, config: Arc<ServerConfig>, reached: impl Fn(Stage)) -> io::Result<TlsStream<IO>>
 where
     IO: AsyncRead + AsyncWrite + Unpin,
 {
@@ -250,20 +259,24 @@ where
     let mut start = match (&mut acceptor).await {
         Ok(start) => start,
         Err(error) => {
+            reached(Stage::Failed);
             if let Some(io) = acceptor.take_io() {
                 linger(io, LINGER_BYTES).await;
             }
             return Err(error);
         }
     };
+    reached(Stage::Hello);
     if start.client_hello().server_name().is_none() {
         start.io.write_all(&UNRECOGNIZED_NAME).await?;
+        reached(Stage::Failed);
         linger(start.io, LINGER_BYTES).await;
         return Err(io::Error::new(io::ErrorKind::InvalidData, NoServerName));
     }
     match start.into_stream(config).into_fallible().await {
         Ok(stream) => Ok(stream),
         Err((error, io)) => {
+            reached(Stage::Failed);
             linger(io, LINGER_BYTES).await;
             Err(error)
         }

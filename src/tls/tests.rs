@@ -69,7 +69,7 @@ impl Scene {
         let (near, far) = tokio::io::duplex(1 << 16);
         let server = Arc::new(self.server_config().unwrap());
         let served = tokio::spawn(async move {
-            let mut stream = accept(far, server).await?;
+            let mut stream = accept(far, server, |_| ()).await?;
             stream.write_all(b"hello").await?;
             stream.shutdown().await
         });

@@ -19,6 +19,7 @@ use crate::error::Result;
 use crate::protocol::{DEFAULT_UPGRADE_BASE, HostId, is_dns_name};
 use crate::server::audit::Destination;
 use crate::server::policy::target::TargetPattern;
+use crate::server::policy::terms::Network;
 use crate::server::principal::{SPIFFE_PREFIX, check_spiffe_id};
 
 #[derive(Deserialize)]
@@ -79,8 +80,16 @@ struct LimitsTable {
     head_timeout: Option<Timeout>,
     body_idle_timeout: Option<Timeout>,
     max_handshakes: Option<NonZeroUsize>,
+    handshakes_drop_start: Option<NonZeroUsize>,
+    penalty_failed: Option<Grace>,
+    penalty_threshold: Option<Grace>,
+    penalty_max: Option<Grace>,
+    penalty_exempt: Option<Vec<Network>>,
+    max_requests: Option<NonZeroUsize>,
     max_sessions: Option<NonZeroUsize>,
     max_sessions_per_principal: Option<NonZeroUsize>,
+    max_sessions_per_source: Option<NonZeroUsize>,
+    max_held_uploads: Option<usize>,
     max_upload_bytes: Option<NonZeroU64>,
     max_pooled: Option<usize>,
     pool_idle: Option<Timeout>,
@@ -187,13 +196,23 @@ pub(super) fn check_account(path: &Path, text: &str, account: &Account, asked: &
 impl LimitsTable {
     fn over_defaults(self) -> Limits {
         let default = Limits::default();
+        let max_handshakes = self.max_handshakes.unwrap_or(default.max_handshakes);
+        let half = NonZeroUsize::new(max_handshakes.get() / 2).unwrap_or(NonZeroUsize::MIN);
         Limits {
             handshake_timeout: self.handshake_timeout.map_or(default.handshake_timeout, |timeout| timeout.0),
             head_timeout: self.head_timeout.map_or(default.head_timeout, |timeout| timeout.0),
             body_idle_timeout: self.body_idle_timeout.map_or(default.body_idle_timeout, |timeout| timeout.0),
-            max_handshakes: self.max_handshakes.unwrap_or(default.max_handshakes),
+            max_handshakes,
+            handshakes_drop_start: self.handshakes_drop_start.unwrap_or(half),
+            penalty_failed: self.penalty_failed.map_or(default.penalty_failed, |time| time.0),
+            penalty_threshold: self.penalty_threshold.map_or(default.penalty_threshold, |time| time.0),
+            penalty_max: self.penalty_max.map_or(default.penalty_max, |time| time.0),
+            penalty_exempt: self.penalty_exempt.unwrap_or(default.penalty_exempt),
+            max_requests: self.max_requests.unwrap_or(default.max_requests),
             max_sessions: self.max_sessions.unwrap_or(default.max_sessions),
             max_sessions_per_principal: self.max_sessions_per_principal.unwrap_or(default.max_sessions_per_principal),
+            max_sessions_per_source: self.max_sessions_per_source.unwrap_or(default.max_sessions_per_source),
+            max_held_uploads: self.max_held_uploads.unwrap_or(default.max_held_uploads),
             max_upload_bytes: self.max_upload_bytes.unwrap_or(default.max_upload_bytes),
             max_pooled: self.max_pooled.unwrap_or(default.max_pooled),
             pool_idle: self.pool_idle.map_or(default.pool_idle, |idle| idle.0),

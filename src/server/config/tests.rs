@@ -1,5 +1,5 @@
 use super::*;
-use crate::server::policy::terms::Terms;
+use crate::server::policy::terms::{Network, Terms};
 
 const MINIMAL: &str = "cert = \"server.crt\"\nkey = \"server.key\"\nclient_ca = [\"ca.crt\"]\n";
 
@@ -64,8 +64,16 @@ fn the_whole_example_is_read() {
         head_timeout = "1s"
         body_idle_timeout = "2m"
         max_handshakes = 1
+        handshakes_drop_start = 5
+        penalty_failed = "0s"
+        penalty_threshold = "1s"
+        penalty_max = "1h"
+        penalty_exempt = ["192.0.2.0/24", "2001:db8::1"]
+        max_requests = 6
         max_sessions = 2
         max_sessions_per_principal = 3
+        max_sessions_per_source = 7
+        max_held_uploads = 0
         max_upload_bytes = 4
         resume_grace = "1h"
         resume_window_bytes = 65536
@@ -106,6 +114,14 @@ fn the_whole_example_is_read() {
     assert_eq!(config.limits.resume_grace, Duration::from_secs(3600));
     assert_eq!(config.limits.max_upload_bytes.get(), 4);
     assert_eq!(config.limits.resume_memory_bytes, 0);
+    assert_eq!(config.limits.handshakes_drop_start.get(), 5);
+    assert_eq!(config.limits.penalty_failed, Duration::ZERO);
+    assert_eq!(
+        config.limits.penalty_exempt,
+        ["192.0.2.0/24", "2001:db8::1"].map(|text| Network::try_from(text.to_owned()).unwrap())
+    );
+    assert_eq!((config.limits.max_requests.get(), config.limits.max_sessions_per_source.get()), (6, 7));
+    assert_eq!(config.limits.max_held_uploads, 0);
 }
 
 #[test]
@@ -120,6 +136,12 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(host.env, ["LC_*", "LANG"]);
     assert!(!host.shell && host.targets.is_empty() && host.wrapper.is_empty() && host.agent_digests.is_empty());
     assert_eq!(Limits::default().resume_window_bytes.get(), 16 << 20);
+    assert_eq!(
+        Limits::default().penalty_exempt,
+        ["127.0.0.0/8", "::1"].map(|text| Network::try_from(text.to_owned()).unwrap())
+    );
+    let (config, _) = parse(&format!("{MINIMAL}[limits]\nmax_handshakes = 10"));
+    assert_eq!(config.limits.handshakes_drop_start.get(), 5);
 }
 
 #[test]
@@ -209,6 +231,10 @@ fn a_bad_value_is_refused_with_its_line() {
         ("[limits]\nmax_handshakes = -1", 5, "invalid value"),
         ("[limits]\nmax_upload_bytes = \"1G\"", 5, "invalid type"),
         ("[limits]\nresume_window_bytes = 1", 5, "at least 65536"),
+        ("[limits]\npenalty_exempt = [\"localhost\"]", 5, "no address and no network"),
+        ("[limits]\npenalty_exempt = [\"10.0.0.1/8\"]", 5, "behind its prefix"),
+        ("[limits]\npenalty_exempt = \"::1\"", 5, "invalid type"),
+        ("[limits]\nhandshakes_drop_start = 0", 5, "invalid value"),
         ("[limits]\nmax = 1", 5, "unknown field `max`"),
     ] {
         let error = refused(text);

@@ -2,7 +2,7 @@
 //! only narrows what the host allows. No I/O, no clock.
 
 use std::fmt;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::time::SystemTime;
 
 use ipnet::IpNet;
@@ -56,6 +56,12 @@ pub struct Network(IpNet);
 const MAPPED_BITS: u8 = 96;
 
 impl Network {
+    /// This machine's own, which is where everybody seems to be who comes by way of a balancer on it.
+    pub const LOOPBACK: [Network; 2] = [
+        Network(IpNet::new_assert(IpAddr::V4(Ipv4Addr::new(127, 0, 0, 0)), 8)),
+        Network(IpNet::new_assert(IpAddr::V6(Ipv6Addr::LOCALHOST), 128)),
+    ];
+
     /// Whether `source` is in this network.
     pub fn contains(&self, source: IpAddr) -> bool {
         self.0.contains(&source.to_canonical())

@@ -56,11 +56,11 @@ pub(super) async fn copy(
     let trail = draft.open(&permit, ticket).await?;
     // A task of its own: what has come is dealt with even where the connection ends.
     let idle = state.config.limits.body_idle_timeout;
-    let grace = state.config.limits.resume_grace;
+    let (grace, max_held) = (state.config.limits.resume_grace, state.config.limits.max_held_uploads);
     let shared = shared.clone();
     let uploading = tokio::spawn(async move {
         let turn = shared.uploads.turn(Arc::new(login), &order.name, order.digest.as_ref(), grace).await;
-        let order = Order { part: turn.part(), may_hold: turn.may_hold(), ..order };
+        let order = Order { part: turn.part(), may_hold: turn.may_hold(max_held), ..order };
         let mut ending = trail.ticket().ending();
         let uploaded = upload(&turn, &order, request.into_body(), idle, &mut ending, &trail).await;
         let is_broken = matches!(uploaded, Err(Failed::Broken(_)));

@@ -85,6 +85,7 @@ pub(super) async fn command(
         (Err(StartFailure::NotExecutable(text)), Protocol::Raw) => {
             return Err(Error::new(Code::AgentNotExecutable, text).into());
         }
+        (Err(StartFailure::Exhausted(text)), _) => return Err(Error::new(Code::Overloaded, text).into()),
         (Err(StartFailure::Broken(text)), _) => return Err(Error::new(Code::Internal, text).into()),
     };
     let answer = opened.answer()?;

@@ -1,0 +1,117 @@
+//! What authenticated peers hold before they have a session, and what one source and one home may hold, is bounded.
+
+use std::io::{ErrorKind, Read, Write};
+use std::process::Command;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use crate::raw::{assert_goes_on, held_session};
+use crate::support::pki::Identity;
+use crate::support::wait::{SOON, wait_for, wait_until};
+use crate::support_net::child::run;
+use crate::support_net::fake::{self, ClientTls};
+use crate::support_net::report::fails;
+use crate::support_net::site::{PRINCIPAL, Plan, SERVER_NAME, Site};
+
+/// Authenticates, and asks nothing.
+fn authenticated(site: &Site, identity: &Identity) -> ClientTls {
+    let mut tls = fake::connect(site, identity);
+    tls.conn.complete_io(&mut tls.sock).unwrap();
+    tls
+}
+
+/// Waits until one of these is answered, though it has asked nothing, and returns what it is told.
+fn answer_to_one_of(peers: &mut [ClientTls]) -> String {
+    let is_answered = |tls: &ClientTls| {
+        tls.sock.set_nonblocking(true).unwrap();
+        let peeked = tls.sock.peek(&mut [0; 1]);
+        tls.sock.set_nonblocking(false).unwrap();
+        peeked.map_or_else(|error| error.kind() != ErrorKind::WouldBlock, |_| true)
+    };
+    let index = wait_for("one of them is answered", SOON, || peers.iter().position(is_answered));
+    let mut answer = String::new();
+    peers[index].read_to_string(&mut answer).expect("the server ends TLS properly");
+    answer.to_ascii_lowercase()
+}
+
+#[test]
+fn authenticated_connections_without_a_session_are_bounded() {
+    let site = Site::start(&Plan::any().limit("max_requests = 4").limit("head_timeout = \"10m\""));
+    let mut held = held_session(&site);
+    let people = ["ann", "bob", "cat"].map(|name| site.clients.client(&format!("spiffe://tunnel.test/users/{name}")));
+    let mut peers = Vec::new();
+    // Nobody has more than half, and somebody else still gets in.
+    peers.extend([(); 3].map(|()| authenticated(&site, &people[0])));
+    let answer = answer_to_one_of(&mut peers);
+    assert!(answer.starts_with("http/1.1 429 ") && answer.contains("\r\nretry-after: 5\r\n"), "{answer}");
+    assert!(answer.contains("urn:tstunnel:too-many"), "{answer}");
+    let mut others = [&people[1], &people[1], &people[2]].map(|identity| authenticated(&site, identity));
+    let answer = answer_to_one_of(&mut others);
+    assert!(answer.starts_with("http/1.1 503 ") && answer.contains("\r\nretry-after: 5\r\n"), "{answer}");
+    assert!(answer.contains("urn:tstunnel:overloaded"), "{answer}");
+    assert_goes_on(&mut held);
+    drop((peers, others));
+    wait_until("their places are given back", SOON, || run(&mut site.exec(&["true"])).status.success());
+}
+
+#[test]
+fn a_client_that_is_refused_before_it_asks_says_so() {
+    let site = Site::start(&Plan::any().limit("max_requests = 2").limit("head_timeout = \"10m\""));
+    let mut peers = [(); 2].map(|()| authenticated(&site, &site.clients.client(PRINCIPAL)));
+    let _ = answer_to_one_of(&mut peers);
+    fails(&mut site.exec(&["true"]), 255, "too-many");
+    fails(&mut site.tstunnel(&["upload", "/etc/hostname", "host123"]), 1, "too-many");
+}
+
+/// The same command from another of loopback's addresses.
+fn from(source: &str, command: &mut Command) -> String {
+    run(command.args(["--interface", source])).ok().text()
+}
+
+#[test]
+fn sessions_from_one_source_are_bounded() {
+    let site = Site::start(&Plan::any().limit("max_sessions_per_source = 1"));
+    let mut held = held_session(&site);
+    fails(&mut site.exec(&["true"]), 255, "too-many");
+    let answer = from("127.0.0.1", site.curl("/copy/x").args(["--data-binary", "x"]));
+    assert!(answer.starts_with("HTTP/1.1 429 ") && answer.to_ascii_lowercase().contains("retry-after:"), "{answer}");
+    let answer = from("127.0.0.2", site.curl("/copy/x").args(["--data-binary", "x"]));
+    assert!(answer.starts_with("HTTP/1.1 201 "), "{answer}");
+    assert_goes_on(&mut held);
+    held.wait().ok();
+    wait_until("the place is given back", SOON, || run(&mut site.exec(&["true"])).status.success());
+}
+
+/// Sends half of a file and hangs up; then asks how much of it is held.
+fn held_after_breaking_off(site: &Site, name: &str, digit: u8) -> bool {
+    let digest = BASE64.encode([digit; 32]);
+    let identity = site.clients.client(PRINCIPAL);
+    let mut tls = fake::connect(site, &identity);
+    let head = format!(
+        "POST /tinyscale/v1/copy/{name} HTTP/1.1\r\nHost: {SERVER_NAME}\r\nUnencoded-Digest: sha-256=:{digest}:\r\n\
+         Content-Length: 2000\r\n\r\n"
+    );
+    tls.write_all(head.as_bytes()).and_then(|()| tls.write_all(&[b'x'; 1000])).unwrap();
+    tls.conn.send_close_notify();
+    tls.flush().unwrap();
+    drop(tls);
+    let mut answer = String::new();
+    let head = format!(
+        "HEAD /tinyscale/v1/copy/{name} HTTP/1.1\r\nHost: {SERVER_NAME}\r\nUnencoded-Digest: sha-256=:{digest}:\r\n\r\n"
+    );
+    let mut tls = fake::connect(site, &identity);
+    tls.write_all(head.as_bytes()).unwrap();
+    tls.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
+    !answer.to_ascii_lowercase().contains("upload-offset: 0\r\n")
+}
+
+#[test]
+fn uploads_that_broke_off_are_held_up_to_a_number() {
+    let site = Site::start(&Plan::any().limit("max_held_uploads = 1"));
+    assert!(held_after_breaking_off(&site, "first", 1));
+    assert!(!held_after_breaking_off(&site, "second", 2));
+    assert!(held_after_breaking_off(&site, "first", 1));
+    assert_eq!(site.names().len(), 1, "{:?}", site.names());
+}
