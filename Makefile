@@ -10,7 +10,7 @@ CARGO ?= cargo
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Where the tests build it too.
 MUTAGEN := $(TARGET)/mutagen-v0.18.1
-SCRIPTS := .ci/run packaging/demo.sh tests/setup.sh tests/mutagen/build.sh
+SCRIPTS := .ci/run packaging/demo.sh packaging/check-units.sh tests/setup.sh tests/mutagen/build.sh
 
 .PHONY: build demo test bench lint audit setup mutagen install clean
 
@@ -35,6 +35,7 @@ lint: setup
 	$(CARGO) deny --locked check bans licenses sources
 	mandoc -T lint man/*.7
 	shellcheck $(SCRIPTS)
+	packaging/check-units.sh
 
 audit: setup
 	$(CARGO) deny --locked check advisories
@@ -52,6 +53,10 @@ install: build
 	install -d $(DESTDIR)$(PREFIX)/lib/tstunnel/mutagen
 	ln -sfn ../../../bin/tstunnel $(DESTDIR)$(PREFIX)/lib/tstunnel/mutagen/ssh
 	ln -sfn ../../../bin/tstunnel $(DESTDIR)$(PREFIX)/lib/tstunnel/mutagen/scp
+	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/lib/systemd/user
+	for unit in system/tstunnel.service system/tstunnel.socket user/tstunnel-user.service; do \
+		sed 's|/usr/local|$(PREFIX)|' packaging/$${unit#*/} >$(DESTDIR)$(PREFIX)/lib/systemd/$$unit; \
+	done
 
 clean:
 	$(CARGO) clean

@@ -123,8 +123,9 @@ fn dispatch(command: Command) -> Result<u8> {
         #[cfg(feature = "server")]
         Command::Serve(command) => {
             let path = command.config.unwrap_or_else(|| "/etc/tstunnel/server.toml".into());
+            let sockets = tstunnel::server::systemd::sockets()?;
             let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(no_runtime)?;
-            let result = runtime.block_on(tstunnel::server::run(&path));
+            let result = runtime.block_on(tstunnel::server::run(&path, sockets));
             runtime.shutdown_background();
             result.map(|()| 0)
         }

@@ -34,6 +34,7 @@ pub mod spawn;
 pub mod state;
 pub mod store;
 pub mod succession;
+pub mod systemd;
 pub mod target;
 pub mod trail;
 pub mod trusted;
@@ -55,6 +56,7 @@ use crate::server::config::{Account, HostConfig};
 use crate::server::descriptors::Connections;
 use crate::server::gate::Gate;
 use crate::server::life::Life;
+use crate::server::listener::Given;
 use crate::server::metrics::Metrics;
 use crate::server::monitor::{Monitor, Monitors};
 use crate::server::pool::Pool;
@@ -129,12 +131,12 @@ impl Stop {
     }
 }
 
-/// Serves with the configuration at `path` until SIGTERM or SIGINT, or until a successor has taken over and the last session
+/// Serves with the configuration at `path`, and on `sockets` where there are any instead of what that says, until SIGTERM or SIGINT, or until a successor has taken over and the last session
 /// has ended.
 ///
 /// # Errors
 /// `config` where the configuration or a file that it names is wrong, or an address cannot be listened on.
-pub async fn run(path: &Path) -> Result<()> {
+pub async fn run(path: &Path, sockets: Vec<Given>) -> Result<()> {
     descriptors::raise();
     let account = Account::of_process()?;
     let (state, warnings) = State::load(path, &account)?;
@@ -144,8 +146,8 @@ pub async fn run(path: &Path) -> Result<()> {
     if let Err(error) = tls::check_lists(&state.config.crl, SystemTime::now()) {
         tracing::warn!("{}, so nobody is let in", error.text);
     }
-    let mut arrival = Arrival::look_around(state.config.run_dir.as_deref(), path).await;
-    let bound = listener::bind(&state.config.listen, arrival.take_sockets()).await?;
+    let mut arrival = Arrival::look_around(state.config.run_dir.as_deref(), path, sockets).await;
+    let listening = arrival.listen(&state.config.listen).await?;
     let monitors = monitor::bind(&state.config.monitor, arrival.take_monitors()).await?;
     let limits = &state.config.limits;
     // What is written from now on is this server's own.
@@ -176,7 +178,7 @@ pub async fn run(path: &Path) -> Result<()> {
     });
     let control = arrival.open(&shared);
     let monitors = Monitors::open(&Monitor::new(&shared), monitors)?;
-    let life = Life::new(path, account, shared, phase, control, bound, monitors)?;
+    let life = Life::new(path, account, shared, phase, control, listening, monitors)?;
     arrival.complete().await;
     life.run().await;
     audit.close().await;

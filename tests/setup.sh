@@ -29,6 +29,8 @@ zstd:zstd
 gzip:gzip
 ip:iproute2
 mandoc:mandoc
+systemd-analyze:systemd
+setpriv:util-linux
 shellcheck:shellcheck
 testssl:testssl.sh
 sslscan:sslscan

@@ -5,6 +5,7 @@
 //! down by the ladder, and waits for that within a bound. Replaced by a successor, it only stops to accept, and ends when its last session
 //! has.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,12 +17,14 @@ use crate::error::{Code, Error, Result};
 use crate::server::admission::End;
 use crate::server::audit::record::{Event, Record};
 use crate::server::config::Account;
-use crate::server::listener::{Bound, Listeners};
+use crate::server::listener::{Listeners, Listening};
 use crate::server::monitor::Monitors;
 use crate::server::reload::Source;
 use crate::server::review::Scope;
+use crate::server::succession::Sockets;
 use crate::server::succession::control::{Control, Order};
 use crate::server::succession::successor::Successor;
+use crate::server::systemd::Manager;
 use crate::server::{Phase, Shared, process};
 
 /// How often live sessions are asked about again where nothing but time has passed: a grant may have expired.
@@ -41,6 +44,7 @@ pub struct Life {
     control: Option<Control>,
     successor: Successor,
     is_retired: bool,
+    manager: Manager,
 }
 
 #[derive(Debug)]
@@ -66,7 +70,7 @@ enum Then {
 }
 
 impl Life {
-    /// Begins to accept from `bound`.
+    /// Begins to accept.
     ///
     /// # Errors
     /// `internal` where signals cannot be listened for, or there is no descriptor left.
@@ -76,7 +80,7 @@ impl Life {
         shared: Arc<Shared>,
         phase: watch::Sender<Phase>,
         control: Option<Control>,
-        bound: Vec<Bound>,
+        listening: Listening,
         monitors: Monitors,
     ) -> Result<Life> {
         let state = shared.state();
@@ -89,14 +93,17 @@ impl Life {
             },
         };
         let source = Source::new(path, account, &state);
-        let mut listeners = Listeners::new(shared.clone());
-        listeners.exchange(bound, &state.config.listen)?;
+        let mut listeners = Listeners::new(shared.clone(), listening.is_given);
+        listeners.exchange(listening.bound, &state.config.listen)?;
         let successor = Successor::new();
-        Ok(Life { shared, source, listeners, monitors, signals, phase, control, successor, is_retired: false })
+        let manager = Manager::default();
+        Ok(Life { shared, source, listeners, monitors, signals, phase, control, successor, is_retired: false, manager })
     }
 
     /// Lives until it is told to stop, or a successor has taken over and nothing is left to do.
     pub async fn run(mut self) {
+        self.manager = Manager::ready();
+        self.say_status();
         let mut time = tokio::time::interval(REVIEW);
         loop {
             let then = tokio::select! {
@@ -104,10 +111,14 @@ impl Life {
                 _ = self.signals.hangup.recv() => {
                     let shared = self.shared.clone();
                     tokio::spawn(async move { shared.predecessors.reload().await });
-                    self.reload().await
+                    let _ = self.reload().await;
+                    Then::GoOn
                 }
                 // Predecessors watch the files themselves.
-                () = self.source.changed() => self.reload().await,
+                () = self.source.changed() => {
+                    let _ = self.reload().await;
+                    Then::GoOn
+                }
                 _ = self.signals.upgrade.recv() => self.start_successor(),
                 how = self.successor.failed() => {
                     tracing::error!("the successor has failed, and this process goes on: {how}");
@@ -116,6 +127,7 @@ impl Life {
                 order = next(&mut self.control) => self.obey(order).await,
                 _ = time.tick() => {
                     self.shared.review(Scope::Request);
+                    self.say_status();
                     Then::GoOn
                 }
                 () = self.shared.admission.empty(), if self.is_retired => {
@@ -130,9 +142,15 @@ impl Life {
         }
     }
 
-    async fn reload(&mut self) -> Then {
-        let _ = self.source.reload(&self.shared, &mut self.listeners).await;
-        Then::GoOn
+    async fn reload(&mut self) -> Result<()> {
+        self.manager.reloading();
+        let result = self.source.reload(&self.shared, &mut self.listeners).await;
+        self.manager.reloaded(result.as_ref().err());
+        result
+    }
+
+    fn say_status(&self) {
+        self.manager.status(&format!("serving, with {} sessions", self.shared.admission.live().len()));
     }
 
     fn start_successor(&mut self) -> Then {
@@ -150,13 +168,17 @@ impl Life {
         Then::GoOn
     }
 
+    fn sockets(&self) -> io::Result<Sockets> {
+        let (listening, monitoring) = (self.listeners.copies()?, self.monitors.copies()?);
+        Ok(Sockets { listening, is_given: self.listeners.is_fixed(), monitoring })
+    }
+
     /// Does what another process asks. Whoever has asked may be gone by the time that it is answered.
     async fn obey(&mut self, order: Order) -> Then {
         match order {
             Order::Sockets(reply) => {
-                let copies = self.listeners.copies().and_then(|sockets| Ok((sockets, self.monitors.copies()?)));
-                let _ =
-                    reply.send(copies.inspect_err(|error| tracing::error!(%error, "no successor")).unwrap_or_default());
+                let copies = self.sockets().inspect_err(|error| tracing::error!(%error, "no successor"));
+                let _ = reply.send(copies.unwrap_or_default());
             }
             Order::Retire { process, done } => {
                 tracing::info!(
@@ -166,13 +188,13 @@ impl Life {
                 );
                 self.listeners.hand_over();
                 self.monitors.hand_over();
-                self.successor.arrived();
+                self.manager.succeeded_by(self.successor.arrived(process));
                 self.shared.pool.clear();
                 self.is_retired = true;
                 let _ = done.send(());
             }
             Order::Reload(reply) => {
-                let _ = reply.send(self.source.reload(&self.shared, &mut self.listeners).await);
+                let _ = reply.send(self.reload().await);
             }
             Order::Stop => return Then::Drain,
             Order::Kill => return Then::EndAtOnce,
@@ -183,6 +205,7 @@ impl Life {
     /// Drains, or only kills. What is left at the end of the time is killed.
     async fn end(mut self, mut at_once: bool) {
         tracing::info!("stopping");
+        self.manager.stopping();
         self.shared.audit.push(Record::new(Event::Stop));
         let _ = self.phase.send(Phase::Draining);
         for session in self.shared.admission.live() {

@@ -31,8 +31,8 @@ const FAILURE_INTERVAL: Duration = Duration::from_secs(60);
 pub struct Listeners {
     shared: Arc<Shared>,
     open: Vec<Open>,
-    /// Whether a successor listens instead.
-    handed_over: bool,
+    /// Whether what to listen on is not the configuration's to say: the sockets are the service manager's, or a successor's by now.
+    is_fixed: bool,
 }
 
 #[derive(Debug)]
@@ -59,14 +59,38 @@ pub struct Given {
     pub socket: OwnedFd,
 }
 
+/// What to listen on.
+#[derive(Debug)]
+pub struct Listening {
+    /// The sockets.
+    pub bound: Vec<Bound>,
+    /// Whether they are the service manager's, whatever the configuration says.
+    pub is_given: bool,
+}
+
+/// Listens on `given` alone.
+///
+/// # Errors
+/// `internal` where a socket cannot be used.
+pub fn adopt(given: Vec<Given>) -> Result<Vec<Bound>> {
+    let adopt = |Given { address, socket }| {
+        let socket = std::net::TcpListener::from(socket);
+        socket.set_nonblocking(true)?;
+        Ok(Bound { address, socket: TcpListener::from_std(socket)? })
+    };
+    given
+        .into_iter()
+        .map(adopt)
+        .collect::<io::Result<_>>()
+        .map_err(|error| Error::new(Code::Internal, format!("cannot listen on a socket that was handed over: {error}")))
+}
+
 /// Listens on each of `addresses`, or on none; by one of the sockets in `given` where that is for the same address.
 ///
 /// # Errors
 /// `config` where that is not possible.
 pub async fn bind(addresses: &[SocketAddr], given: Vec<Given>) -> Result<Vec<Bound>> {
-    let mut given = given.into_iter().map(adopt).collect::<io::Result<Vec<_>>>().map_err(|error| {
-        Error::new(Code::Internal, format!("cannot listen on a socket that was handed over: {error}"))
-    })?;
+    let mut given = adopt(given)?;
     let mut bound = Vec::new();
     for &address in addresses {
         let is_it =
@@ -81,12 +105,6 @@ pub async fn bind(addresses: &[SocketAddr], given: Vec<Given>) -> Result<Vec<Bou
         bound.push(Bound { address, socket });
     }
     Ok(bound)
-}
-
-fn adopt(Given { address, socket }: Given) -> io::Result<Bound> {
-    let socket = std::net::TcpListener::from(socket);
-    socket.set_nonblocking(true)?;
-    Ok(Bound { address, socket: TcpListener::from_std(socket)? })
 }
 
 impl Bound {
@@ -117,14 +135,14 @@ impl Given {
 }
 
 impl Listeners {
-    /// Listens on nothing yet.
-    pub fn new(shared: Arc<Shared>) -> Listeners {
-        Listeners { shared, open: Vec::new(), handed_over: false }
+    /// Listens on nothing yet. The configuration says what to listen on, unless that `is_fixed`.
+    pub fn new(shared: Arc<Shared>, is_fixed: bool) -> Listeners {
+        Listeners { shared, open: Vec::new(), is_fixed }
     }
 
-    /// Those of `addresses` that nothing listens on yet; none where a successor does.
+    /// Those of `addresses` that nothing listens on yet; none where it is not theirs to say.
     pub fn missing(&self, addresses: &[SocketAddr]) -> Vec<SocketAddr> {
-        if self.handed_over {
+        if self.is_fixed {
             return Vec::new();
         }
         let mut open: Vec<SocketAddr> = self.open.iter().map(|open| open.copy.address).collect();
@@ -149,7 +167,7 @@ impl Listeners {
         for bound in bound {
             opened.push((bound.copy()?, bound));
         }
-        self.open.retain(|open| addresses.contains(&open.copy.address));
+        self.open.retain(|open| self.is_fixed || addresses.contains(&open.copy.address));
         for (copy, Bound { address, socket }) in opened {
             match socket.local_addr() {
                 Ok(local) => tracing::info!("listening on {local}"),
@@ -162,6 +180,11 @@ impl Listeners {
         Ok(())
     }
 
+    /// Whether what to listen on is not the configuration's to say.
+    pub fn is_fixed(&self) -> bool {
+        self.is_fixed
+    }
+
     /// The sockets once more, for a successor.
     ///
     /// # Errors
@@ -172,7 +195,7 @@ impl Listeners {
 
     /// Leaves accepting to a successor: what the kernel has taken by now is its to serve.
     pub fn hand_over(&mut self) {
-        self.handed_over = true;
+        self.is_fixed = true;
         for open in self.open.drain(..) {
             let _ = open.handed_over.send(true);
         }

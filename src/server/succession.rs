@@ -26,11 +26,11 @@ use tokio::net::UnixStream;
 use tokio::task::JoinSet;
 
 use crate::bridge::{self, Connection, RawEnd};
-use crate::error::{Code, Error, printable};
+use crate::error::{Code, Error, Result, printable};
 use crate::server::Shared;
 use crate::server::admission::Counted;
 use crate::server::handshake::Peer;
-use crate::server::listener::Given;
+use crate::server::listener::{self, Given, Listening};
 use crate::server::refusal::Refusal;
 use crate::tls;
 use control::Control;
@@ -50,17 +50,30 @@ pub struct Arrival {
     given: Sockets,
 }
 
-/// The sockets of a server that accepts connections, and of its monitor.
+/// The sockets of a server that accepts connections.
 #[derive(Debug, Default)]
-struct Sockets {
-    listening: Vec<Given>,
-    monitoring: Vec<Given>,
+pub struct Sockets {
+    /// Those that it listens on.
+    pub listening: Vec<Given>,
+    /// Whether they are the service manager's, whatever the configuration says.
+    pub is_given: bool,
+    /// Those of its monitor.
+    pub monitoring: Vec<Given>,
 }
 
 impl Arrival {
     /// Finds the earlier servers of the configuration at `path`, and gets their sockets; they go on accepting. Until the arrival is
-    /// over no other server starts.
-    pub async fn look_around(run_dir: Option<&Path>, path: &Path) -> Arrival {
+    /// over no other server starts. `given` are the service manager's own sockets, which count more.
+    pub async fn look_around(run_dir: Option<&Path>, path: &Path, given: Vec<Given>) -> Arrival {
+        let mut arrival = Arrival::find(run_dir, path).await;
+        if !given.is_empty() {
+            arrival.given.listening = given;
+            arrival.given.is_given = true;
+        }
+        arrival
+    }
+
+    async fn find(run_dir: Option<&Path>, path: &Path) -> Arrival {
         let folder = match Folder::open(run_dir, Usual::of_process(), path) {
             Ok(Some(folder)) => folder,
             Ok(None) => {
@@ -95,12 +108,19 @@ impl Arrival {
         arrival
     }
 
-    /// The sockets that the earlier server listens on.
-    pub fn take_sockets(&mut self) -> Vec<Given> {
-        std::mem::take(&mut self.given.listening)
+    /// Listens on each of `addresses`, by the earlier server's socket where there is one for it, or on what the service manager has
+    /// given.
+    ///
+    /// # Errors
+    /// `config` where that is not possible.
+    pub async fn listen(&mut self, addresses: &[SocketAddr]) -> Result<Listening> {
+        let given = std::mem::take(&mut self.given.listening);
+        let is_given = self.given.is_given;
+        let bound = if is_given { listener::adopt(given)? } else { listener::bind(addresses, given).await? };
+        Ok(Listening { bound, is_given })
     }
 
-    /// Those of its monitor.
+    /// The sockets of the earlier server's monitor.
     pub fn take_monitors(&mut self) -> Vec<Given> {
         std::mem::take(&mut self.given.monitoring)
     }
@@ -133,12 +153,14 @@ async fn sockets(line: &mut Line) -> io::Result<Sockets> {
     let asking = async {
         line.send(&Ask::Sockets).await?;
         match line.receive_with().await? {
-            (Answer::Sockets { addresses, monitors }, sockets) if addresses.len() + monitors.len() == sockets.len() => {
+            (Answer::Sockets { addresses, is_given, monitors }, sockets)
+                if addresses.len() + monitors.len() == sockets.len() =>
+            {
                 let mut sockets = sockets.into_iter();
                 let mut given = |addresses: Vec<SocketAddr>| {
                     addresses.into_iter().zip(&mut sockets).map(|(address, socket)| Given { address, socket }).collect()
                 };
-                Ok(Sockets { listening: given(addresses), monitoring: given(monitors) })
+                Ok(Sockets { listening: given(addresses), is_given, monitoring: given(monitors) })
             }
             (other, _) => Err(io::Error::new(io::ErrorKind::InvalidData, format!("unexpected answer {other:?}"))),
         }
@@ -163,7 +185,12 @@ impl Predecessors {
     ///
     /// # Errors
     /// The refusal of the one that knows the session, and `session-lost` where none does.
-    pub async fn offer(&self, peer: &Peer, token: &str, received: u64) -> Result<(u64, UnixStream), Refusal> {
+    pub async fn offer(
+        &self,
+        peer: &Peer,
+        token: &str,
+        received: u64,
+    ) -> std::result::Result<(u64, UnixStream), Refusal> {
         let resume = Ask::Resume(Resume {
             token: token.to_owned(),
             received,

@@ -32,8 +32,19 @@ pub(crate) struct Machine {
 }
 
 impl Machine {
-    /// Starts one. `plan` may add hosts and grants; `commands` is what the accounts' hosts allow.
+    /// Starts one whose server has of root's rights what its systemd unit leaves it. `plan` may add hosts and grants; `commands` is
+    /// what the accounts' hosts allow.
     pub(crate) fn start(commands: &str, plan: Plan) -> Machine {
+        let confinement = format!("setpriv --no-new-privs --bounding-set=-all{} --", unit_capabilities());
+        Machine::start_in(&confinement, commands, plan)
+    }
+
+    /// The same with every right of root's, for a wrapper that enters a container by itself.
+    pub(crate) fn unconfined(commands: &str, plan: Plan) -> Machine {
+        Machine::start_in("", commands, plan)
+    }
+
+    fn start_in(confinement: &str, commands: &str, plan: Plan) -> Machine {
         assert!(rustix::process::geteuid().is_root(), "these tests need root: they become other accounts");
         let mut site = Site::new();
         // What the accounts must pass through to their homes.
@@ -58,7 +69,7 @@ impl Machine {
         let _ = writeln!(tables, "[host.stranger]\naccount = \"no-such-account\"\ncommands = \"any\"");
         let _ = writeln!(tables, "[[grant]]\nprincipal = \"{PRINCIPAL}\"\nhosts = [\"*\"]");
         plan = plan.tables(&tables);
-        let script = format!("mount --bind '{}' /etc && exec \"$@\"", etc.display());
+        let script = format!("mount --bind '{}' /etc && exec {confinement} \"$@\"", etc.display());
         let launcher = ["unshare", "--mount", "--propagation", "private", "sh", "-c", &script, "sh"];
         site.serve_by(&plan, &launcher.map(str::to_owned));
         let machine = Machine { site };
@@ -104,6 +115,13 @@ impl Machine {
         chown(&path, Some(id), Some(id)).unwrap();
         path
     }
+}
+
+/// The capabilities that the unit names, as setpriv(1) takes them.
+fn unit_capabilities() -> String {
+    let unit = fs::read_to_string(concat!(env!("CARGO_MANIFEST_DIR"), "/packaging/tstunnel.service")).unwrap();
+    let names = unit.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet=")).expect("the unit names some");
+    names.split(' ').map(|name| name.replace("CAP_", ",+").to_lowercase()).collect()
 }
 
 pub(crate) fn mode(path: &Path, bits: u32) {

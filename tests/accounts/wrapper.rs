@@ -85,7 +85,7 @@ impl Container {
 fn machine(container: &Container, lines: &str) -> Machine {
     std::os::unix::fs::chown(container.home(), Some(ANN), Some(ANN)).unwrap();
     let host = format!("[host.box]\naccount = \"root\"\n{}\n{lines}", container.wrapper());
-    Machine::start("\"any\"", Plan::any().tables(&host))
+    Machine::unconfined("\"any\"", Plan::any().tables(&host))
 }
 
 #[test]

@@ -177,6 +177,10 @@ impl Site {
         self.server.as_mut().expect("the server was started")
     }
 
+    pub(crate) fn server_id(&self) -> u32 {
+        self.server.as_ref().expect("the server was started").id()
+    }
+
     pub(crate) fn address(&self) -> SocketAddr {
         self.server.as_ref().expect("the server was started").address()
     }

@@ -12,11 +12,11 @@ use rustls_pki_types::CertificateDer;
 use tokio::net::UnixListener;
 use tokio::sync::{mpsc, oneshot};
 
+use super::Sockets;
 use super::wire::{Answer, Ask, Line, Resume};
 use crate::error::{Code, Error, Result, printable};
 use crate::server::Shared;
 use crate::server::handshake::Peer;
-use crate::server::listener::Given;
 use crate::server::refusal::Refusal;
 use crate::server::routes::{self, Claim};
 
@@ -26,8 +26,8 @@ const ORDERS: usize = 8;
 /// What another process of this account wants of the server.
 #[derive(Debug)]
 pub enum Order {
-    /// Copies of its listening sockets, and of those of its monitor.
-    Sockets(oneshot::Sender<(Vec<Given>, Vec<Given>)>),
+    /// Copies of its sockets.
+    Sockets(oneshot::Sender<Sockets>),
     /// To leave accepting to `process`.
     Retire {
         /// The successor, where it is known.
@@ -104,11 +104,11 @@ async fn attend(mut line: Line, shared: Arc<Shared>, orders: mpsc::Sender<Order>
             Ask::Sockets => {
                 let (reply, answer) = oneshot::channel();
                 orders.send(Order::Sockets(reply)).await.map_err(|_| gone())?;
-                let (listening, monitoring) = answer.await.map_err(|_| gone())?;
+                let Sockets { listening, is_given, monitoring } = answer.await.map_err(|_| gone())?;
                 let addresses = listening.iter().map(|given| given.address).collect();
                 let monitors = monitoring.iter().map(|given| given.address).collect();
                 let sockets: Vec<_> = listening.into_iter().chain(monitoring).map(|given| given.socket).collect();
-                line.send_with(&Answer::Sockets { addresses, monitors }, &sockets).await?;
+                line.send_with(&Answer::Sockets { addresses, is_given, monitors }, &sockets).await?;
             }
             Ask::Retire => {
                 let (done, answer) = oneshot::channel();

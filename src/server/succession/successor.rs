@@ -71,9 +71,10 @@ impl Successor {
         found.filter(|file| file.is_file()).unwrap_or_else(|| self.file.clone())
     }
 
-    /// It accepts connections, or another process does: nobody waits for it any more.
-    pub fn arrived(&mut self) {
-        self.started = None;
+    /// `process` accepts connections, and nobody waits for a successor any more; returns its id where it is the one.
+    pub fn arrived(&mut self, process: Option<i32>) -> Option<u32> {
+        let (child, _) = self.started.take()?;
+        child.id().filter(|id| i32::try_from(*id).ok() == process)
     }
 
     /// Waits until it has failed, and says how. Cancel-safe; pending for ever while there is none.

@@ -63,6 +63,9 @@ pub enum Answer {
     Sockets {
         /// What the listening ones were asked for by.
         addresses: Vec<SocketAddr>,
+        /// Whether they are the service manager's.
+        #[serde(default)]
+        is_given: bool,
         /// The same of those of the monitor.
         #[serde(default)]
         monitors: Vec<SocketAddr>,
@@ -209,7 +212,7 @@ mod tests {
         let (mut one, mut other) = pair();
         let (mut reader, writer) = std::io::pipe().unwrap();
         let address = SocketAddr::from(([127, 0, 0, 1], 7));
-        let answer = Answer::Sockets { addresses: vec![address], monitors: vec![] };
+        let answer = Answer::Sockets { addresses: vec![address], is_given: false, monitors: vec![] };
         one.send_with(&answer, &[writer.into()]).await.unwrap();
         one.send(&Answer::Granted { received: 7 }).await.unwrap();
         let mut stream = one.into_stream();
