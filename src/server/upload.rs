@@ -15,6 +15,9 @@ use crate::server::refusal::Refusal;
 use crate::server::store::helper::{Answer, Helper, Task};
 use crate::server::store::{PART_PREFIX, Sha256};
 
+/// How long a process may take that does not store a body.
+const ASIDE: Duration = Duration::from_secs(30);
+
 /// The uploads under way and held: one for a server.
 #[derive(Clone, Debug)]
 pub struct Uploads {
@@ -78,7 +81,7 @@ pub async fn sweep(login: &Login, end: SystemTime) {
 
 /// Has something done that nobody waits to hear of.
 async fn do_aside(login: &Login, task: Task) {
-    if let Ok(helper) = Helper::start(login, &task).await {
+    if let Ok(helper) = Helper::start(login, &task, ASIDE).await {
         let _ = helper.finish(false).await;
     }
 }
@@ -99,7 +102,8 @@ impl Turn {
     /// # Errors
     /// `storage` where the account cannot be asked.
     pub async fn held(&self) -> Result<u64, Refusal> {
-        match Helper::start(&self.login, &Task::Held(self.path.clone())).await?.finish(false).await? {
+        let asked = Task::Held(self.path.clone());
+        match Helper::start(&self.login, &asked, ASIDE).await?.finish(false).await? {
             Answer::Held(bytes) => Ok(bytes),
             _ => Ok(0),
         }

@@ -9,7 +9,8 @@ use serde_json::Value;
 
 use crate::caller::{self, End, Heard};
 use crate::siege::{RAW, STARTS, Siege, get, post, post_as_is};
-use crate::support::wait::let_pass;
+use crate::support::process::{self, Signal};
+use crate::support::wait::{SOON, let_pass, wait_for, wait_until};
 use crate::support_net::site::Plan;
 
 /// The time that a body may take, or be silent, in these tests.
@@ -202,5 +203,27 @@ fn a_command_as_large_as_it_may_be_is_read_and_one_byte_more_is_not() {
         403,
         "agent-not-executable",
     );
+    siege.end();
+}
+
+/// A process that stores a body as the account may be held up by whatever the account has there: a disk, or its own doing.
+#[test]
+fn an_upload_whose_own_process_hangs_is_refused_when_its_time_is_over() {
+    let siege = impatient();
+    for (what, rest) in [("the end of a body", 1), ("the middle of a body", 4 << 20)] {
+        let length = 3 + rest;
+        let mut tls = siege.caller.connect();
+        let head = post_as_is("/copy/x", &format!("Content-Length: {length}\r\n"), "abc");
+        tls.write_all(head.as_bytes()).and_then(|()| tls.flush()).unwrap();
+        wait_until("its part is there", SOON, || siege.site.names().len() == 1);
+        let hung = wait_for("the upload has a process", SOON, || process::children(siege.pid).pop());
+        hung.signal(Signal::STOP);
+        let begin = Instant::now();
+        let _ = tls.write_all(&vec![0; rest]).and_then(|()| tls.flush());
+        caller::listen(&mut tls).is_refused(what, 507, "storage");
+        assert!(begin.elapsed() >= IDLE && begin.elapsed() < SOON, "{what}: {:?}", begin.elapsed());
+        wait_until("the process is gone", SOON, || !hung.is_alive());
+        siege.nothing_happened(what);
+    }
     siege.end();
 }

@@ -24,7 +24,7 @@ pub(crate) const RAW: &str = "Connection: Upgrade\r\nUpgrade: tcp\r\n";
 pub(crate) struct Siege {
     pub(crate) site: Site,
     pub(crate) caller: Caller,
-    pid: u32,
+    pub(crate) pid: u32,
     before: Figures,
 }
 

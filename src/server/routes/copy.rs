@@ -65,9 +65,13 @@ pub(super) async fn copy(
         let uploaded = upload(&turn, &order, request.into_body(), idle, &mut ending, &trail).await;
         let is_broken = matches!(uploaded, Err(Failed::Broken(_)));
         let mut result = uploaded.map_err(Failed::into_refusal);
+        // What has failed to store it, or was killed over it, may have left the part.
+        let is_left = result.as_ref().is_err_and(|refusal| refusal.error.code == Code::Storage);
         if is_broken && let Some(withdrawn) = ending.is_withdrawn() {
             turn.discard().await;
             result = Err(withdrawn.into());
+        } else if is_left {
+            turn.discard().await;
         } else {
             turn.finish(is_broken && order.may_hold);
         }
@@ -130,7 +134,7 @@ async fn upload(
     ending: &mut Ending,
     trail: &Trail,
 ) -> Result<(StatusCode, Stored), Failed> {
-    let mut helper = Helper::start(turn.login(), &Task::Store(Box::new(order.clone()))).await?;
+    let mut helper = Helper::start(turn.login(), &Task::Store(Box::new(order.clone())), idle).await?;
     match helper.answer().await? {
         Storing::Send => {}
         Storing::Known(stored) => return Ok((StatusCode::OK, stored)),

@@ -7,11 +7,12 @@
 
 use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, ChildStdin, ChildStdout};
+use tokio::time::timeout;
 
 use super::{Body, Order, Piece, Stored, wrapped};
 use crate::error::{Code, Error};
@@ -128,10 +129,12 @@ impl Body for Frames<'_> {
     }
 }
 
-/// The server's side: a process that runs.
+/// The server's side: a process that runs. It is killed where it is silent for too long, or no longer wanted.
 #[derive(Debug)]
 pub struct Helper {
     child: Child,
+    /// How long it may take for a piece of a body, and for an answer.
+    patience: Duration,
     /// Nothing once the body has ended.
     stdin: Option<ChildStdin>,
     stdout: BufReader<ChildStdout>,
@@ -142,12 +145,12 @@ impl Helper {
     ///
     /// # Errors
     /// `storage` where it cannot be started.
-    pub async fn start(login: &Login, task: &Task) -> Result<Helper, Refusal> {
+    pub async fn start(login: &Login, task: &Task, patience: Duration) -> Result<Helper, Refusal> {
         let mut child = process::start_own(NAME, login).map_err(|error| broken(&error))?;
         let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
             return Err(broken(&io::ErrorKind::BrokenPipe.into()));
         };
-        let mut helper = Helper { child, stdin: Some(stdin), stdout: BufReader::new(stdout) };
+        let mut helper = Helper { child, patience, stdin: Some(stdin), stdout: BufReader::new(stdout) };
         let task = serde_json::to_vec(task).map_err(|error| broken(&error.into()))?;
         helper.send(&task).await.map_err(|error| broken(&error))?;
         Ok(helper)
@@ -159,24 +162,35 @@ impl Helper {
     /// Where the process takes no more: its answer says why.
     pub async fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
         let Some(stdin) = &mut self.stdin else { return Err(io::ErrorKind::BrokenPipe.into()) };
-        for piece in bytes.chunks(MAX_FRAME_BYTES) {
-            stdin.write_all(&(piece.len() as u32).to_be_bytes()).await?;
-            stdin.write_all(piece).await?;
-        }
-        if bytes.is_empty() {
-            stdin.write_all(&[0; 4]).await?;
-        }
-        stdin.flush().await
+        let sending = async {
+            for piece in bytes.chunks(MAX_FRAME_BYTES) {
+                stdin.write_all(&(piece.len() as u32).to_be_bytes()).await?;
+                stdin.write_all(piece).await?;
+            }
+            if bytes.is_empty() {
+                stdin.write_all(&[0; 4]).await?;
+            }
+            stdin.flush().await
+        };
+        timeout(self.patience, sending).await.unwrap_or_else(|_| {
+            let _ = self.child.start_kill();
+            Err(io::ErrorKind::TimedOut.into())
+        })
     }
 
     /// Waits for the next answer.
     ///
     /// # Errors
-    /// What the process refuses, and `storage` where it ended without an answer.
+    /// What the process refuses, and `storage` where it ended without an answer or gave none in time.
     pub async fn answer(&mut self) -> Result<Answer, Refusal> {
         let mut line = Vec::new();
         let mut bounded = (&mut self.stdout).take(MAX_LINE_BYTES);
-        bounded.read_until(b'\n', &mut line).await.map_err(|error| broken(&error))?;
+        let read = timeout(self.patience, bounded.read_until(b'\n', &mut line)).await;
+        read.unwrap_or_else(|_| {
+            let _ = self.child.start_kill();
+            Err(io::ErrorKind::TimedOut.into())
+        })
+        .map_err(|error| broken(&error))?;
         match serde_json::from_slice(&line) {
             Ok(Answer::Refused(status, code, text)) => {
                 Err(Refusal { status, error: Error::new(Code::from_name(&code).unwrap_or(Code::Storage), text) })
@@ -197,8 +211,15 @@ impl Helper {
         }
         self.stdin = None;
         let answer = self.answer().await;
-        let _ = self.child.wait().await;
+        let _ = timeout(self.patience, self.child.wait()).await;
         answer
+    }
+}
+
+impl Drop for Helper {
+    fn drop(&mut self) {
+        // One that has ended is not there to be killed.
+        let _ = self.child.start_kill();
     }
 }
 
