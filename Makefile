@@ -1,5 +1,6 @@
 # make demo      see it work: a real Mutagen through a real server, on this machine
 # make test      everything that must hold, from formatting to the real Mutagen
+# make fuzz      every fuzz target for FUZZ_SECONDS (5)
 # make bench     how it compares with OpenSSH here
 # make build     the program: target/release/tstunnel
 # make install   below PREFIX (default /usr/local; DESTDIR is honoured)
@@ -7,12 +8,13 @@
 
 PREFIX ?= /usr/local
 CARGO ?= cargo
+FUZZ_SECONDS ?= 5
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Where the tests build it too.
 MUTAGEN := $(TARGET)/mutagen-v0.18.1
-SCRIPTS := .ci/run packaging/demo.sh packaging/check-units.sh tests/setup.sh tests/mutagen/build.sh
+SCRIPTS := .ci/run fuzz/run.sh packaging/demo.sh packaging/check-units.sh tests/setup.sh tests/mutagen/build.sh
 
-.PHONY: build demo test bench lint audit setup mutagen install clean
+.PHONY: build demo test fuzz bench lint audit setup mutagen install clean
 
 build:
 	$(CARGO) build --locked --release
@@ -22,6 +24,10 @@ demo: setup build mutagen
 
 test: setup lint mutagen
 	$(CARGO) test --locked --no-fail-fast
+	fuzz/run.sh $(FUZZ_SECONDS)
+
+fuzz: setup
+	fuzz/run.sh $(FUZZ_SECONDS)
 
 bench: setup mutagen
 	$(CARGO) bench --locked --bench peers
@@ -29,6 +35,7 @@ bench: setup mutagen
 # The advisories are not checked here: their database comes from the network, and a test must not depend on that.
 lint: setup
 	$(CARGO) fmt --check
+	$(CARGO) fmt --check --manifest-path fuzz/Cargo.toml
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked --no-default-features -- -D warnings
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --no-deps

@@ -14,6 +14,7 @@ command -v go >/dev/null || refuse "Go 1.22 or newer is missing (it builds the r
 # A program, and the package that brings it.
 wanted="
 cc:gcc
+c++:g++
 make:make
 git:git
 curl:curl

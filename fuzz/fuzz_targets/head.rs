@@ -1,7 +1,8 @@
-//! An answer's head and its refusal's body, from bytes.
+//! An answer's head and its refusal's body, from bytes; and what a person is told of them.
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use tstunnel::client::classify::classify;
 use tstunnel::protocol::MAX_HEAD_BYTES;
 use tstunnel::protocol::head::Response;
 
@@ -13,7 +14,10 @@ fuzz_target!(|data: &[u8]| {
             assert_eq!(Response::parse(&data[..length]).ok().flatten(), Some((response.clone(), length)));
             assert!(!matches!(Response::parse(&data[..length - 1]), Ok(Some((_, shorter))) if shorter >= length));
             let _ = response.content_length();
-            let _ = response.refusal(&data[length..]).to_string();
+            // Whatever the server says of itself, what is printed is two lines, and they are read as what they mean.
+            let report = response.refusal(&data[length..]).report();
+            assert_eq!(report.matches(char::is_control).count(), 1, "{report}");
+            assert_eq!(classify(&report, None).code, Some(response.refusal(&data[length..]).code));
         }
         Ok(None) => assert!(data.len() < MAX_HEAD_BYTES),
         Err(error) => assert!(!error.to_string().is_empty()),

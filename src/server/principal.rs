@@ -180,6 +180,12 @@ impl<'a> Names<'a> {
             .map_err(|_| refused("the client certificate's alternative names cannot be parsed"))?;
         for name in extension.iter().flat_map(|extension| &extension.value.general_names) {
             match name {
+                // IA5String, which the parser takes for any text.
+                GeneralName::URI(name) | GeneralName::RFC822Name(name) | GeneralName::DNSName(name)
+                    if !name.is_ascii() =>
+                {
+                    return Err(refused("the client certificate has an alternative name that is not ASCII"));
+                }
                 GeneralName::URI(uri) => names.uris.push(uri),
                 GeneralName::RFC822Name(email) => names.emails.push(email),
                 GeneralName::DNSName(name) => names.dns.push(name),
@@ -286,6 +292,20 @@ mod tests {
             assert_eq!(read(vec![email(bad)]), None, "{bad:?}");
         }
         assert_eq!(read(vec![email(&format!("{}@example.org", "a".repeat(1024)))]), None);
+    }
+
+    #[test]
+    fn a_name_that_is_not_ascii_leaves_no_principal_beside_a_good_one() {
+        for names in [
+            [uri(ANN), email("xx@example.org")],
+            [uri(ANN), dns("xx.example.org")],
+            [dns("a.example.org"), uri("https://xx")],
+        ] {
+            let mut der = certificate(names.to_vec(), &[]).to_vec();
+            let at = der.windows(2).position(|pair| pair == b"xx").unwrap();
+            der[at..at + 2].copy_from_slice("ä".as_bytes());
+            assert!(principal(&CertificateDer::from(der), false).is_err());
+        }
     }
 
     #[test]

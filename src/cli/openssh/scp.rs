@@ -155,11 +155,9 @@ fn place(word: &OsStr) -> Option<Place> {
         return Some(Place::Remote(destination, path.unwrap_or_default()));
     }
     let Some((host, path)) = colon(text) else { return local() };
-    let mut destination = Destination::split(host)?;
-    if let Some(bare) = destination.host.strip_prefix('[').and_then(|host| host.strip_suffix(']')) {
-        destination.host = bare.to_owned();
-    }
-    (!destination.host.is_empty()).then(|| Place::Remote(destination, path.to_owned()))
+    let Destination { user, host, port } = Destination::split(host)?;
+    let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']')).unwrap_or(&host);
+    Destination::checked(user, bare.to_owned(), port).map(|destination| Place::Remote(destination, path.to_owned()))
 }
 
 fn colon(text: &str) -> Option<(&str, &str)> {
@@ -354,7 +352,7 @@ mod tests {
         ] {
             assert_eq!(parse_scp(&args(words)), Invocation::Foreign, "{words:?}");
         }
-        for target in ["@h:", "-h:", "u@:", "scp://", "scp://h:x/"] {
+        for target in ["@h:", "-h:", "[-h]:", "u@:", "scp://", "scp://h:x/"] {
             assert_eq!(parse_scp(&args(&["--", "f", target])), Invocation::Foreign, "{target}");
         }
     }

@@ -72,10 +72,7 @@ impl TryFrom<String> for Network {
     type Error = String;
 
     fn try_from(text: String) -> Result<Network, String> {
-        let written = match text.parse::<IpAddr>() {
-            Ok(address) => IpNet::from(address),
-            Err(_) => text.parse::<IpNet>().map_err(|_| format!("`{text}` is no address and no network"))?,
-        };
+        let written = parse(&text).ok_or_else(|| format!("`{text}` is no address and no network"))?;
         // A typing error in one of the two would open more, or less, than it seems.
         if written.addr() != written.network() {
             return Err(format!("`{text}` has bits behind its prefix: the network is {}", written.trunc()));
@@ -87,6 +84,13 @@ impl TryFrom<String> for Network {
         let network = mapped.and_then(|(address, prefix)| IpNet::new(address.into(), prefix).ok());
         Ok(Network(network.unwrap_or(written)))
     }
+}
+
+/// Without leading zeros, which some read as octal.
+fn parse(text: &str) -> Option<IpNet> {
+    let Some((address, prefix)) = text.split_once('/') else { return text.parse::<IpAddr>().map(IpNet::from).ok() };
+    let is_plain = prefix == "0" || (!prefix.starts_with('0') && prefix.bytes().all(|byte| byte.is_ascii_digit()));
+    IpNet::new(address.parse().ok()?, prefix.parse().ok().filter(|_| is_plain)?).ok()
 }
 
 impl fmt::Display for Network {
@@ -213,6 +217,10 @@ mod tests {
             "10.0.0.0/",
             "10.0.0.0/-1",
             "10.0.0.0/08x",
+            "10.0.0.0/08",
+            "10.0.0.0/+8",
+            "010.0.0.0/8",
+            "010.0.0.0",
             "10.0.0",
             "10.0.0.1/8",
             "2001:db8::1/32",
