@@ -21,7 +21,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::error::{Code, Error, Result};
+use crate::error::{Error, Result};
 use crate::protocol::MAX_HEAD_BYTES;
 use crate::server::audit::Audit;
 use crate::server::listener::{self, Bound, Given};
@@ -59,7 +59,7 @@ pub struct Monitors {
 /// `config` where that is not possible.
 pub async fn bind(addresses: &[SocketAddr], given: Vec<Given>) -> Result<Vec<Bound>> {
     listener::bind(addresses, given).await.map_err(|error| {
-        Error::new(Code::Config, format!("[monitor]: {}", error.text))
+        Error::new(error.code, error.text.replacen("cannot listen", "cannot monitor", 1))
             .with_hint("choose another address for `listen` in [monitor], or stop what has this one")
     })
 }
