@@ -22,6 +22,7 @@ pub(crate) type Tls = StreamOwned<ClientConnection, TcpStream>;
 pub(crate) struct Caller {
     config: Arc<ClientConfig>,
     address: SocketAddr,
+    name: ServerName<'static>,
 }
 
 /// All that came back until the connection's end.
@@ -64,17 +65,22 @@ impl Caller {
             .unwrap()
             .with_root_certificates(roots)
             .with_client_cert_resolver(Arc::new(SingleCertAndKey::from(CertifiedKey::new(chain, key))));
-        Caller { config: Arc::new(config), address: site.address() }
+        let name = ServerName::try_from(SERVER_NAME).unwrap();
+        Caller { config: Arc::new(config), address: site.address(), name }
+    }
+
+    /// The same caller, for another server name.
+    pub(crate) fn of(self, name: &str) -> Caller {
+        Caller { name: ServerName::try_from(name.to_owned()).unwrap(), ..self }
     }
 
     /// A connection on which nothing has been sent yet.
     pub(crate) fn connect(&self) -> Tls {
-        let name = ServerName::try_from(SERVER_NAME).unwrap();
         let tcp = TcpStream::connect(self.address).unwrap();
         tcp.set_nodelay(true).unwrap();
         tcp.set_read_timeout(Some(SOON)).unwrap();
         tcp.set_write_timeout(Some(SOON)).unwrap();
-        StreamOwned::new(ClientConnection::new(Arc::clone(&self.config), name).unwrap(), tcp)
+        StreamOwned::new(ClientConnection::new(Arc::clone(&self.config), self.name.clone()).unwrap(), tcp)
     }
 
     /// Says `bytes`, and listens until the server has ended the connection.
