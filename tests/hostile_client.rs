@@ -11,6 +11,7 @@ mod support_net;
 #[path = "hostile_client/bodies.rs"]
 mod bodies;
 #[path = "hostile_client/caller.rs"]
+#[allow(dead_code, reason = "another test binary uses the rest")]
 mod caller;
 #[path = "hostile_client/certificates.rs"]
 mod certificates;
