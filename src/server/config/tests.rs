@@ -375,3 +375,34 @@ fn an_account_without_a_home_is_refused() {
     assert_eq!(account(1000, None, Some("relative")).unwrap_err().code, Code::Config);
     assert!(Account::of_process().is_ok());
 }
+
+/// The keys of the tables in the parser's own source: a field of one of them is a line `name: Type,`.
+fn keys() -> Vec<String> {
+    let sources = [include_str!("file.rs"), include_str!("grants.rs")];
+    let tables = sources.iter().flat_map(|source| source.split("#[serde(deny_unknown_fields)]").skip(1));
+    let bodies = tables.filter_map(|table| table.split_once("{\n")?.1.split_once("\n}"));
+    bodies
+        .flat_map(|(body, _)| body.lines())
+        .filter_map(|line| line.trim().split_once(": "))
+        .map(|(name, _)| name.to_owned())
+        .collect()
+}
+
+#[test]
+fn every_key_stands_in_the_manual_page() {
+    let page = include_str!("../../../man/tstunnel-server.toml.5");
+    let named: Vec<&str> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix(".It Ic "))
+        .flat_map(|line| line.split(" No ").next().unwrap().split(" , "))
+        .map(|name| name.trim_start_matches("Ic "))
+        .collect();
+    let keys = keys();
+    assert!(keys.len() > 40, "{keys:?}");
+    for key in keys.iter().filter(|key| !["host", "grant", "limits", "monitor", "authorize"].contains(&key.as_str())) {
+        assert!(named.contains(&key.as_str()), "`{key}` is not documented");
+    }
+    for name in named {
+        assert!(keys.iter().any(|key| key == name), "`{name}` is documented and no key");
+    }
+}
