@@ -4,7 +4,7 @@
 mod file;
 mod grants;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
@@ -239,6 +239,14 @@ impl ServerConfig {
         let own = [&self.cert, &self.key];
         let of_hosts = self.hosts.values().flat_map(|host| &host.trusted_agents);
         own.into_iter().chain(&self.client_ca).chain(&self.crl).chain(of_hosts).cloned().collect()
+    }
+
+    /// The accounts that requests may be for, each with the home that a host names for it.
+    pub fn accounts(&self) -> BTreeSet<(String, Option<PathBuf>)> {
+        let of_hosts = self.hosts.values().map(|host| (host.account.clone(), host.home.clone()));
+        let of_grants = self.grants.iter().flat_map(|grant| grant.terms.accounts.iter().flatten());
+        let is_of_host = |name: &str| self.hosts.values().any(|host| host.account == name);
+        of_hosts.chain(of_grants.filter(|name| !is_of_host(name)).map(|name| (name.clone(), None))).collect()
     }
 
     fn warnings(&self) -> Vec<String> {
