@@ -8,6 +8,7 @@ pub mod account;
 pub mod admission;
 pub mod agents;
 pub mod audit;
+pub mod authorize;
 pub mod config;
 pub mod connection;
 pub mod files;

@@ -1,6 +1,7 @@
 //! The server's file, `server.toml` → [`ServerConfig`]. Whatever is unknown, of the wrong type or of no sense is an error
 //! that names file and line; nothing is guessed. Only [`ServerConfig::load`] reads, and that file alone.
 
+mod authorize;
 mod file;
 mod grants;
 
@@ -16,6 +17,8 @@ use crate::protocol::HostId;
 use crate::server::audit::Destination;
 use crate::server::policy::grant::Grant;
 use crate::server::policy::target::TargetPattern;
+
+pub use authorize::AuthorizeConfig;
 
 /// Everything that `tstunnel serve` goes by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -46,6 +49,8 @@ pub struct ServerConfig {
     pub hosts: BTreeMap<HostId, HostConfig>,
     /// Who may reach which of them; nobody does without one.
     pub grants: Vec<Grant>,
+    /// The command that is asked where none of these opens a host.
+    pub authorize: Option<AuthorizeConfig>,
     /// The bounds on what peers can make the server hold.
     pub limits: Limits,
     /// Where the audit log goes.
@@ -258,7 +263,7 @@ impl ServerConfig {
         if self.hosts.is_empty() {
             warnings.push("the configuration has no [host.NAME]: there is nothing to reach".to_owned());
         }
-        if self.grants.is_empty() {
+        if self.grants.is_empty() && self.authorize.is_none() {
             warnings.push("the configuration has no [[grant]]: nobody is let in".to_owned());
         }
         for (index, grant) in self.grants.iter().enumerate() {
