@@ -8,6 +8,7 @@ pub mod account;
 pub mod admission;
 pub mod agents;
 pub mod audit;
+pub mod authorize;
 pub mod config;
 pub mod connection;
 pub mod descriptors;
@@ -40,7 +41,8 @@ pub mod trail;
 pub mod trusted;
 pub mod upload;
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::SystemTime;
 
@@ -52,7 +54,7 @@ use crate::server::admission::Admission;
 use crate::server::agents::Agents;
 use crate::server::audit::Audit;
 use crate::server::audit::record::{Event, Record, Text};
-use crate::server::config::{Account, HostConfig};
+use crate::server::config::Account;
 use crate::server::descriptors::Connections;
 use crate::server::gate::Gate;
 use crate::server::life::Life;
@@ -152,7 +154,7 @@ pub async fn run(path: &Path, sockets: Vec<Given>) -> Result<()> {
     let limits = &state.config.limits;
     // What is written from now on is this server's own.
     if let Some(end) = SystemTime::now().checked_sub(limits.resume_grace) {
-        tokio::spawn(sweep(state.config.hosts.values().cloned().collect(), end));
+        tokio::spawn(sweep(state.config.accounts(), end));
     }
     let metrics = Arc::new(Metrics::new());
     metrics.loaded(&state);
@@ -186,10 +188,7 @@ pub async fn run(path: &Path, sockets: Vec<Given>) -> Result<()> {
 }
 
 /// Removes what an earlier server has left of uploads that broke before `end`.
-async fn sweep(hosts: Vec<HostConfig>, end: SystemTime) {
-    let mut accounts: Vec<_> = hosts.into_iter().map(|host| (host.account, host.home)).collect();
-    accounts.sort();
-    accounts.dedup();
+async fn sweep(accounts: BTreeSet<(String, Option<PathBuf>)>, end: SystemTime) {
     for (name, home) in accounts {
         let found = tokio::task::spawn_blocking(move || Login::find(&name, home.as_deref()));
         if let Ok(Ok(login)) = found.await

@@ -13,6 +13,8 @@ mod support_net;
 
 #[path = "accounts/endings.rs"]
 mod endings;
+#[path = "accounts/grants.rs"]
+mod grants;
 #[path = "accounts/machine.rs"]
 mod machine;
 #[path = "accounts/processes.rs"]

@@ -81,18 +81,36 @@ impl Login {
         if Path::new(NOLOGIN).exists() {
             return Err(refused("may not be used while /etc/nologin is there"));
         }
-        let c_name = CString::new(name).map_err(|_| refused("has a NUL in its name"))?;
-        let groups = nix::unistd::getgrouplist(&c_name, user.gid).map_err(|error| failed("groups", error.into()))?;
         Ok(Login {
             name: name.to_owned(),
+            identity: Some(Identity::of(&user).map_err(|why| refused(&why))?),
             home: home.map_or(user.dir, Path::to_owned),
             shell: shell_or_default(Some(user.shell)),
-            identity: Some(Identity {
-                uid: Uid::from_raw(user.uid.as_raw()),
-                gid: Gid::from_raw(user.gid.as_raw()),
-                groups: groups.into_iter().map(|group| Gid::from_raw(group.as_raw())).collect(),
-            }),
         })
+    }
+
+    /// Finds the account for a program of the server's own, `name` or, for a server that is not root, the server's. Nobody logs
+    /// in to it: its shell does not matter, nor whether it is locked. Reads the system's databases.
+    ///
+    /// # Errors
+    /// `config` where root would become nobody else.
+    pub fn of_program(name: Option<&str>) -> Result<Login> {
+        let wrong = |name: &str, why: &str| Error::new(Code::Config, format!("the account `{name}` {why}"));
+        let identity = match (name, rustix::process::geteuid().is_root()) {
+            (_, false) => None,
+            (None, true) => return Err(wrong("root", "is not for the server's own programs")),
+            (Some(name), true) => {
+                let user =
+                    User::from_name(name).map_err(|error| wrong(name, &format!("cannot be looked up: {error}")))?;
+                let user = user.ok_or_else(|| wrong(name, "does not exist on this machine"))?;
+                if user.uid.is_root() {
+                    return Err(wrong(name, "is root"));
+                }
+                Some(Identity::of(&user).map_err(|why| wrong(name, &why))?)
+            }
+        };
+        let name = name.unwrap_or_default().to_owned();
+        Ok(Login { name, home: "/".into(), shell: DEFAULT_SHELL.into(), identity })
     }
 
     /// Runs `act` with the account's rights to files, and none of root's, in a thread of its own. Blocks.
@@ -116,6 +134,19 @@ impl Login {
         std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, acting)?.join() {
             Ok(result) => result,
             Err(panic) => std::panic::resume_unwind(panic),
+        })
+    }
+}
+
+impl Identity {
+    fn of(user: &User) -> Result<Identity, String> {
+        let name = CString::new(user.name.as_str()).map_err(|_| "has a NUL in its name".to_owned())?;
+        let groups = nix::unistd::getgrouplist(&name, user.gid)
+            .map_err(|error| format!("has groups that cannot be looked up: {error}"))?;
+        Ok(Identity {
+            uid: Uid::from_raw(user.uid.as_raw()),
+            gid: Gid::from_raw(user.gid.as_raw()),
+            groups: groups.into_iter().map(|group| Gid::from_raw(group.as_raw())).collect(),
         })
     }
 }
@@ -198,6 +229,18 @@ mod tests {
             assert_eq!(error.code, Code::Unauthorized);
             let error = Login::find("nobody", None).unwrap_err();
             assert!(error.text.contains("lets nobody in"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_program_of_the_servers_own_runs_as_nobody_who_is_root() {
+        if rustix::process::geteuid().is_root() {
+            assert!(Login::of_program(Some("nobody")).unwrap().identity.is_some());
+            for name in [Some("root"), Some("no-such-account"), None] {
+                assert_eq!(Login::of_program(name).unwrap_err().code, Code::Config, "{name:?}");
+            }
+        } else {
+            assert_eq!(Login::of_program(None).unwrap().identity, None);
         }
     }
 }

@@ -10,7 +10,7 @@ use crate::error::{Code, Error, Result};
 use crate::protocol::Principal;
 use crate::server::config::Limits;
 use crate::server::handshake::Peer;
-use crate::server::policy::Request;
+use crate::server::policy::{Authorized, Request};
 use crate::server::source::Source;
 
 /// The part of the requests that one principal may have.
@@ -48,6 +48,7 @@ pub struct Session {
     /// What was asked for.
     pub asked: Arc<Request>,
     peer: Mutex<Arc<Peer>>,
+    authorized: Mutex<Option<Arc<Authorized>>>,
     end: watch::Sender<Option<End>>,
 }
 
@@ -106,7 +107,8 @@ impl Admission {
             return Err(Error::new(Code::TooMany, "there are as many sessions from this address as there may be"));
         }
         let peer = Mutex::new(peer.clone());
-        let session = Arc::new(Session { principal: principal.clone(), asked, peer, end: watch::Sender::new(None) });
+        let (principal, authorized, end) = (principal.clone(), Mutex::default(), watch::Sender::new(None));
+        let session = Arc::new(Session { principal, asked, peer, authorized, end });
         let id = live.next_id();
         live.sessions.insert(id, session.clone());
         Ok(Ticket { admission: self.clone(), id, session, _work: self.working() })
@@ -211,12 +213,22 @@ impl Session {
     pub(crate) fn for_tests(name: &str) -> Session {
         let peer = Mutex::new(Arc::new(Peer::for_tests(name)));
         let (principal, asked) = (Principal(name.to_owned()), Arc::new(Request::Host { user: None }));
-        Session { principal, asked, peer, end: watch::Sender::new(None) }
+        Session { principal, asked, peer, authorized: Mutex::default(), end: watch::Sender::new(None) }
     }
 
     /// The same principal goes on from elsewhere, or by another certificate.
     pub fn moved_to(&self, peer: &Arc<Peer>) {
         *self.peer.lock().unwrap_or_else(PoisonError::into_inner) = peer.clone();
+    }
+
+    /// What the `authorize` command granted, where the session rests on that.
+    pub fn authorized(&self) -> Option<Arc<Authorized>> {
+        self.authorized.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The session rests on this from now on.
+    pub fn rests_on(&self, authorized: Option<&Arc<Authorized>>) {
+        *self.authorized.lock().unwrap_or_else(PoisonError::into_inner) = authorized.cloned();
     }
 
     /// Tells the session to end, unless it has been told before.

@@ -1,10 +1,11 @@
 //! The server's file, `server.toml` → [`ServerConfig`]. Whatever is unknown, of the wrong type or of no sense is an error
 //! that names file and line; nothing is guessed. Only [`ServerConfig::load`] reads, and that file alone.
 
+mod authorize;
 mod file;
 mod grants;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::num::{NonZeroU64, NonZeroUsize};
 use std::path::{Path, PathBuf};
@@ -17,6 +18,8 @@ use crate::server::audit::Destination;
 use crate::server::policy::grant::Grant;
 use crate::server::policy::target::TargetPattern;
 use crate::server::policy::terms::Network;
+
+pub use authorize::AuthorizeConfig;
 
 /// Everything that `tstunnel serve` goes by.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -47,6 +50,8 @@ pub struct ServerConfig {
     pub hosts: BTreeMap<HostId, HostConfig>,
     /// Who may reach which of them; nobody does without one.
     pub grants: Vec<Grant>,
+    /// The command that is asked where none of these opens a host.
+    pub authorize: Option<AuthorizeConfig>,
     /// The bounds on what peers can make the server hold.
     pub limits: Limits,
     /// Where the audit log goes.
@@ -272,6 +277,14 @@ impl ServerConfig {
         own.into_iter().chain(&self.client_ca).chain(&self.crl).chain(of_hosts).cloned().collect()
     }
 
+    /// The accounts that requests may be for, each with the home that a host names for it.
+    pub fn accounts(&self) -> BTreeSet<(String, Option<PathBuf>)> {
+        let of_hosts = self.hosts.values().map(|host| (host.account.clone(), host.home.clone()));
+        let of_grants = self.grants.iter().flat_map(|grant| grant.terms.accounts.iter().flatten());
+        let is_of_host = |name: &str| self.hosts.values().any(|host| host.account == name);
+        of_hosts.chain(of_grants.filter(|name| !is_of_host(name)).map(|name| (name.clone(), None))).collect()
+    }
+
     fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         for address in self.monitor.iter().filter(|address| !address.ip().is_loopback()) {
@@ -281,7 +294,7 @@ impl ServerConfig {
         if self.hosts.is_empty() {
             warnings.push("the configuration has no [host.NAME]: there is nothing to reach".to_owned());
         }
-        if self.grants.is_empty() {
+        if self.grants.is_empty() && self.authorize.is_none() {
             warnings.push("the configuration has no [[grant]]: nobody is let in".to_owned());
         }
         for (index, grant) in self.grants.iter().enumerate() {

@@ -41,7 +41,7 @@ pub struct Peer {
 impl Peer {
     /// The policy's question about this peer as `principal`.
     pub fn asker(&self, principal: Principal) -> Asker {
-        Asker { principal, source: self.address.ip(), now: SystemTime::now() }
+        Asker { principal, source: self.address.ip(), now: SystemTime::now(), authorized: None }
     }
 
     /// A client whose handshake was with another process: it counts for nothing until it is verified again.

@@ -14,6 +14,7 @@ pub mod terms;
 use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use crate::error::{Code, Error, Result};
@@ -36,7 +37,7 @@ pub struct Policy {
     grants: Vec<Grant>,
 }
 
-/// Who asks, from where, and when: all that a decision may depend on beside the request.
+/// Who asks, from where, when, and with what from elsewhere: all that a decision may depend on beside the request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asker {
     /// The verified principal.
@@ -45,6 +46,19 @@ pub struct Asker {
     pub source: IpAddr,
     /// When.
     pub now: SystemTime,
+    /// What the `authorize` command has granted, where it was asked.
+    pub authorized: Option<Arc<Authorized>>,
+}
+
+/// A grant that the `authorize` command gave, to one principal on one host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Authorized {
+    /// To whom.
+    pub principal: Principal,
+    /// Where.
+    pub host: HostId,
+    /// How far.
+    pub terms: Terms,
 }
 
 /// What a client asks for, as the server read it from the wire.
@@ -117,6 +131,7 @@ pub struct Permit {
     wrapper: Vec<String>,
     pool: usize,
     rule: String,
+    authorized: Option<Arc<Authorized>>,
     action: Action,
 }
 
@@ -190,6 +205,11 @@ impl Permit {
         &self.rule
     }
 
+    /// What the `authorize` command granted, where this rests on that.
+    pub fn authorized(&self) -> Option<&Arc<Authorized>> {
+        self.authorized.as_ref()
+    }
+
     /// What may be done.
     pub fn action(&self) -> &Action {
         &self.action
@@ -233,8 +253,8 @@ impl Policy {
         let (host, config) = self.host(asker, server_name)?;
         let account = request.user().unwrap_or(&config.account);
         let mut first = None;
-        for (rule, grant) in self.open(asker, &host.clone()) {
-            match allow(config, &grant.terms, account, request) {
+        for Open { rule, terms, authorized } in self.open(asker, &host.clone()) {
+            match allow(config, terms, account, request) {
                 Ok(allowed) => {
                     return Ok(Permit {
                         host,
@@ -244,6 +264,7 @@ impl Policy {
                         wrapper: config.wrapper.clone(),
                         pool: config.pool,
                         rule: allowed.rule(rule),
+                        authorized: authorized.cloned(),
                         action: allowed.action,
                     });
                 }
@@ -265,6 +286,13 @@ impl Policy {
         if is_open { Ok(host) } else { Err(unknown(server_name)) }
     }
 
+    /// The host that `server_name` stands for, where it is there and no grant opens it: what the `authorize` command decides on.
+    pub fn closed(&self, asker: &Asker, server_name: &str) -> Option<HostId> {
+        let (host, _) = self.host(asker, server_name).ok()?;
+        let is_closed = self.open(asker, &host).next().is_none();
+        is_closed.then_some(host)
+    }
+
     fn host(&self, asker: &Asker, server_name: &str) -> Result<(HostId, &HostConfig), Refused> {
         if let (Some(trusted), Some(domain)) = (&self.trust_domains, trust_domain(&asker.principal))
             && !trusted.iter().any(|trusted| trusted == domain)
@@ -278,15 +306,30 @@ impl Policy {
             .ok_or_else(|| Refused { error: unknown(server_name), rule: "no such host".to_owned() })
     }
 
-    /// The grants that are there for a request to `host`, each as the audit log names it.
-    fn open(&self, asker: &Asker, host: &HostId) -> impl Iterator<Item = (String, &Grant)> {
-        let there = self.grants.iter().enumerate().filter(|(_, grant)| grant.terms.count(asker.source, asker.now));
-        there.filter_map(|(index, grant)| {
+    /// The grants that are there for a request to `host`: those of the configuration, and then what was granted elsewhere.
+    fn open<'a>(&'a self, asker: &'a Asker, host: &'a HostId) -> impl Iterator<Item = Open<'a>> {
+        let configured = self.grants.iter().enumerate().filter_map(|(index, grant)| {
             let host_pattern = grant.opens(&asker.principal, host)?;
             let (number, principal_pattern) = (index + 1, grant.principal.as_str());
-            Some((format!("grant {number} `{principal_pattern}` on `{}`", host_pattern.as_str()), grant))
-        })
+            let rule = format!("grant {number} `{principal_pattern}` on `{}`", host_pattern.as_str());
+            Some(Open { rule, terms: &grant.terms, authorized: None })
+        });
+        let elsewhere = asker.authorized.iter().filter_map(move |authorized| {
+            let Authorized { principal, host: granted, terms } = &**authorized;
+            let rule = format!("authorized `{principal}` on `{granted}`");
+            let is_this = *principal == asker.principal && granted == host;
+            is_this.then_some(Open { rule, terms, authorized: Some(authorized) })
+        });
+        configured.chain(elsewhere).filter(|open| open.terms.count(asker.source, asker.now))
     }
+}
+
+/// A grant that opens a host.
+struct Open<'a> {
+    /// As the audit log names it.
+    rule: String,
+    terms: &'a Terms,
+    authorized: Option<&'a Arc<Authorized>>,
 }
 
 /// What a host and the terms of one grant to it make of a request as `account`.

@@ -23,7 +23,7 @@ use crate::server::policy::{Action, Invocation, Permit};
 use crate::server::{descriptors, spawn};
 
 /// Where programs without a slash are looked up, as sshd does where nothing else is configured.
-const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// This program's own file, wherever it is and whatever has taken its place there.
 const OWN_PROGRAM: &str = "/proc/self/exe";
 /// The folder that a confined agent's file must be in, below the home.

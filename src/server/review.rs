@@ -9,7 +9,7 @@ use crate::protocol::Principal;
 use crate::server::Shared;
 use crate::server::admission::{End, Session, Ticket};
 use crate::server::handshake::{Peer, principal_of};
-use crate::server::policy::Request;
+use crate::server::policy::{Asker, Permit, Refused, Request};
 use crate::server::state::State;
 use crate::tls;
 
@@ -43,34 +43,30 @@ impl Shared {
         principal_of(&peer.chain, state)
     }
 
-    /// Admits a session that `state` allows.
+    /// Admits a session that `state` allows by `permit`.
     ///
     /// # Errors
     /// Those of [`Admission::session`](crate::server::admission::Admission::session).
-    pub fn admit(
-        &self,
-        state: &Arc<State>,
-        principal: &Principal,
-        peer: &Arc<Peer>,
-        asked: Arc<Request>,
-    ) -> Result<Ticket> {
-        let admitted = self.admission.session(&state.config.limits, principal, peer, asked);
+    pub fn admit(&self, state: &Arc<State>, permit: &Permit, peer: &Arc<Peer>, asked: Arc<Request>) -> Result<Ticket> {
+        let admitted = self.admission.session(&state.config.limits, permit.principal(), peer, asked);
         let ticket = admitted.inspect_err(|error| {
             let limit = if error.code == Code::TooMany { "principal-sessions" } else { "sessions" };
             self.metrics.limit(limit).inc();
         })?;
+        ticket.session().rests_on(permit.authorized());
         self.review_if_late(state, ticket.session());
         Ok(ticket)
     }
 
-    /// Goes on with a session that `state` allows `peer` to resume.
-    pub fn go_on(&self, state: &Arc<State>, peer: &Arc<Peer>, session: &Session) {
+    /// Goes on with a session that `state` allows `peer` to resume, by `permit`.
+    pub fn go_on(&self, state: &Arc<State>, permit: &Permit, peer: &Arc<Peer>, session: &Arc<Session>) {
         session.moved_to(peer);
+        session.rests_on(permit.authorized());
         self.review_if_late(state, session);
     }
 
     /// A reload between the decision by `state` and its effect has not seen the session as it is now.
-    fn review_if_late(&self, state: &Arc<State>, session: &Session) {
+    fn review_if_late(&self, state: &Arc<State>, session: &Arc<Session>) {
         let now = self.state();
         if !Arc::ptr_eq(state, &now) {
             review(&now, session, Scope::Everything);
@@ -78,23 +74,42 @@ impl Shared {
     }
 }
 
-fn review(state: &State, session: &Session, scope: Scope) {
-    if let Err(refusal) = stands(state, session, scope) {
-        session.end(End::Withdrawn(refusal));
+fn review(state: &Arc<State>, session: &Arc<Session>, scope: Scope) {
+    let peer = session.peer();
+    if scope == Scope::Everything
+        && let Err(refusal) = stands(state, session, &peer)
+    {
+        return session.end(End::Withdrawn(refusal));
+    }
+    // A later state has a command of its own to ask, whatever an earlier one was told.
+    let authorized = session.authorized().filter(|_| scope == Scope::Request);
+    let asker = Asker { authorized, ..peer.asker(session.principal.clone()) };
+    if state.to_be_asked(&peer, &asker).is_some() {
+        let (state, session) = (state.clone(), session.clone());
+        tokio::spawn(async move {
+            let decided = state.judge(&peer, &asker, &session.asked).await;
+            conclude(&session, decided);
+        });
+    } else {
+        conclude(session, state.policy.judge(&asker, &peer.server_name, &session.asked));
     }
 }
 
-/// Whether `state` allows a live session now.
-fn stands(state: &State, session: &Session, scope: Scope) -> Result<()> {
-    let peer = session.peer();
-    if scope == Scope::Everything {
-        tls::check_standing(&*state.clients, &peer.chain, SystemTime::now())?;
-        if principal_of(&peer.chain, state).as_ref() != Ok(&session.principal) {
-            let text = format!("the client certificate does not name `{}` any more", session.principal);
-            return Err(Error::new(Code::Unauthorized, text));
+fn conclude(session: &Session, decided: Result<Permit, Refused>) {
+    match decided {
+        Ok(permit) => session.rests_on(permit.authorized()),
+        Err(Refused { error, .. }) => {
+            session.end(End::Withdrawn(Error { text: format!("no longer allowed: {}", error.text), ..error }));
         }
     }
-    let asker = peer.asker(session.principal.clone());
-    let decided = state.policy.decide(&asker, &peer.server_name, &session.asked);
-    decided.map(drop).map_err(|refusal| Error { text: format!("no longer allowed: {}", refusal.text), ..refusal })
+}
+
+/// Whether the certificate that a live session was asked for with is good now, and still names the same principal.
+fn stands(state: &State, session: &Session, peer: &Peer) -> Result<()> {
+    tls::check_standing(&*state.clients, &peer.chain, SystemTime::now())?;
+    if principal_of(&peer.chain, state).as_ref() == Ok(&session.principal) {
+        return Ok(());
+    }
+    let text = format!("the client certificate does not name `{}` any more", session.principal);
+    Err(Error::new(Code::Unauthorized, text))
 }

@@ -4,6 +4,7 @@
 //! before the policy has given its permit.
 
 mod copy;
+mod decision;
 mod upgrade;
 
 use std::path::Path;
@@ -28,6 +29,7 @@ use crate::server::policy::{Permit, Request as PolicyRequest};
 use crate::server::refusal::Refusal;
 use crate::server::state::State;
 use crate::server::trail::{Draft, Outcome};
+use decision::Decision;
 use upgrade::{Protocol, chosen_protocol};
 
 pub use upgrade::Claim;
@@ -57,8 +59,11 @@ pub async fn answer(shared: Arc<Shared>, peer: Arc<Peer>, request: Request<Incom
 pub async fn claim(shared: &Arc<Shared>, peer: &Arc<Peer>, token: &str, received: u64) -> Result<Claim, Refusal> {
     let state = shared.state();
     let asker = peer.asker(shared.principal(&state, peer)?);
-    let host = state.policy.reach(&asker, &peer.server_name)?;
-    upgrade::claim(shared, &state, peer, (&asker, &host), token, received).await
+    let mut decision = Decision::new(&state, peer, asker)?;
+    match upgrade::claim(shared, &state, peer, &mut decision, token, received).await {
+        Ok(claim) => Ok(claim),
+        Err(refusal) => Err(decision.said(refusal).await),
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -114,18 +119,38 @@ async fn respond(
     draft: &mut Draft,
 ) -> Result<Answer, Refusal> {
     let asker = peer.asker(shared.principal(state, peer)?);
-    let limits = &state.config.limits;
-    let decide = |asked: &PolicyRequest, draft: &mut Draft| {
-        draft.asks(asked);
-        state.policy.judge(&asker, &peer.server_name, asked).map_err(|refused| {
-            draft.ruled(&refused.rule);
-            refused.error
-        })
-    };
-    let admit = |asked| shared.admit(state, &asker.principal, peer, Arc::new(asked));
     check_head(peer, &request)?;
-    let here = state.policy.reach(&asker, &peer.server_name)?;
-    draft.reached(&here);
+    let mut decision = Decision::new(state, peer, asker)?;
+    let served = serve(shared, state, peer, route, request, &mut decision, draft).await;
+    let Err(refusal) = served else { return served };
+    let said = decision.said(refusal).await;
+    if let Some(host) = decision.shown() {
+        draft.reached(host);
+    }
+    Err(said)
+}
+
+/// Decides on `asked`, and has it written down.
+async fn decide(decision: &mut Decision<'_>, asked: &PolicyRequest, draft: &mut Draft) -> Result<Permit, Refusal> {
+    draft.asks(asked);
+    decision.on(asked).await.map_err(|refused| {
+        draft.ruled(&refused.rule);
+        refused.error.into()
+    })
+}
+
+/// The same for a request that can be read in one way only.
+async fn serve(
+    shared: &Arc<Shared>,
+    state: &Arc<State>,
+    peer: &Arc<Peer>,
+    route: Option<Route<'_>>,
+    request: Request<Incoming>,
+    decision: &mut Decision<'_>,
+    draft: &mut Draft,
+) -> Result<Answer, Refusal> {
+    let limits = &state.config.limits;
+    let admit = |permit: &Permit, asked| shared.admit(state, permit, peer, Arc::new(asked));
     let route = route.ok_or_else(|| Refusal::bad_request(404, "there is nothing under this path"))?;
     if !route.allows(request.method()) {
         return Err(Refusal::bad_request(405, format!("this path takes {}", route.allow())));
@@ -137,7 +162,7 @@ async fn respond(
     match route {
         Route::Host => {
             let asked = PolicyRequest::Host { user };
-            let permit = decide(&asked, draft)?;
+            let permit = decide(decision, &asked, draft).await?;
             draft.answered(&permit);
             Ok(host(&permit))
         }
@@ -147,8 +172,8 @@ async fn respond(
             let asked: CommandRequest = serde_json::from_slice(&body)
                 .map_err(|error| Refusal::bad_request(400, format!("the body is not a command: {error}")))?;
             let asked = CommandRequest { user: one_user(user, asked.user)?, ..asked }.into();
-            let permit = decide(&asked, draft)?;
-            let ticket = admit(asked)?;
+            let permit = decide(decision, &asked, draft).await?;
+            let ticket = admit(&permit, asked)?;
             let login = login(&permit).await?;
             let trail = draft.open(&permit, ticket).await?;
             upgrade::command(shared, state, protocol, permit, login, trail.clone(), request)
@@ -159,8 +184,8 @@ async fn respond(
             let protocol = chosen_protocol(request.headers())?;
             let target = target_of(request.uri().query())?;
             let asked = PolicyRequest::Stream { target, user };
-            let permit = decide(&asked, draft)?;
-            let ticket = admit(asked)?;
+            let permit = decide(decision, &asked, draft).await?;
+            let ticket = admit(&permit, asked)?;
             let trail = draft.open(&permit, ticket).await?;
             upgrade::stream(shared, protocol, permit, trail.clone(), request)
                 .await
@@ -170,13 +195,14 @@ async fn respond(
             if chosen_protocol(request.headers())? != Protocol::Framed {
                 return Err(Refusal::bad_request(426, "only a framed session can be resumed"));
             }
-            upgrade::resume(shared, state, peer, &asker, &here, request).await
+            upgrade::resume(shared, state, peer, decision, request).await
         }
         Route::Copy(name) => {
             let filename = decoded(name)?;
             let asked = PolicyRequest::Copy { filename, user };
-            let permit = decide(&asked, draft)?;
-            copy::copy(shared, state, permit, admit(asked)?, draft, request).await
+            let permit = decide(decision, &asked, draft).await?;
+            let ticket = admit(&permit, asked)?;
+            copy::copy(shared, state, permit, ticket, draft, request).await
         }
     }
 }

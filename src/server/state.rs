@@ -3,14 +3,17 @@
 
 use std::path::Path;
 use std::sync::Arc;
+use std::time::SystemTime;
 
 use rustls::server::danger::ClientCertVerifier;
 
 use crate::error::{Code, Error, Result};
+use crate::protocol::HostId;
+use crate::server::authorize::Authorize;
 use crate::server::config::{Account, ServerConfig};
-use crate::server::descriptors;
-use crate::server::policy::Policy;
-use crate::server::trusted;
+use crate::server::handshake::Peer;
+use crate::server::policy::{Asker, Permit, Policy, Refused, Request};
+use crate::server::{descriptors, principal, trusted};
 use crate::tls;
 
 /// All that the server's files say.
@@ -26,6 +29,8 @@ pub struct State {
     pub clients: Arc<dyn ClientCertVerifier>,
     /// Until when the files are good.
     pub expiry: tls::Expiry,
+    /// The command that is asked where no grant of the configuration opens a host.
+    pub authorize: Option<Authorize>,
 }
 
 impl State {
@@ -44,6 +49,31 @@ impl State {
         let clients = tls::client_verifier(&config.client_ca, &config.crl)?;
         let tls = Arc::new(tls::server_config(&config.cert, &config.key, clients.clone())?);
         let expiry = tls::expiry(&config.cert, &config.crl)?;
-        Ok((State { policy: Policy::new(&config), config, tls, clients, expiry }, warnings))
+        // As many questions as a principal may have sessions to be asked again about, and as many for new ones.
+        let max_waiting = config.limits.max_sessions_per_principal.get().saturating_mul(2);
+        let authorize =
+            config.authorize.as_ref().map(|command| Authorize::new(command, account, max_waiting)).transpose()?;
+        Ok((State { policy: Policy::new(&config), config, tls, clients, expiry, authorize }, warnings))
+    }
+
+    /// Decides on one request of `peer`: as the policy does, and with what the `authorize` command grants where no grant of the
+    /// configuration opens the host. What `asker` has been granted before is not asked for again while it opens the host. To be
+    /// called by one of the runtime's workers; cancel-safe.
+    ///
+    /// # Errors
+    /// Those of [`Policy::judge`].
+    pub async fn judge(&self, peer: &Peer, asker: &Asker, asked: &Request) -> Result<Permit, Refused> {
+        let decided = self.policy.judge(asker, &peer.server_name, asked);
+        let Some((authorize, host)) = self.to_be_asked(peer, asker) else { return decided };
+        let serial = peer.chain.first().and_then(principal::serial);
+        let authorized = authorize.grant(asker, &host, asked, serial.as_deref()).await;
+        // Asking has taken its time.
+        let asker = Asker { authorized, now: SystemTime::now(), ..asker.clone() };
+        self.policy.judge(&asker, &peer.server_name, asked)
+    }
+
+    /// The command that decides on what `peer` asks, and the host that it is asked about; `None` where it need not be asked.
+    pub fn to_be_asked(&self, peer: &Peer, asker: &Asker) -> Option<(&Authorize, HostId)> {
+        Some((self.authorize.as_ref()?, self.policy.closed(asker, &peer.server_name)?))
     }
 }

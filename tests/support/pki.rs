@@ -155,6 +155,12 @@ impl Authority {
 }
 
 impl Identity {
+    /// The certificate's serial number, in hexadecimal.
+    pub(crate) fn serial(&self) -> String {
+        let bytes = self.serial.to_bytes();
+        bytes.iter().skip_while(|byte| **byte == 0).map(|byte| format!("{byte:02x}")).collect()
+    }
+
     /// Writes `NAME.crt` and `NAME.key` into `folder`, and returns where they are.
     pub(crate) fn write(&self, folder: &Path, name: &str) -> (PathBuf, PathBuf) {
         let (certificate, key) = (folder.join(format!("{name}.crt")), folder.join(format!("{name}.key")));

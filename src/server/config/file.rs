@@ -12,6 +12,7 @@ use serde::Deserialize;
 use serde::de::{self, Deserializer, SeqAccess, Visitor};
 use toml::Spanned;
 
+use super::authorize::AuthorizeTable;
 use super::grants::GrantTable;
 use super::{Account, Commands, HostConfig, Limits, MAX_POOL, MIN_WINDOW_BYTES, ServerConfig};
 use crate::config::{duration, pattern, toml_file};
@@ -42,6 +43,7 @@ struct File {
     host: BTreeMap<Spanned<String>, Host>,
     #[serde(default)]
     grant: Vec<GrantTable>,
+    authorize: Option<Spanned<AuthorizeTable>>,
     limits: Option<LimitsTable>,
     #[serde(default)]
     audit: Destination,
@@ -160,6 +162,7 @@ pub(super) fn parse(path: &Path, text: &str, account: &Account) -> Result<(Serve
         }
     }
     let grants = file.grant.into_iter().map(|grant| grant.checked(path, text, account)).collect::<Result<_>>()?;
+    let authorize = file.authorize.map(|table| AuthorizeTable::checked(table, path, text, account));
     let config = ServerConfig {
         listen: file.listen.unwrap_or_else(|| vec![SocketAddr::from(([0, 0, 0, 0], 8443))]),
         cert: resolve(file.cert),
@@ -174,6 +177,7 @@ pub(super) fn parse(path: &Path, text: &str, account: &Account) -> Result<(Serve
         trust_domains: file.trust_domains.map(|domains| domains.into_iter().map(|domain| domain.0).collect()),
         hosts,
         grants,
+        authorize: authorize.transpose()?,
         limits: file.limits.map(LimitsTable::over_defaults).unwrap_or_default(),
         audit: file.audit,
         audit_required: audit_required.is_some(),

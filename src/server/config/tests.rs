@@ -282,6 +282,46 @@ fn root_may_serve_any_account_from_its_own_home() {
 }
 
 #[test]
+fn the_authorize_command_runs_as_nobody_who_is_root() {
+    let root = Account { name: "root".into(), home: "/root".into(), is_root: true };
+    let read = |table: &str, account: &Account| {
+        let text = format!("{MINIMAL}[host.a]\naccount = \"{}\"\n[authorize]\n{table}", account.name);
+        ServerConfig::parse(Path::new("s.toml"), &text, account).map(|(config, warnings)| {
+            assert_eq!(warnings, Vec::<String>::new());
+            config.authorize.unwrap()
+        })
+    };
+    let command = "command = [\"/usr/lib/authorize\", \"--json\", \"a b\"]";
+    let expected = AuthorizeConfig {
+        program: "/usr/lib/authorize".into(),
+        arguments: vec!["--json".into(), "a b".into()],
+        account: Some("nobody".into()),
+        timeout: Duration::from_secs(2),
+    };
+    let whole = format!("{command}\naccount = \"nobody\"\ntimeout = \"2s\"");
+    assert_eq!(read(&whole, &root).unwrap(), expected);
+    let own = AuthorizeConfig { account: None, timeout: Duration::from_secs(5), ..expected };
+    assert_eq!(read(command, &dev()).unwrap(), own);
+    assert_eq!(read(&format!("{command}\naccount = \"dev\""), &dev()).unwrap(), own);
+    for (table, account, line, fragment) in [
+        (command.to_owned(), &root, 6, "needs an `account`"),
+        (format!("{command}\naccount = \"root\""), &root, 8, "must not run as root"),
+        (whole, &dev(), 8, "its own account only"),
+        ("command = []".to_owned(), &dev(), 7, "absolute"),
+        ("command = [\"authorize\"]".to_owned(), &dev(), 7, "absolute"),
+        ("command = [\"\"]".to_owned(), &dev(), 7, "empty"),
+        ("command = \"/usr/lib/authorize\"".to_owned(), &dev(), 7, "invalid type"),
+        ("timeout = \"1s\"".to_owned(), &dev(), 6, "missing field `command`"),
+        (format!("{command}\ntimeout = \"0s\""), &dev(), 8, "zero"),
+        (format!("{command}\ncache = \"1s\""), &dev(), 8, "unknown field `cache`"),
+    ] {
+        let error = read(&table, account).unwrap_err();
+        assert!(error.text.starts_with(&format!("s.toml:{line}: ")), "{table} -> {error}");
+        assert!(error.text.contains(fragment), "{table} -> {error}");
+    }
+}
+
+#[test]
 fn a_host_that_is_roots_by_default_is_warned_of() {
     let root = Account { name: "root".into(), home: "/root".into(), is_root: true };
     let grant = "[[grant]]\nprincipal = \"*\"\nhosts = [\"*\"]\naccounts = [\"ann\", \"root\"]";

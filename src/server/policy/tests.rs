@@ -51,7 +51,8 @@ fn policy(text: &str) -> Policy {
 }
 
 fn asker(principal: &str) -> Asker {
-    Asker { principal: Principal(principal.into()), source: [127, 0, 0, 1].into(), now: SystemTime::UNIX_EPOCH }
+    let (source, now) = ([127, 0, 0, 1].into(), SystemTime::UNIX_EPOCH);
+    Asker { principal: Principal(principal.into()), source, now, authorized: None }
 }
 
 /// A host as an empty `[host.NAME]` makes it.

@@ -14,16 +14,17 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::sync::{mpsc, oneshot};
 
+use super::decision::Decision;
 use super::{Answer, internal};
 use crate::bridge::Connection;
 use crate::error::{Code, Error};
 use crate::protocol::session::Exit;
-use crate::protocol::{HEADER_RECEIVED, HEADER_SESSION, HostId, UPGRADE_FRAMED, UPGRADE_RAW};
+use crate::protocol::{HEADER_RECEIVED, HEADER_SESSION, UPGRADE_FRAMED, UPGRADE_RAW};
 use crate::server::account::Login;
 use crate::server::admission::{Counted, Ticket};
 use crate::server::connection::Lingering;
 use crate::server::handshake::{Peer, Stream};
-use crate::server::policy::{Action, Asker, Permit};
+use crate::server::policy::{Action, Permit};
 use crate::server::pool::{Bounds, Label};
 use crate::server::process::{self, Pipes, Prepared, Process, StartFailure};
 use crate::server::refusal::Refusal;
@@ -168,8 +169,7 @@ pub(super) async fn resume(
     shared: &Arc<Shared>,
     state: &Arc<State>,
     peer: &Arc<Peer>,
-    asker: &Asker,
-    host: &HostId,
+    decision: &mut Decision<'_>,
     mut request: Request<Incoming>,
 ) -> Result<Answer, Refusal> {
     let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
@@ -177,7 +177,7 @@ pub(super) async fn resume(
     let received = text(HEADER_RECEIVED)
         .and_then(|count| count.parse().ok())
         .ok_or_else(|| Refusal::bad_request(400, format!("{HEADER_RECEIVED} is not a number")))?;
-    let place = match claim(shared, state, peer, (asker, host), token, received).await {
+    let place = match claim(shared, state, peer, decision, token, received).await {
         Ok(claim) => Place::Here(claim),
         Err(refusal) if refusal.error.code == Code::SessionLost && !shared.is_stopping() => {
             let (received, session) = shared.predecessors.offer(peer, token, received).await?;
@@ -235,7 +235,7 @@ pub(super) async fn claim(
     shared: &Arc<Shared>,
     state: &Arc<State>,
     peer: &Arc<Peer>,
-    (asker, host): (&Asker, &HostId),
+    decision: &mut Decision<'_>,
     token: &str,
     peer_received: u64,
 ) -> Result<Claim, Refusal> {
@@ -243,16 +243,16 @@ pub(super) async fn claim(
     if shared.is_stopping() {
         return Err(Error::new(Code::SessionLost, "the server is stopping").into());
     }
-    let Found { task, session } = shared.registry.find(token, &asker.principal, host)?;
+    let Found { task, session } = shared.registry.find(token, &decision.asker().principal, decision.host())?;
     // From where and by which certificate it is asked for may be new.
-    state.policy.decide(asker, &peer.server_name, &session.asked)?;
+    let permit = decision.on(&session.asked).await.map_err(|refused| refused.error)?;
     let (reply, granted) = oneshot::channel();
     task.send(Message::Resume { peer_received, reply }).await.map_err(|_| lost())?;
     let grant = granted
         .await
         .map_err(|_| lost())?
         .map_err(|violation| Refusal::bad_request(400, format!("{HEADER_RECEIVED}: {violation}")))?;
-    shared.go_on(state, peer, &session);
+    shared.go_on(state, &permit, peer, &session);
     Ok(Claim { task, grant, peer: peer.clone() })
 }
 
