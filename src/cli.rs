@@ -115,6 +115,20 @@ pub struct Status {
 pub struct Serve {
     /// The server's file, if it isn't the usual one.
     pub config: Option<PathBuf>,
+    /// What it is to do.
+    pub action: ServeAction,
+}
+
+/// What `serve` does.
+#[cfg(feature = "server")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ServeAction {
+    /// Serve.
+    Run,
+    /// Say what the configuration comes to.
+    Check,
+    /// Answer one question by it.
+    Ask(crate::server::check::Question),
 }
 
 /// `pki …`
@@ -294,7 +308,10 @@ impl Given {
                 }
             }
             #[cfg(feature = "server")]
-            Commanded::Serve => Ok(Command::Serve(Serve { config: self.path(Opt::Config) })),
+            Commanded::Serve => {
+                let words: Vec<String> = operands.map(utf8).collect::<Result<_>>()?;
+                Ok(Command::Serve(Serve { config: self.path(Opt::Config), action: self.serve_action(words)? }))
+            }
             #[cfg(feature = "server")]
             Commanded::PkiInit => {
                 let domain = operands.next().map(utf8).transpose()?;
@@ -539,7 +556,10 @@ mod tests {
     #[cfg(feature = "server")]
     #[test]
     fn the_servers_commands_are_read() {
-        assert_eq!(parsed(&["serve", "--config", "s"]), Command::Serve(Serve { config: Some("s".into()) }));
+        assert_eq!(
+            parsed(&["serve", "--config", "s"]),
+            Command::Serve(Serve { config: Some("s".into()), action: ServeAction::Run })
+        );
         let pki = |line: &[&str]| match parsed(line) {
             Command::Pki(pki) => pki,
             other => panic!("{other:?}"),

@@ -123,15 +123,35 @@ fn dispatch(command: Command) -> Result<u8> {
         #[cfg(feature = "server")]
         Command::Serve(command) => {
             let path = command.config.unwrap_or_else(|| "/etc/tstunnel/server.toml".into());
-            let sockets = tstunnel::server::systemd::sockets()?;
-            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(no_runtime)?;
-            let result = runtime.block_on(tstunnel::server::run(&path, sockets));
-            runtime.shutdown_background();
-            result.map(|()| 0)
+            let question = match command.action {
+                cli::ServeAction::Run => return serve(&path),
+                cli::ServeAction::Check => return print(&tstunnel::server::check::report(&path)?),
+                cli::ServeAction::Ask(question) => question,
+            };
+            let (is_allowed, text) = on_workers(async move { tstunnel::server::check::answer(&path, question).await })?;
+            print(&text).map(|_| u8::from(!is_allowed))
         }
         #[cfg(feature = "server")]
         Command::Pki(command) => pki(command),
     }
+}
+
+/// Runs the server.
+#[cfg(feature = "server")]
+fn serve(path: &std::path::Path) -> Result<u8> {
+    let sockets = tstunnel::server::systemd::sockets()?;
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(no_runtime)?;
+    let result = runtime.block_on(tstunnel::server::run(path, sockets));
+    runtime.shutdown_background();
+    result.map(|()| 0)
+}
+
+/// Runs something on a worker of a runtime with several threads, as the server runs its requests.
+#[cfg(feature = "server")]
+fn on_workers<T: Send + 'static>(future: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(no_runtime)?;
+    let ended = runtime.block_on(async { tokio::spawn(future).await });
+    ended.map_err(|error| Error::new(Code::Internal, error.to_string()))?
 }
 
 /// Runs a command of the small certificate authority, and prints what it made.

@@ -9,6 +9,7 @@ pub mod admission;
 pub mod agents;
 pub mod audit;
 pub mod authorize;
+pub mod check;
 pub mod config;
 pub mod connection;
 pub mod descriptors;

@@ -81,6 +81,36 @@ impl Given {
     }
 
     /// A value that `parse` understands; `what` says what it should be.
+    /// What `serve` does, with these operands.
+    #[cfg(feature = "server")]
+    pub(super) fn serve_action(&self, words: Vec<String>) -> Result<super::ServeAction> {
+        use super::ServeAction;
+        use crate::server::check::Question;
+
+        let hint = "see `tstunnel serve --help`";
+        let stray = [Opt::As, Opt::User, Opt::Source, Opt::Authorize].into_iter().any(|option| self.has(option));
+        let mut words = words.into_iter();
+        match (self.has(Opt::Check), self.text(Opt::As)?, words.next()) {
+            (false, _, Some(_)) | (true, None, Some(_)) => {
+                Err(usage("`serve` takes a host only with --check --as", hint))
+            }
+            (false, ..) if stray => Err(usage("`serve` asks questions only with --check", hint)),
+            (true, None, None) if stray => Err(usage("a question has a principal: --as PRINCIPAL HOST COMMAND", hint)),
+            (false, _, None) => Ok(ServeAction::Run),
+            (true, None, None) => Ok(ServeAction::Check),
+            (true, Some(principal), host) => {
+                let command: Vec<String> = words.collect();
+                let Some(host) = host.filter(|_| !command.is_empty()) else {
+                    return Err(usage("a question has a host and a command: --as PRINCIPAL HOST COMMAND", hint));
+                };
+                let user = self.text(Opt::User)?;
+                let source = self.number(Opt::Source, "an address", |text| text.parse().ok())?;
+                let authorize = self.has(Opt::Authorize);
+                Ok(ServeAction::Ask(Question { principal, host, command, user, source, authorize }))
+            }
+        }
+    }
+
     pub(super) fn number<T>(&self, id: Opt, what: &str, parse: impl Fn(&str) -> Option<T>) -> Result<Option<T>> {
         let Some(text) = self.text(id)? else { return Ok(None) };
         let wrong = || usage(format!("`{text}` is not {what}"), &format!("give {what}"));
