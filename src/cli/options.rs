@@ -227,9 +227,10 @@ pub const COMMANDS: &[CommandRow] = &[
         words: Words::Between(0, 64),
         sentence: "run the server",
         more: &[
-            "With --check it says what the configuration lets each principal do; with --as too,",
-            "whether PRINCIPAL may run COMMAND on HOST, and by which rule. A COMMAND of one word",
-            "is a whole line, or upload:NAME or stream:TARGET. Exits 0 for yes and 1 for no.",
+            "With --check it says what the configuration lets each principal do; with --as",
+            "too, whether PRINCIPAL may run COMMAND on HOST, and by which rule. A COMMAND of",
+            "one word is a whole line, or upload:NAME or stream:TARGET. Exits 0 for yes, 1",
+            "for no.",
         ],
         server: true,
     },
