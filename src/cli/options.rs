@@ -448,7 +448,7 @@ pub const OPTIONS: &[OptionRow] = &[
         long: "source",
         short: None,
         value: Some("ADDRESS"),
-        sentence: "with --as: where the principal comes from; default: 127.0.0.1",
+        sentence: "with --as: where from; default: 127.0.0.1",
         commands: On::These(&[Serve]),
     },
     OptionRow {
