@@ -112,7 +112,7 @@ pub async fn run(path: &Path) -> Result<()> {
     if let Err(error) = tls::check_lists(&state.config.crl, SystemTime::now()) {
         tracing::warn!("{}, so nobody is let in", error.text);
     }
-    let bound = listener::bind(&state.config.listen).await?;
+    let bound = listener::bind(&state.config.listen)?;
     let limits = &state.config.limits;
     // What is written from now on is this server's own.
     if let Some(end) = SystemTime::now().checked_sub(limits.resume_grace) {

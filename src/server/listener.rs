@@ -6,7 +6,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
 use crate::error::{Code, Error, Result, printable};
@@ -17,6 +17,12 @@ use crate::server::state::State;
 use crate::server::{Shared, connection, descriptors, handshake};
 use crate::socket;
 
+/// Connections that the kernel holds until they are accepted, as far as it does (`net.core.somaxconn`). It drops the SYN of a
+/// client that finds more, which costs that one a second.
+const BACKLOG: u32 = 4096;
+/// The part of all handshakes that are let in before those that were are heard: fewer than it takes for one of them to
+/// lose its place meanwhile.
+const BATCH_SHARE: usize = 8;
 /// Pause after an accept that failed for want of something.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often that is logged.
@@ -48,16 +54,23 @@ pub struct Bound {
 ///
 /// # Errors
 /// `config` where that is not possible.
-pub async fn bind(addresses: &[SocketAddr]) -> Result<Vec<Bound>> {
+pub fn bind(addresses: &[SocketAddr]) -> Result<Vec<Bound>> {
     let mut bound = Vec::new();
     for &address in addresses {
-        let socket = TcpListener::bind(address).await.map_err(|error| {
+        let socket = listen(address).map_err(|error| {
             Error::new(Code::Config, format!("cannot listen on {address}: {error}"))
                 .with_hint("choose another address in `listen`, or stop what has this one")
         })?;
         bound.push(Bound { address, socket });
     }
     Ok(bound)
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 impl Listeners {
@@ -99,6 +112,7 @@ impl Listeners {
 /// Accepts connections until the other end of `stop` is gone, each served in a task of its own.
 async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stop: watch::Receiver<()>) {
     let mut last_failure: Option<Instant> = None;
+    let mut unheard = 0;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -116,8 +130,12 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stop: watch::Rec
             // The connection's own failure: accept(2) passes it on.
             Err(error) => tracing::debug!(%error, "a connection failed before it was accepted"),
         }
-        // Whoever was let in is heard before the next one is: it may have sent its ClientHello already.
-        tokio::task::yield_now().await;
+        // Whoever was let in may have sent its ClientHello already.
+        unheard += 1;
+        if unheard >= shared.state().config.limits.max_handshakes.get() / BATCH_SHARE {
+            unheard = 0;
+            tokio::task::yield_now().await;
+        }
     }
     // What the kernel has taken by now would be reset.
     let Ok(listener) = listener.into_std() else { return };

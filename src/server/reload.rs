@@ -61,7 +61,7 @@ impl Source {
         let (state, warnings) = loading.await.map_err(|error| Error::new(Code::Internal, error.to_string()))??;
         // A server starts with such a list, and lets nobody in; one that runs has something better.
         tls::check_lists(&state.config.crl, SystemTime::now())?;
-        let bound = listener::bind(&listeners.missing(&state.config.listen)).await?;
+        let bound = listener::bind(&listeners.missing(&state.config.listen))?;
         for warning in warnings {
             tracing::warn!("{}: {warning}", self.path.display());
         }
