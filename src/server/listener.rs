@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
 use crate::error::{Code, Error, Result};
@@ -21,6 +21,12 @@ use crate::server::state::State;
 use crate::server::{Shared, connection, descriptors, handshake};
 use crate::socket;
 
+/// Connections that the kernel holds until they are accepted, as far as it does (`net.core.somaxconn`). It drops the SYN of a
+/// client that finds more, which costs that one a second.
+const BACKLOG: u32 = 4096;
+/// The part of all handshakes that are let in before those that were are heard: fewer than it takes for one of them to
+/// lose its place meanwhile.
+const BATCH_SHARE: usize = 8;
 /// Pause after an accept that failed for want of something.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// How often that is logged.
@@ -89,7 +95,7 @@ pub fn adopt(given: Vec<Given>) -> Result<Vec<Bound>> {
 ///
 /// # Errors
 /// `config` where that is not possible.
-pub async fn bind(addresses: &[SocketAddr], given: Vec<Given>) -> Result<Vec<Bound>> {
+pub fn bind(addresses: &[SocketAddr], given: Vec<Given>) -> Result<Vec<Bound>> {
     let mut given = adopt(given)?;
     let mut bound = Vec::new();
     for &address in addresses {
@@ -97,7 +103,7 @@ pub async fn bind(addresses: &[SocketAddr], given: Vec<Given>) -> Result<Vec<Bou
             |given: &Bound| given.address == address || given.socket.local_addr().is_ok_and(|local| local == address);
         let socket = match given.iter().position(is_it) {
             Some(index) => given.swap_remove(index).socket,
-            None => TcpListener::bind(address).await.map_err(|error| {
+            None => listen(address).map_err(|error| {
                 Error::new(Code::Config, format!("cannot listen on {address}: {error}"))
                     .with_hint("choose another address in `listen`, or stop what has this one")
             })?,
@@ -105,6 +111,13 @@ pub async fn bind(addresses: &[SocketAddr], given: Vec<Given>) -> Result<Vec<Bou
         bound.push(Bound { address, socket });
     }
     Ok(bound)
+}
+
+fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 impl Bound {
@@ -205,6 +218,7 @@ impl Listeners {
 /// Accepts connections until the other end of `stop` has something to say or is gone, each served in a task of its own.
 async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
     let mut last_failure: Option<Instant> = None;
+    let mut unheard = 0;
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -222,8 +236,12 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stop: watch::Rec
             // The connection's own failure: accept(2) passes it on.
             Err(error) => tracing::debug!(%error, "a connection failed before it was accepted"),
         }
-        // Whoever was let in is heard before the next one is: it may have sent its ClientHello already.
-        tokio::task::yield_now().await;
+        // Whoever was let in may have sent its ClientHello already.
+        unheard += 1;
+        if unheard >= shared.state().config.limits.max_handshakes.get() / BATCH_SHARE {
+            unheard = 0;
+            tokio::task::yield_now().await;
+        }
     }
     if *stop.borrow() {
         return;

@@ -73,7 +73,7 @@ impl Source {
         let (state, warnings) = loading.await.map_err(|error| Error::new(Code::Internal, error.to_string()))??;
         // A server starts with such a list, and lets nobody in; one that runs has something better.
         tls::check_lists(&state.config.crl, SystemTime::now())?;
-        let bound = listener::bind(&listeners.missing(&state.config.listen), Vec::new()).await?;
+        let bound = listener::bind(&listeners.missing(&state.config.listen), Vec::new())?;
         // The last that may fail: it is done when it succeeds.
         shared.audit.reopen(&state.config.audit, state.config.audit_required)?;
         for warning in warnings {

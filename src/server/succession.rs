@@ -116,7 +116,7 @@ impl Arrival {
     pub async fn listen(&mut self, addresses: &[SocketAddr]) -> Result<Listening> {
         let given = std::mem::take(&mut self.given.listening);
         let is_given = self.given.is_given;
-        let bound = if is_given { listener::adopt(given)? } else { listener::bind(addresses, given).await? };
+        let bound = if is_given { listener::adopt(given)? } else { listener::bind(addresses, given)? };
         Ok(Listening { bound, is_given })
     }
 

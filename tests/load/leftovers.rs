@@ -1,0 +1,120 @@
+//! Sessions that have ended leave nothing behind in the server, nor does a server that is killed.
+
+use std::fs;
+use std::process::Stdio;
+
+use crate::figures::Figures;
+use crate::support::script;
+use crate::support::wait::{SOON, wait_until};
+use crate::support_net::child::{Watched, run};
+use crate::support_net::site::{Plan, Site};
+use crate::turn;
+
+/// How many sessions come one after another, and how many at once.
+const ONE_AFTER_ANOTHER: usize = 500;
+const AT_ONCE: usize = 200;
+/// What the allocator may keep of what was freed: after sessions one after another, and after many at once, which leave
+/// small pieces all over the place.
+const SLACK_KIB: u64 = 1 << 10;
+const SLACK_AT_ONCE_KIB: u64 = 16 << 10;
+/// Where an agent is.
+const AGENT: &str = ".mutagen/agents/0.18.1/mutagen-agent";
+
+/// A host that takes that many sessions of one client.
+fn plan() -> Plan {
+    Plan::any()
+        .limit(&format!("max_sessions_per_principal = {}", AT_ONCE + 10))
+        .limit(&format!("max_sessions_per_source = {}", AT_ONCE + 10))
+}
+
+/// Waits until the server holds no more than before, memory aside, and returns what it holds.
+#[track_caller]
+fn settled(site: &Site, server: u32, before: &Figures) -> Figures {
+    site.wait_until_idle();
+    let mut now = Figures::of(server);
+    wait_until("the server holds no more than before", SOON, || {
+        now = Figures::of(server);
+        now.descriptors <= before.descriptors && now.children <= before.children
+    });
+    now
+}
+
+/// Says what there was before and after a round, and after another, and checks that there is no more, memory aside.
+#[track_caller]
+fn check(name: &str, before: Figures, after: [Figures; 2]) {
+    println!("{name}: before {before:?}, after one round {:?}, after another {:?}", after[0], after[1]);
+    for after in after {
+        assert_eq!((after.descriptors, after.children), (before.descriptors, before.children));
+    }
+}
+
+#[test]
+fn sessions_one_after_another_leave_nothing() {
+    let _turn = turn();
+    let mut site = Site::start(&plan());
+    let server = site.server().id();
+    let round = |count: usize| {
+        for _ in 0..count {
+            assert_eq!(run(&mut site.exec(&["echo x"])).ok().text(), "x\n");
+        }
+    };
+    run(&mut site.exec(&["true"])).ok();
+    site.wait_until_idle();
+    let before = Figures::of(server);
+    let after = [(); 2].map(|()| {
+        round(ONE_AFTER_ANOTHER / 2);
+        settled(&site, server, &before)
+    });
+    check("one after another", before, after);
+    assert!(after[1].memory_kib <= after[0].memory_kib + SLACK_KIB, "memory was left over");
+}
+
+#[test]
+fn sessions_at_once_leave_nothing() {
+    let _turn = turn();
+    let mut site = Site::new();
+    // What is freed shows: by default the C library keeps what was used at the busiest moment (mallopt(3)).
+    site.serve_by(&plan(), &["env".to_owned(), "MALLOC_MMAP_THRESHOLD_=32768".to_owned()]);
+    let server = site.server().id();
+    run(&mut site.exec(&["true"])).ok();
+    site.wait_until_idle();
+    let before = Figures::of(server);
+    let after = [(); 2].map(|()| {
+        let sessions = begin(&site, &["cat"]);
+        assert_eq!(Figures::of(server).children, AT_ONCE);
+        for session in sessions {
+            session.wait_within(SOON * 2).ok();
+        }
+        settled(&site, server, &before)
+    });
+    check("at once", before, after);
+    assert!(after[1].memory_kib <= before.memory_kib + SLACK_AT_ONCE_KIB, "memory was left over");
+}
+
+/// Starts as many sessions as there may be at once, and waits until all of them answer.
+fn begin(site: &Site, words: &[&str]) -> Vec<Watched> {
+    // So many clients that start at once have little of the machine each.
+    site.configure_more("connect_timeout = \"60s\"");
+    let mut sessions: Vec<Watched> =
+        (0..AT_ONCE).map(|_| Watched::start(site.exec(words).stdin(Stdio::piped()))).collect();
+    for session in &mut sessions {
+        session.write(b"here\n");
+        session.wait_for_output("here\n");
+    }
+    sessions
+}
+
+#[test]
+fn a_server_that_is_killed_leaves_no_agent() {
+    let _turn = turn();
+    let mut site = Site::start(&plan());
+    let file = site.home.join(AGENT);
+    fs::create_dir_all(file.parent().unwrap()).unwrap();
+    // It lives until its stdin ends, as real ones do.
+    script::write(&file, "exec cat");
+    let sessions = begin(&site, &[AGENT, "synchronizer"]);
+    assert_eq!(site.running("cat"), AT_ONCE);
+    site.server().kill();
+    site.wait_until_idle();
+    drop(sessions);
+}
