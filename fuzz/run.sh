@@ -9,6 +9,9 @@ set -euo pipefail
 cd "$(dirname "$0")"
 
 seconds=${1:-5}
+# To libFuzzer no seconds at all are no limit; here they are the inputs that are kept and nothing else.
+limit=(-max_total_time="$seconds")
+[ "$seconds" != 0 ] || limit=(-runs=0)
 targets=("${@:2}")
 if [ "${#targets[@]}" -eq 0 ]; then
     for file in fuzz_targets/*.rs; do
@@ -32,7 +35,7 @@ failed=()
 for target in "${targets[@]}"; do
     mkdir -p "corpus/$target" "artifacts/$target"
     # Past the time or the memory of a slow machine's worst case, an input is one that hangs or that swells.
-    options=(-max_total_time="$seconds" -timeout=20 -rss_limit_mb=512 -print_final_stats=1 -artifact_prefix="artifacts/$target/")
+    options=("${limit[@]}" -timeout=20 -rss_limit_mb=512 -print_final_stats=1 -artifact_prefix="artifacts/$target/")
     if "target/$host/debug/$target" "${options[@]}" "corpus/$target" "seeds/$target" >"$log" 2>&1 &&
         executions=$(awk '/^stat::number_of_executed_units:/ { print $2 }' "$log") && [ "${executions:-0}" -gt 0 ]; then
         edges=$(grep -o 'cov: [0-9]*' "$log" | tail -n 1)
