@@ -225,6 +225,7 @@ fn until_the_command_has_said_yes_the_host_looks_like_one_that_is_not_there() {
         ("/copy/%zz", &["--data", "x"]),
         ("/copy/a%2fb", &["--data", "x"]),
         ("/resume", &[&upgrade[..], &["--request", "POST", "--header", "Tstunnel-Session: a.b"]].concat()),
+        ("/resume", &[&upgrade[..], &["--request", "POST", "--header", "Tstunnel-Received: 0"]].concat()),
         ("/host", &["--header", "Tstunnel-User: a", "--header", "Tstunnel-User: b"]),
     ];
     for (path, arguments) in requests {
@@ -237,7 +238,7 @@ fn until_the_command_has_said_yes_the_host_looks_like_one_that_is_not_there() {
     let statuses: Vec<String> = requests.iter().map(|(path, more)| elsewhere.curl(HOST, path, more).0).collect();
     assert_eq!(
         statuses,
-        ["200", "405", "404", "426", "400", "400", "403", "400", "400", "400", "400", "410", "400"],
+        ["200", "405", "404", "426", "400", "400", "403", "400", "400", "400", "400", "400", "410", "400"],
         "whoever is let in is told what is wrong"
     );
 }
