@@ -377,6 +377,8 @@ fn permission_bits(text: &str) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    #[cfg(feature = "server")]
+    use crate::server::check::Question;
     use std::os::unix::ffi::OsStringExt;
 
     fn words(line: &[&str]) -> Vec<OsString> {
@@ -556,10 +558,41 @@ mod tests {
     #[cfg(feature = "server")]
     #[test]
     fn the_servers_commands_are_read() {
-        assert_eq!(
-            parsed(&["serve", "--config", "s"]),
-            Command::Serve(Serve { config: Some("s".into()), action: ServeAction::Run })
-        );
+        let serve = |config: Option<&str>, action| Command::Serve(Serve { config: config.map(Into::into), action });
+        assert_eq!(parsed(&["serve", "--config", "s"]), serve(Some("s"), ServeAction::Run));
+        assert_eq!(parsed(&["serve", "--check"]), serve(None, ServeAction::Check));
+        let question = Question {
+            principal: "ann@example.org".into(),
+            host: "web".into(),
+            command: vec!["ls".into()],
+            source: None,
+            user: None,
+            authorize: false,
+        };
+        let asks = |more: &[&str]| parsed(&[&["serve", "--check", "--as", "ann@example.org"][..], more].concat());
+        assert_eq!(asks(&["web", "ls"]), serve(None, ServeAction::Ask(question.clone())));
+        let asked = Question {
+            command: ["ls", "-l", "--user", "x"].map(str::to_owned).into(),
+            source: Some(std::net::Ipv6Addr::LOCALHOST.into()),
+            user: Some("dev".into()),
+            authorize: true,
+            ..question
+        };
+        let more = ["--source", "::1", "web", "--user", "dev", "--authorize", "ls", "-l", "--user", "x"];
+        assert_eq!(asks(&more), serve(None, ServeAction::Ask(asked)));
+        for wrong in [
+            &["serve", "web"][..],
+            &["serve", "--check", "web", "ls"],
+            &["serve", "--check", "--user", "dev"],
+            &["serve", "--check", "--source", "::1"],
+            &["serve", "--authorize"],
+            &["serve", "--as", "ann", "web", "ls"],
+            &["serve", "--check", "--as", "ann"],
+            &["serve", "--check", "--as", "ann", "web"],
+            &["serve", "--check", "--as", "ann", "--source", "here", "web", "ls"],
+        ] {
+            refused(wrong);
+        }
         let pki = |line: &[&str]| match parsed(line) {
             Command::Pki(pki) => pki,
             other => panic!("{other:?}"),

@@ -225,6 +225,7 @@ fn until_the_command_has_said_yes_the_host_looks_like_one_that_is_not_there() {
         ("/copy/%zz", &["--data", "x"]),
         ("/copy/a%2fb", &["--data", "x"]),
         ("/resume", &[&upgrade[..], &["--request", "POST", "--header", "Tstunnel-Session: a.b"]].concat()),
+        ("/resume", &[&upgrade[..], &["--request", "POST", "--header", "Tstunnel-Received: 0"]].concat()),
         ("/host", &["--header", "Tstunnel-User: a", "--header", "Tstunnel-User: b"]),
     ];
     for (path, arguments) in requests {
@@ -237,7 +238,7 @@ fn until_the_command_has_said_yes_the_host_looks_like_one_that_is_not_there() {
     let statuses: Vec<String> = requests.iter().map(|(path, more)| elsewhere.curl(HOST, path, more).0).collect();
     assert_eq!(
         statuses,
-        ["200", "405", "404", "426", "400", "400", "403", "400", "400", "400", "400", "410", "400"],
+        ["200", "405", "404", "426", "400", "400", "403", "400", "400", "400", "400", "400", "410", "400"],
         "whoever is let in is told what is wrong"
     );
 }
@@ -315,6 +316,32 @@ fn a_server_does_not_start_with_a_command_that_others_can_change() {
     assert!(fails(&mut serve(), 1, "config").contains("others can change"));
     mode(&elsewhere.file(), 0o644);
     assert!(fails(&mut serve(), 1, "config").contains("no program"));
+}
+
+#[test]
+fn a_check_says_that_the_command_would_be_asked_and_asks_it_only_where_that_is_wanted() {
+    let elsewhere = Elsewhere::start("echo '{\"commands\": [\"id\"]}'", Plan::any());
+    let file = elsewhere.site.root.join("server.toml");
+    let check = |more: &[&str]| {
+        let mut words = vec!["serve", "--check", "--config", text(&file)];
+        words.extend(more);
+        let ran = run(&mut elsewhere.site.tstunnel(&words));
+        (ran.code(), ran.text())
+    };
+    assert!(check(&[]).1.ends_with("the `authorize` command is asked\n"), "{:?}", check(&[]));
+    let (status, said) = check(&["--as", BOB, HOST, "id"]);
+    assert_eq!(status, Some(1));
+    assert!(said.contains("would ask the `authorize` command\nrefused [host-unknown]: "), "{said}");
+    assert!(elsewhere.asked().is_empty());
+    let (status, said) = check(&["--as", BOB, "--authorize", HOST, "id"]);
+    assert_eq!(status, Some(0), "{said}");
+    assert!(said.starts_with(&format!("allowed by authorized `{BOB}` on `{HOST}` for command `id`")), "{said}");
+    let (status, said) = check(&["--as", BOB, "--authorize", HOST, "ls"]);
+    assert_eq!(status, Some(1));
+    assert!(said.starts_with("refused [command-denied]: "), "{said}");
+    assert_eq!(elsewhere.asked().len(), 2);
+    assert_eq!(check(&["--as", BOB, "--authorize", "nowhere", "id"]).0, Some(1));
+    assert_eq!(elsewhere.asked().len(), 2, "nobody asks about a host that is not there");
 }
 
 /// An answer that is good for so many seconds from now.

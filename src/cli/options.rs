@@ -45,6 +45,8 @@ pub enum Words {
     Between(usize, usize),
     /// One operand, then a command of one word or more, which nothing behind its first word belongs to us.
     ThenCommand,
+    /// The same, or nothing.
+    PerhapsThenCommand,
 }
 
 /// A row of the table of commands.
@@ -224,7 +226,7 @@ pub const COMMANDS: &[CommandRow] = &[
         id: Serve,
         name: "serve",
         operands: "[HOST COMMAND...]",
-        words: Words::Between(0, 64),
+        words: Words::PerhapsThenCommand,
         sentence: "run the server",
         more: &[
             "With --check it says what the configuration lets each principal do; with --as",

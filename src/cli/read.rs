@@ -22,7 +22,8 @@ pub(super) fn read(row: &CommandRow, args: Vec<OsString>) -> Result<Given> {
     while let Some(argument) = parser.next().map_err(wrong)? {
         let option = match argument {
             lexopt::Arg::Value(word) => {
-                let ends = row.words == Words::ThenCommand && !given.operands.is_empty();
+                let is_command = matches!(row.words, Words::ThenCommand | Words::PerhapsThenCommand);
+                let ends = is_command && !given.operands.is_empty();
                 given.operands.push(word);
                 if ends {
                     given.operands.extend(parser.raw_args().map_err(wrong)?);
@@ -41,7 +42,7 @@ pub(super) fn read(row: &CommandRow, args: Vec<OsString>) -> Result<Given> {
     let (least, most) = match row.words {
         Words::Between(least, most) => (least, most),
         Words::ThenCommand => (2, usize::MAX),
-        Words::Verbatim => (0, usize::MAX),
+        Words::PerhapsThenCommand | Words::Verbatim => (0, usize::MAX),
     };
     if given.operands.len() < least && !given.has(Opt::Help) {
         let text = format!("`tstunnel {}` needs {}", row.name, row.operands);
@@ -80,7 +81,6 @@ impl Given {
         self.value(id).cloned().map(utf8).transpose()
     }
 
-    /// A value that `parse` understands; `what` says what it should be.
     /// What `serve` does, with these operands.
     #[cfg(feature = "server")]
     pub(super) fn serve_action(&self, words: Vec<String>) -> Result<super::ServeAction> {
@@ -111,6 +111,7 @@ impl Given {
         }
     }
 
+    /// A value that `parse` understands; `what` says what it should be.
     pub(super) fn number<T>(&self, id: Opt, what: &str, parse: impl Fn(&str) -> Option<T>) -> Result<Option<T>> {
         let Some(text) = self.text(id)? else { return Ok(None) };
         let wrong = || usage(format!("`{text}` is not {what}"), &format!("give {what}"));

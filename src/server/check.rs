@@ -4,13 +4,14 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::error::{Code, Error, Result, printable};
 use crate::protocol::{HostId, Principal};
+use crate::server::account::Login;
 use crate::server::config::{Account, Commands, HostConfig, ServerConfig};
 use crate::server::policy::grant::Grant;
-use crate::server::policy::{Asker, CommandLine, Request};
+use crate::server::policy::{Action, Asker, CommandLine, Permit, Refused, Request};
 use crate::server::principal::{SPIFFE_PREFIX, check_principal_text, check_spiffe_id};
 use crate::server::state::State;
 use crate::tls;
@@ -18,6 +19,9 @@ use crate::tls;
 /// What a command of a question begins with where it is a file's name, or a target.
 const UPLOAD: &str = "upload:";
 const STREAM: &str = "stream:";
+
+/// From how long before its end a certificate is warned of.
+const SOON: Duration = Duration::from_secs(14 * 86_400);
 
 /// Who asks for what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +53,9 @@ pub fn report(path: &Path) -> Result<String> {
     if let Err(error) = tls::check_lists(&state.config.crl, SystemTime::now()) {
         let _ = writeln!(text, "warning: {}, so nobody is let in", error.text);
     }
+    for doubt in doubts(&state) {
+        let _ = writeln!(text, "warning: {doubt}");
+    }
     let _ = writeln!(text, "{}: a server with this configuration starts", path.display());
     for (index, grant) in state.config.grants.iter().enumerate() {
         let _ = write!(text, "\ngrant {} to `{}`", index + 1, grant.principal.as_str());
@@ -58,6 +65,27 @@ pub fn report(path: &Path) -> Result<String> {
         let _ = writeln!(text, "\nwhere none of these opens a host, the `authorize` command is asked");
     }
     Ok(text)
+}
+
+/// What only this machine and this moment show.
+fn doubts(state: &State) -> Vec<String> {
+    let mut doubts = Vec::new();
+    let end = UNIX_EPOCH + Duration::from_secs(state.expiry.certificate.try_into().unwrap_or_default());
+    let left = end.duration_since(SystemTime::now()).unwrap_or_default();
+    if left < SOON {
+        let cert = state.config.cert.display();
+        doubts.push(format!("{cert}: the certificate is valid for {} days more", left.as_secs() / 86_400));
+    }
+    for (name, home) in state.config.accounts() {
+        match Login::find(&name, home.as_deref()) {
+            Err(error) => doubts.push(error.text),
+            Ok(login) if !login.home.is_dir() => {
+                doubts.push(format!("the account `{name}` has no home directory: {}", login.home.display()));
+            }
+            Ok(_) => {}
+        }
+    }
+    doubts
 }
 
 /// What `grant` comes to on each host that it opens.
@@ -128,11 +156,14 @@ pub async fn answer(path: &Path, question: Question) -> Result<(bool, String)> {
     if let (Some(command), Some(closed)) = (&state.authorize, state.policy.closed(&asker, host.as_str())) {
         if authorize {
             asker.authorized = command.grant(&asker, &closed, &request, None).await;
+            // Asking has taken its time.
+            asker.now = SystemTime::now();
         } else {
             text.push_str("no grant of the file opens this host; the server would ask the `authorize` command\n");
         }
     }
-    let is_allowed = match state.policy.judge(&asker, host.as_str(), &request) {
+    let judged = state.policy.judge(&asker, host.as_str(), &request).and_then(with_account);
+    let is_allowed = match judged {
         Ok(permit) => {
             let _ = writeln!(text, "allowed by {}", printable(permit.rule()));
             let _ = writeln!(text, "account {}", permit.account());
@@ -145,6 +176,16 @@ pub async fn answer(path: &Path, question: Question) -> Result<(bool, String)> {
         }
     };
     Ok((is_allowed, text))
+}
+
+/// The account of what has to be run or stored: one that nobody may use refuses it, as the server does.
+fn with_account(permit: Permit) -> Result<Permit, Refused> {
+    if matches!(permit.action(), Action::Command { .. } | Action::Copy { .. })
+        && let Err(error) = Login::find(permit.account(), permit.home_override())
+    {
+        return Err(Refused { error, rule: permit.rule().to_owned() });
+    }
+    Ok(permit)
 }
 
 /// The request that a command of a question stands for.

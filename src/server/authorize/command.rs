@@ -7,12 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
 
-use rustix::process::{Pid, Resource, Signal, getrlimit, kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use crate::error::{Code, Error, Result};
 use crate::server::account::Login;
 use crate::server::config::AuthorizeConfig;
+use crate::server::descriptors;
 use crate::server::process::PATH;
 use crate::server::spawn::{self, Program, Setup};
 
@@ -63,7 +64,7 @@ impl Command {
         let setup = Setup {
             login: &self.login,
             folder: Path::new("/"),
-            descriptors: getrlimit(Resource::Nofile),
+            descriptors: descriptors::original(),
             program: Program::OneOf(vec![self.file.clone()]),
             arguments: &self.words,
             environment: &environment,

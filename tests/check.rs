@@ -1,0 +1,204 @@
+//! `tstunnel serve --check`: what it finds wrong, what it lists, and how it ends. That its answers are the server's own is what
+//! `policy_table` shows.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+mod support_net;
+
+use std::fs;
+
+use support::pki::{Usage, Validity, params};
+use support_net::child::{Ran, run};
+use support_net::site::{PRINCIPAL, Plan, Site, text};
+use tstunnel::server::check::report;
+use tstunnel::server::config::Account;
+
+const UPLOAD: &str = "upload:.mutagen-agent0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
+const BOB: &str = "spiffe://tunnel.test/users/bob";
+const ROBOT: &str = "spiffe://tunnel.test/robots/ci";
+
+fn plan() -> Plan {
+    Plan::mutagen().tables(
+        r#"
+        [host.open]
+        commands = "any"
+        shell = false
+        targets = ["tcp:127.0.0.1:*"]
+        [host.listed]
+        commands = ["no-such-program *", "uname *"]
+        [host.both]
+        commands = ["mutagen", "no-such-program --version"]
+        [host.closed]
+        commands = []
+        [host.ports]
+        targets = ["tcp:127.0.0.1:1", "tcp:*:22"]
+        [host.dev-1]
+        commands = "any"
+        shell = false
+
+        [[grant]]
+        principal = "spiffe://tunnel.test/users/*"
+        hosts = ["open", "listed", "both", "closed"]
+        commands = "mutagen"
+        targets = []
+        [[grant]]
+        principal = "spiffe://tunnel.test/users/bob"
+        hosts = ["open", "ports"]
+        targets = ["tcp:127.0.0.1:1"]
+        [[grant]]
+        principal = "spiffe://tunnel.test/robots/*"
+        hosts = ["*"]
+        sources = ["10.0.0.0/8"]
+        [[grant]]
+        principal = "spiffe://tunnel.test/robots/*"
+        hosts = ["dev-*", "listed"]
+        sources = ["192.0.2.0/24", "127.0.0.0/8"]
+        commands = ["uname -a", "mutagen"]
+        [[grant]]
+        principal = "*@tunnel.test"
+        hosts = ["*"]
+        expires = 2020-01-01T00:00:00Z
+        [[grant]]
+        principal = "ann@tunnel.test"
+        hosts = ["both", "ports", "open"]
+        expires = 2100-01-01T00:00:00Z
+        accounts = ["somebody-else"]
+        [[grant]]
+        principal = "ann@tunnel.test"
+        hosts = ["ports", "open"]
+        [[grant]]
+        principal = "*.tunnel.test"
+        hosts = ["*"]
+        commands = ["*"]
+        "#,
+    )
+}
+
+#[test]
+fn the_program_answers_a_question_by_its_words_and_its_status() {
+    let site = Site::start(&plan());
+    let file = site.root.join("server.toml");
+    let ask = |words: &[&str]| {
+        let mut command = site.tstunnel(&["serve", "--config", file.to_str().unwrap(), "--check", "--as"]);
+        run(command.args(words))
+    };
+    let bob = BOB;
+    let yes = ask(&[bob, "both", "uname", "-s", "-m"]);
+    assert_eq!(yes.code(), Some(0), "{}", yes.stderr);
+    assert!(yes.text().starts_with("allowed by grant 2 `spiffe://tunnel.test/users/*` on `both`"), "{}", yes.text());
+    let no = ask(&[bob, "both", "rm -rf /"]);
+    assert_eq!(no.code(), Some(1));
+    assert!(no.text().starts_with("refused [command-denied]: "), "{}", no.text());
+    assert_eq!(ask(&[ROBOT, "--source", "10.1.2.3", "ports", UPLOAD]).code(), Some(0));
+    assert_eq!(ask(&[ROBOT, "ports", UPLOAD]).code(), Some(1));
+    assert_eq!(ask(&["ann@tunnel.test", "--user", "somebody-else", "both", "true"]).code(), Some(1));
+    for wrong in [vec![bob], vec![bob, "open"], vec!["spiffe://UPPER/x", "open", "true"], vec![bob, "a b", "true"]] {
+        assert_eq!(ask(&wrong).code(), Some(2), "{wrong:?}");
+    }
+    let mut stray = site.tstunnel(&["serve", "--as", bob, "open", "true"]);
+    assert_eq!(run(&mut stray).code(), Some(2));
+}
+
+#[test]
+fn the_check_lists_what_each_principal_may_do_and_what_keeps_a_server_from_starting() {
+    let site = Site::start(&plan());
+    let file = site.root.join("server.toml");
+    let text = report(&file).unwrap();
+    for expected in [
+        "grant 2 to `spiffe://tunnel.test/users/*`\n",
+        "any command and upload; of that only what Mutagen asks for; streams to tcp:127.0.0.1:*; of them only nothing\n",
+        "grant 4 to `spiffe://tunnel.test/robots/*` from 10.0.0.0/8\n",
+        "until 2020-01-01T00:00:00Z, which is over\n",
+        "as somebody-else: ",
+    ] {
+        assert!(text.contains(expected), "{expected}\n{text}");
+    }
+    let check = || run(&mut site.tstunnel(&["serve", "--check", "--config", file.to_str().unwrap()]));
+    assert!(check().ok().text().contains("a server with this configuration starts"));
+    fs::write(site.root.join("server.key"), "no key").unwrap();
+    let ran = check();
+    assert_eq!((ran.code(), ran.text().as_str()), (Some(1), ""));
+    assert!(ran.stderr.contains("server.key"), "{}", ran.stderr);
+}
+
+/// A site with this configuration behind the usual files, and no server.
+fn site(configuration: &str) -> Site {
+    let site = Site::new();
+    let files = "cert = \"server.crt\"\nkey = \"server.key\"\nclient_ca = [\"clients-ca.crt\"]\n";
+    fs::write(site.root.join("server.toml"), format!("{files}{configuration}")).unwrap();
+    site
+}
+
+/// A host of the account that the tests run as, said in so many words, with a home.
+fn host(site: &Site) -> String {
+    let own = Account::of_process().unwrap().name;
+    format!("[host.web]\naccount = \"{own}\"\nhome = {:?}\ncommands = \"any\"\n", site.home)
+}
+
+fn check(site: &Site, more: &[&str]) -> Ran {
+    let file = site.root.join("server.toml");
+    let mut words = vec!["serve", "--check", "--config", text(&file)];
+    words.extend(more);
+    run(&mut site.tstunnel(&words))
+}
+
+/// The warnings of a report, which come first.
+fn warnings(said: &str) -> Vec<&str> {
+    said.lines().map_while(|line| line.strip_prefix("warning: ")).collect()
+}
+
+#[test]
+fn a_configuration_that_is_right_has_no_warning() {
+    let site = site("");
+    let file = site.root.join("server.toml");
+    let whole = fs::read_to_string(&file).unwrap() + &host(&site);
+    fs::write(&file, format!("{whole}[[grant]]\nprincipal = \"*\"\nhosts = [\"web\"]\n")).unwrap();
+    let ran = check(&site, &[]).ok();
+    assert_eq!(ran.stderr, "");
+    assert!(warnings(&ran.text()).is_empty(), "{}", ran.text());
+}
+
+#[test]
+fn what_is_hardly_meant_is_said_first() {
+    let site = site("crl = [\"clients.crl\"]\n");
+    let file = site.root.join("server.toml");
+    let whole = fs::read_to_string(&file).unwrap() + &host(&site);
+    fs::write(&file, format!("{whole}[[grant]]\nprincipal = \"*\"\nhosts = [\"x\"]\n")).unwrap();
+    fs::write(site.root.join("clients.crl"), site.clients.revoke(&[], Validity::Past)).unwrap();
+    let said = check(&site, &[]).ok().text();
+    let warned = warnings(&said);
+    assert_eq!(warned.len(), 2, "{said}");
+    assert!(warned[0].contains("grant 1 for `*` covers none of the hosts"), "{said}");
+    assert!(warned[1].contains("clients.crl: the revocation list expired"), "{said}");
+    let expired = site.servers.issue(Usage::Server, Validity::Past, params(&["*.tunnel.test"]));
+    site.write(&expired, "server");
+    let said = check(&site, &[]).ok().text();
+    assert!(
+        warnings(&said).last().unwrap().ends_with("server.crt: the certificate is valid for 0 days more"),
+        "{said}"
+    );
+}
+
+#[test]
+fn an_account_that_nobody_may_use_is_warned_of_and_refuses() {
+    if !rustix::process::geteuid().is_root() {
+        // Only root serves other accounts: here the file itself is wrong.
+        assert_eq!(check(&site("[host.web]\naccount = \"root\"\n"), &[]).code(), Some(1));
+        return;
+    }
+    let host = "[host.web]\naccount = \"no-such-account\"\ncommands = \"any\"\ntargets = [\"tcp:127.0.0.1:1\"]\n";
+    let site =
+        site(&format!("{host}[[grant]]\nprincipal = \"*\"\nhosts = [\"*\"]\naccounts = [\"no-such-account\"]\n"));
+    let said = check(&site, &[]).ok().text();
+    assert_eq!(warnings(&said), ["the account `no-such-account` does not exist on this machine"]);
+    for command in ["id", "upload:notes"] {
+        let ran = check(&site, &["--as", PRINCIPAL, "web", command]);
+        assert_eq!(ran.code(), Some(1));
+        let said = ran.text();
+        assert!(said.starts_with("refused [unauthorized]: the account `no-such-account` does not exist"), "{said}");
+        assert!(said.contains("\nby grant 1 `*` on `*`; "), "{said}");
+    }
+    // A stream runs and stores nothing.
+    assert_eq!(check(&site, &["--as", PRINCIPAL, "web", "stream:"]).code(), Some(0));
+}
