@@ -9,6 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::error::{Code, Error, Result, printable};
 use crate::protocol::{HostId, Principal};
 use crate::server::account::Login;
+use crate::server::audit::Destination;
 use crate::server::config::{Account, Commands, HostConfig, ServerConfig};
 use crate::server::policy::grant::Grant;
 use crate::server::policy::{Action, Asker, CommandLine, Permit, Refused, Request};
@@ -70,6 +71,11 @@ pub fn report(path: &Path) -> Result<String> {
 /// What only this machine and this moment show.
 fn doubts(state: &State) -> Vec<String> {
     let mut doubts = Vec::new();
+    if let Destination::File(file) = &state.config.audit
+        && let Some(folder) = file.parent().filter(|folder| !folder.is_dir())
+    {
+        doubts.push(format!("the audit log's folder {} is not there, so the server does not start", folder.display()));
+    }
     let end = UNIX_EPOCH + Duration::from_secs(state.expiry.certificate.try_into().unwrap_or_default());
     let left = end.duration_since(SystemTime::now()).unwrap_or_default();
     if left < SOON {

@@ -79,6 +79,15 @@ impl Source {
         for warning in warnings {
             tracing::warn!("{}: {warning}", self.path.display());
         }
+        let old = shared.state();
+        for (key, is_other) in [
+            ("[monitor]", old.config.monitor != state.config.monitor),
+            ("`run_dir`", old.config.run_dir != state.config.run_dir),
+        ] {
+            if is_other {
+                tracing::warn!("{key} has changed, which takes effect with the next start or a SIGUSR2");
+            }
+        }
         let addresses = state.config.listen.clone();
         listeners.exchange(bound, &addresses)?;
         shared.exchange(state);
