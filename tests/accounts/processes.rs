@@ -165,9 +165,11 @@ fn an_upload_is_stored_by_a_process_of_the_accounts_and_belongs_to_it() {
     let mut body = upload.stdin();
     body.write_all(b"con").unwrap();
     body.flush().unwrap();
-    // Another may look for what an earlier server has left, in another home.
+    // Others look for what an earlier server has left, there too; but this one has a file open.
     let is_in_home = |child: &process::Process| {
-        fs::read_link(format!("/proc/{}/cwd", child.pid)).is_ok_and(|folder| folder == machine.home("ann"))
+        let open = fs::read_dir(format!("/proc/{}/fd", child.pid)).into_iter().flatten().flatten();
+        open.filter_map(|entry| fs::read_link(entry.path()).ok())
+            .any(|file| file.parent() == Some(&machine.home("ann")))
     };
     let children = || process::children(server).into_iter().filter(|child| child.mentions("tstunnel-store"));
     let storing = || children().find(is_in_home);
