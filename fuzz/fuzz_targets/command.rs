@@ -41,6 +41,7 @@ fuzz_target!(|body: &[u8]| -> Corpus {
         principal: Principal("ann@example.org".into()),
         source: IpAddr::V4(Ipv4Addr::LOCALHOST),
         now: SystemTime::UNIX_EPOCH,
+        authorized: None,
     };
     let permit = match POLICY.decide(&asker, "dev", &request) {
         Ok(permit) => permit,

@@ -28,6 +28,7 @@ fuzz_target!(|text: &str| -> Corpus {
         principal: Principal(case.principal.clone()),
         source: case.source,
         now: SystemTime::UNIX_EPOCH + Duration::from_secs(case.now),
+        authorized: None,
     };
     let policy = Policy::new(&config);
     let reached = policy.reach(&asker, &case.server_name);
