@@ -337,7 +337,7 @@ fn there_is_no_monitor_unless_it_is_asked_for_and_one_that_cannot_listen_is_an_e
     fs::write(&configuration, monitor).unwrap();
     let ran = run(site.command(TSTUNNEL).args(["serve", "--config"]).arg(&configuration));
     assert_eq!(ran.code(), Some(1));
-    assert!(ran.stderr.contains("error[config]: [monitor]: cannot listen on 127.0.0.1:"), "{}", ran.stderr);
+    assert!(ran.stderr.contains("error[config]: cannot monitor on 127.0.0.1:"), "{}", ran.stderr);
 }
 
 #[test]
