@@ -150,8 +150,8 @@ pub async fn run(path: &Path, sockets: Vec<Given>) -> Result<()> {
         tracing::warn!("{}, so nobody is let in", error.text);
     }
     let mut arrival = Arrival::look_around(state.config.run_dir.as_deref(), path, sockets).await;
-    let listening = arrival.listen(&state.config.listen).await?;
-    let monitors = monitor::bind(&state.config.monitor, arrival.take_monitors()).await?;
+    let listening = arrival.listen(&state.config.listen)?;
+    let monitors = monitor::bind(&state.config.monitor, arrival.take_monitors())?;
     let limits = &state.config.limits;
     // What is written from now on is this server's own.
     if let Some(end) = SystemTime::now().checked_sub(limits.resume_grace) {

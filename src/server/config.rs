@@ -24,7 +24,7 @@ pub use authorize::AuthorizeConfig;
 /// Everything that `tstunnel serve` goes by.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerConfig {
-    /// Where to listen; empty only for a server that gets its sockets from systemd.
+    /// Where to listen; never empty, though sockets from the service manager take their place.
     pub listen: Vec<SocketAddr>,
     /// The server's certificate chain, PEM.
     pub cert: PathBuf,

@@ -57,7 +57,7 @@ pub struct Monitors {
 ///
 /// # Errors
 /// `config` where that is not possible.
-pub async fn bind(addresses: &[SocketAddr], given: Vec<Given>) -> Result<Vec<Bound>> {
+pub fn bind(addresses: &[SocketAddr], given: Vec<Given>) -> Result<Vec<Bound>> {
     listener::bind(addresses, given).map_err(|error| {
         Error::new(error.code, error.text.replacen("cannot listen", "cannot monitor", 1))
             .with_hint("choose another address for `listen` in [monitor], or stop what has this one")

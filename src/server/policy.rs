@@ -1,7 +1,7 @@
 //! Principal, server name and request → [`Permit`] or a refusal.
 //!
 //! No I/O, no clock, no network. Fails closed: what no grant opens and no list names is refused, and an empty policy
-//! denies everyone. Nothing is started, stored or connected without a [`Permit`], and only [`Policy::decide`] makes one.
+//! denies everyone. Nothing is started, stored or connected without a [`Permit`], and only [`Policy::judge`] makes one.
 
 mod allowed;
 mod command;
@@ -121,7 +121,7 @@ impl From<CommandRequest> for Request {
     }
 }
 
-/// The proof that the policy allows something. Only [`Policy::decide`] makes one.
+/// The proof that the policy allows something. Only [`Policy::judge`] makes one.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Permit {
     host: HostId,

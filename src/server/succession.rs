@@ -113,7 +113,7 @@ impl Arrival {
     ///
     /// # Errors
     /// `config` where that is not possible.
-    pub async fn listen(&mut self, addresses: &[SocketAddr]) -> Result<Listening> {
+    pub fn listen(&mut self, addresses: &[SocketAddr]) -> Result<Listening> {
         let given = std::mem::take(&mut self.given.listening);
         let is_given = self.given.is_given;
         let bound = if is_given { listener::adopt(given)? } else { listener::bind(addresses, given)? };
