@@ -4,7 +4,6 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use super::options::{self, CommandRow, Opt, OptionRow, Words};
-use crate::config::Overrides;
 use crate::error::{Code, Error, Result, nearest};
 
 /// What stood behind a command: the table's options and the operands.
@@ -68,9 +67,14 @@ impl Given {
         self.options.iter().any(|(option, _)| *option == id)
     }
 
+    /// The values of an option, in order.
+    pub(super) fn values(&self, id: Opt) -> impl DoubleEndedIterator<Item = &OsString> {
+        self.options.iter().filter(move |(option, _)| *option == id).filter_map(|(_, value)| value.as_ref())
+    }
+
     /// The value of an option; the last, where it is given twice.
     fn value(&self, id: Opt) -> Option<&OsString> {
-        self.options.iter().rev().find(|(option, _)| *option == id).and_then(|(_, value)| value.as_ref())
+        self.values(id).next_back()
     }
 
     pub(super) fn path(&self, id: Opt) -> Option<PathBuf> {
@@ -81,72 +85,11 @@ impl Given {
         self.value(id).cloned().map(utf8).transpose()
     }
 
-    /// What `serve` does, with these operands.
-    #[cfg(feature = "server")]
-    pub(super) fn serve_action(&self, words: Vec<String>) -> Result<super::ServeAction> {
-        use super::ServeAction;
-        use crate::server::check::Question;
-
-        let hint = "see `tstunnel serve --help`";
-        let stray = [Opt::As, Opt::User, Opt::Source, Opt::Authorize].into_iter().any(|option| self.has(option));
-        let mut words = words.into_iter();
-        match (self.has(Opt::Check), self.text(Opt::As)?, words.next()) {
-            (false, _, Some(_)) | (true, None, Some(_)) => {
-                Err(usage("`serve` takes a host only with --check --as", hint))
-            }
-            (false, ..) if stray => Err(usage("`serve` asks questions only with --check", hint)),
-            (true, None, None) if stray => Err(usage("a question has a principal: --as PRINCIPAL HOST COMMAND", hint)),
-            (false, _, None) => Ok(ServeAction::Run),
-            (true, None, None) => Ok(ServeAction::Check),
-            (true, Some(principal), host) => {
-                let command: Vec<String> = words.collect();
-                let Some(host) = host.filter(|_| !command.is_empty()) else {
-                    return Err(usage("a question has a host and a command: --as PRINCIPAL HOST COMMAND", hint));
-                };
-                let user = self.text(Opt::User)?;
-                let source = self.number(Opt::Source, "an address", |text| text.parse().ok())?;
-                let authorize = self.has(Opt::Authorize);
-                Ok(ServeAction::Ask(Question { principal, host, command, user, source, authorize }))
-            }
-        }
-    }
-
     /// A value that `parse` understands; `what` says what it should be.
     pub(super) fn number<T>(&self, id: Opt, what: &str, parse: impl Fn(&str) -> Option<T>) -> Result<Option<T>> {
         let Some(text) = self.text(id)? else { return Ok(None) };
         let wrong = || usage(format!("`{text}` is not {what}"), &format!("give {what}"));
         parse(&text).map(Some).ok_or_else(wrong)
-    }
-
-    pub(super) fn overrides(&self) -> Result<Overrides> {
-        Ok(Overrides {
-            config: self.path(Opt::Config),
-            endpoint: self.text(Opt::Endpoint)?,
-            cert: self.path(Opt::Cert),
-            key: self.path(Opt::Key),
-            ca: self.path(Opt::Ca),
-            upgrade_base: self.text(Opt::UpgradeBase)?,
-            sni: self.text(Opt::Sni)?,
-            user: self.text(Opt::User)?,
-        })
-    }
-
-    pub(super) fn environment(&self) -> Result<Vec<(String, Option<String>)>> {
-        let given =
-            self.options.iter().filter(|(option, _)| *option == Opt::Env).filter_map(|(_, value)| value.clone());
-        given
-            .map(|given| {
-                let given = utf8(given)?;
-                let (name, value) = match given.split_once('=') {
-                    Some((name, value)) => (name, Some(value.to_owned())),
-                    None => (given.as_str(), None),
-                };
-                if name.is_empty() {
-                    return Err(usage(format!("`--env {given}` names no variable"), "write `--env NAME=VALUE`"));
-                }
-                Ok((name.to_owned(), value))
-            })
-            .collect()
     }
 }
 
