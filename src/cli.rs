@@ -103,8 +103,8 @@ fn dispatch(args: Vec<OsString>) -> Result<Command> {
 
 fn command_row(name: &str) -> Result<&'static CommandRow> {
     let Some(row) = options::command(name) else {
-        let known = options::COMMANDS.iter().filter(|row| WITH_SERVER || !row.server).map(|row| row.name);
-        return Err(unknown("command", name, nearest(name, known), "tstunnel --help"));
+        let meant = nearest(name, options::names(WITH_SERVER));
+        return Err(unknown("command", name, meant, "tstunnel --help"));
     };
     if row.server && !WITH_SERVER {
         return Err(client_alone(name));

@@ -251,6 +251,10 @@ fn a_misspelt_name_is_answered_with_the_nearest() {
         assert!(error.text.starts_with("there is no ") && error.hint().contains(meant), "{line:?}: {error:?}");
     }
     assert!(!refused(&["frobnicate"]).hint().contains("mean"));
+    if WITH_SERVER {
+        assert!(refused(&["pik", "init"]).hint().contains("`pki`"));
+        assert!(refused(&["pki", "revok"]).hint().contains("`pki revoke`"));
+    }
 }
 
 #[test]

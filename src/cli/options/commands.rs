@@ -1,0 +1,191 @@
+//! The rows of the commands, and of the groups that some are in. Data alone.
+
+use super::Commanded::{Connect, Exec, Mutagen, PkiClient, PkiInit, PkiRevoke, PkiServer, Scp, Serve, Ssh};
+use super::{CommandRow, Commanded, Words};
+
+/// Every command, in the order of the main help.
+pub const COMMANDS: &[CommandRow] = &[
+    CommandRow {
+        id: Ssh,
+        name: "ssh",
+        operands: "ARGS...",
+        words: Words::Verbatim,
+        sentence: "stand in for OpenSSH's ssh",
+        more: &[
+            "Takes ssh's own options. A host that is not tstunnel's goes to the real ssh.",
+            "A link of the name `ssh` to this program does the same.",
+        ],
+        manual: "Everything behind `ssh` is `ssh`'s own. A host is tstunnel's where an entry of the configuration \
+             matches it, where it ends in a dot and the host of a configured endpoint, or where `TSTUNNEL_HOSTS` \
+             names it. Mutagen finds this under the name `ssh` in the folder that `MUTAGEN_SSH_PATH` names.",
+        server: false,
+    },
+    CommandRow {
+        id: Scp,
+        name: "scp",
+        operands: "ARGS...",
+        words: Words::Verbatim,
+        sentence: "stand in for OpenSSH's scp, to put files there",
+        more: &[
+            "Takes scp's own options. A host that is not tstunnel's goes to the real scp.",
+            "A link of the name `scp` to this program does the same.",
+        ],
+        manual: "Everything behind `scp` is `scp`'s own. It puts one file into the home directory of the account, which \
+             is what Mutagen needs.",
+        server: false,
+    },
+    CommandRow {
+        id: Connect,
+        name: "connect",
+        operands: "HOST",
+        words: Words::Between(1, 1),
+        sentence: "join stdin and stdout to a stream on a host",
+        more: &[
+            "HOST is a host of the configuration, or a tstunnel:// URL, in which",
+            "tstunnel://HOST/tcp:localhost:8080 names the target too.",
+        ],
+        manual: "It ends when both directions have ended. As an OpenSSH `ProxyCommand` it carries `ssh` to a server on \
+             the host: `ProxyCommand tstunnel connect %h --target tcp:127.0.0.1:22`.",
+        server: false,
+    },
+    CommandRow {
+        id: Exec,
+        name: "exec",
+        operands: "HOST [--] COMMAND...",
+        words: Words::ThenCommand,
+        sentence: "run a command on a host; its exit status counts",
+        more: &[
+            "HOST is a host of the configuration, or a tstunnel:// URL. A COMMAND of one word",
+            "is a whole command line; of several, a program and its exact arguments.",
+        ],
+        manual: "Standard input, output and error are the command's. The exit status is the command's too, or 128 and \
+             the number of the signal that ended it; see EXIT STATUS. Without a shell on the host a command line is \
+             split at spaces. What stands behind the first word of the COMMAND belongs to it, options too.",
+        server: false,
+    },
+    CommandRow {
+        id: Commanded::Upload,
+        name: "upload",
+        operands: "FILE HOST[:NAME]",
+        words: Words::Between(2, 2),
+        sentence: "put a file into the account's home directory",
+        more: &["HOST is a host of the configuration, or a tstunnel:// URL whose path is NAME."],
+        manual: "The file appears whole or not at all: its digest is compared before it takes the name, and a transfer \
+             that breaks is carried on over a new connection.",
+        server: false,
+    },
+    CommandRow {
+        id: Commanded::Classify,
+        name: "classify",
+        operands: "",
+        words: Words::Between(0, 0),
+        sentence: "say what a failed command's stderr means",
+        more: &["Reads that stderr from stdin. Exits 0 when it knew what happened, 1 when not."],
+        manual: "It knows what tstunnel, OpenSSH and shells say, and answers like Mutagen's own `ClassifyError` where \
+             that has an answer.",
+        server: false,
+    },
+    CommandRow {
+        id: Mutagen,
+        name: "mutagen",
+        operands: "ARGS...",
+        words: Words::Verbatim,
+        sentence: "run mutagen, and take tstunnel:// URLs",
+        more: &[
+            "  tstunnel://HOST/PATH?endpoint=HOST:PORT&cert=FILE&key=FILE       a folder",
+            "  tstunnel://HOST/tcp:localhost:8080?endpoint=HOST:PORT&...        a port",
+            "",
+            "`tstunnel mutagen help` is Mutagen's own help. The variable TSTUNNEL_MUTAGEN",
+            "names another mutagen than the one on PATH.",
+        ],
+        manual: "Everything behind `mutagen` is Mutagen's own, and the exit status is Mutagen's. A daemon that is \
+             started by it finds tstunnel as its `ssh`; one that was started without is told of, and must be \
+             stopped once with `mutagen daemon stop`. What a URL says beyond its host is remembered for the daemon. \
+             See tstunnel-mutagen(7).",
+        server: false,
+    },
+    CommandRow {
+        id: Commanded::Status,
+        name: "status",
+        operands: "",
+        words: Words::Between(0, 0),
+        sentence: "list the live tunnels of this account",
+        more: &[
+            "Shows those on this machine: bytes from stdin and to stdout and stderr, the last",
+            "measured round trip, and how many interruptions a tunnel has survived.",
+        ],
+        manual: "Each tunnel is a process of its own and answers by itself, so that nothing is listed that has ended.",
+        server: false,
+    },
+    CommandRow {
+        id: Serve,
+        name: "serve",
+        operands: "[HOST COMMAND...]",
+        words: Words::PerhapsThenCommand,
+        sentence: "run the server",
+        more: &[
+            "With --check it says what the configuration lets each principal do; with --as",
+            "too, whether PRINCIPAL may run COMMAND on HOST, and by which rule. A COMMAND of",
+            "one word is a whole line, or upload:NAME or stream:TARGET. Exits 0 for yes, 1",
+            "for no.",
+        ],
+        manual: "The server is described in tstunnel-serve(8), its file in tstunnel-server.toml(5).",
+        server: true,
+    },
+    CommandRow {
+        id: PkiInit,
+        name: "pki init",
+        operands: "[DOMAIN]",
+        words: Words::Between(0, 1),
+        sentence: "make a certificate authority",
+        more: &["DOMAIN is what `pki server` makes a certificate for where it is given no name."],
+        manual: "It makes `ca.crt`, which servers and clients trust, its key, an empty revocation list `ca.crl` and a \
+             record of what is issued. What exists is not overwritten.",
+        server: true,
+    },
+    CommandRow {
+        id: PkiServer,
+        name: "pki server",
+        operands: "[NAME...]",
+        words: Words::Between(0, usize::MAX),
+        sentence: "make a server's certificate for DNS names",
+        more: &["A NAME may be a wildcard, as in `*.containers.example.net`."],
+        manual: "Without a NAME it is for the DOMAIN of `pki init` and the names one label below it. It is valid for \
+             397 days.",
+        server: true,
+    },
+    CommandRow {
+        id: PkiClient,
+        name: "pki client",
+        operands: "PRINCIPAL",
+        words: Words::Between(1, 1),
+        sentence: "make a client's certificate",
+        more: &["PRINCIPAL is a SPIFFE URI, an e-mail address or a DNS name."],
+        manual: "It is valid for 365 days. The files are called after the PRINCIPAL.",
+        server: true,
+    },
+    CommandRow {
+        id: PkiRevoke,
+        name: "pki revoke",
+        operands: "[NAME]",
+        words: Words::Between(0, 1),
+        sentence: "revoke a certificate, and renew the list",
+        more: &["NAME is a name, a serial number or a certificate's file; without, the list is", "only renewed."],
+        manual: "The list is good for 30 days, after which a server that has it in `crl` lets nobody in: renew it \
+             monthly. A server that watches its files ends the live sessions of a revoked certificate.",
+        server: true,
+    },
+    CommandRow {
+        id: Commanded::Help,
+        name: "help",
+        operands: "[COMMAND]",
+        words: Words::Between(0, 2),
+        sentence: "show this, or what a command takes",
+        more: &[],
+        manual: "Without a COMMAND it is what `tstunnel --help` shows; with one, what `tstunnel COMMAND --help` does.",
+        server: false,
+    },
+];
+
+/// The sentence of a group of commands whose names share their first word.
+pub(super) const GROUPS: &[(&str, &str)] = &[("pki", "a small certificate authority")];
