@@ -1,6 +1,7 @@
 # make demo      see it work: a real Mutagen through a real server, on this machine
 # make test      everything that must hold, from formatting to the real Mutagen
 # make fuzz      every fuzz target for FUZZ_SECONDS (5)
+# make pages     what is written from the table of commands and options: in man/tstunnel.1 and packaging/completions
 # make bench     how it compares with OpenSSH here
 # make build     the program: target/release/tstunnel
 # make install   below PREFIX (default /usr/local; DESTDIR is honoured)
@@ -12,9 +13,9 @@ FUZZ_SECONDS ?= 5
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Where the tests build it too.
 MUTAGEN := $(TARGET)/mutagen-v0.18.1
-SCRIPTS := .ci/run fuzz/run.sh packaging/demo.sh packaging/check-units.sh tests/setup.sh tests/mutagen/build.sh
+SCRIPTS := .ci/run fuzz/run.sh packaging/completions/tstunnel.bash packaging/demo.sh packaging/check-units.sh tests/setup.sh tests/mutagen/build.sh
 
-.PHONY: build demo test fuzz bench lint audit setup mutagen install clean
+.PHONY: build demo test fuzz pages bench lint audit setup mutagen install clean
 
 build:
 	$(CARGO) build --locked --release
@@ -28,6 +29,9 @@ test: setup lint mutagen
 
 fuzz: setup
 	fuzz/run.sh $(FUZZ_SECONDS)
+
+pages:
+	TSTUNNEL_WRITE_PAGES=1 $(CARGO) test --locked --test pages -- what_the_table_says
 
 bench: setup mutagen
 	$(CARGO) bench --locked --bench peers
@@ -57,6 +61,9 @@ mutagen: setup
 install: build
 	install -D -m 0755 $(TARGET)/release/tstunnel $(DESTDIR)$(PREFIX)/bin/tstunnel
 	for page in man/*; do install -D -m 0644 $$page $(DESTDIR)$(PREFIX)/share/man/man$${page##*.}/$${page##*/} || exit 1; done
+	install -D -m 0644 packaging/completions/tstunnel.bash $(DESTDIR)$(PREFIX)/share/bash-completion/completions/tstunnel
+	install -D -m 0644 packaging/completions/_tstunnel $(DESTDIR)$(PREFIX)/share/zsh/site-functions/_tstunnel
+	install -D -m 0644 packaging/completions/tstunnel.fish $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d/tstunnel.fish
 	install -d $(DESTDIR)$(PREFIX)/lib/tstunnel/mutagen
 	ln -sfn ../../../bin/tstunnel $(DESTDIR)$(PREFIX)/lib/tstunnel/mutagen/ssh
 	ln -sfn ../../../bin/tstunnel $(DESTDIR)$(PREFIX)/lib/tstunnel/mutagen/scp

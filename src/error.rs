@@ -13,11 +13,11 @@ pub use nearest::nearest;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 macro_rules! codes {
-    ($($(#[$doc:meta])* $variant:ident = $name:literal, $status:expr, $retry:ident;)*) => {
+    ($($(#[doc = $doc:literal])* $variant:ident = $name:literal, $status:expr, $retry:ident;)*) => {
         /// What went wrong, in the terms of the protocol.
         #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
         pub enum Code {
-            $($(#[$doc])* $variant,)*
+            $($(#[doc = $doc])* $variant,)*
         }
 
         impl Code {
@@ -27,6 +27,11 @@ macro_rules! codes {
             /// The code's name, as on the wire and in messages.
             pub fn name(self) -> &'static str {
                 match self { $(Code::$variant => $name),* }
+            }
+
+            /// What has happened, in a sentence.
+            pub fn meaning(self) -> &'static str {
+                match self { $(Code::$variant => concat!($($doc),*).trim_start()),* }
             }
 
             /// The HTTP status that a refusal with this code has, where a server can refuse with it at all.
@@ -112,6 +117,18 @@ impl Code {
     /// Finds a code by its name.
     pub fn from_name(name: &str) -> Option<Code> {
         Code::ALL.iter().copied().find(|code| code.name() == name)
+    }
+
+    /// The exit status of a program that fails with it. One that stands in for a process leaves small numbers to that, as
+    /// OpenSSH does.
+    pub fn exit_status(self, stands_in: bool) -> u8 {
+        match self {
+            Code::AgentMissing if stands_in => 127,
+            Code::AgentNotExecutable if stands_in => 126,
+            _ if stands_in => 255,
+            Code::Usage => 2,
+            _ => 1,
+        }
     }
 
     /// What to do about it, where the place that failed has nothing better to say.

@@ -15,19 +15,13 @@ use tstunnel::error::{Code, Error, Result};
 use tstunnel::protocol::CommandRequest;
 use tstunnel::stdio;
 
-/// The status of a failure of tstunnel's own where it stands in for a process, as OpenSSH has it.
-const STATUS_STANDIN: u8 = 255;
-/// The status of wrong usage, and of any other failure, elsewhere.
-const STATUS_USAGE: u8 = 2;
-const STATUS_FAILED: u8 = 1;
-
 fn main() -> ExitCode {
     let mut args = std::env::args_os();
     let argv0 = args.next().unwrap_or_else(|| "tstunnel".into());
     #[cfg(feature = "server")]
     if argv0 == tstunnel::server::store::helper::NAME {
         let stored = tstunnel::server::store::helper::run(&mut std::io::stdin().lock(), &mut std::io::stdout().lock());
-        return if stored.is_ok() { ExitCode::SUCCESS } else { ExitCode::from(STATUS_FAILED) };
+        return if stored.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let args: Vec<_> = args.collect();
     let is_standin = cli::stands_in(&argv0, &args);
@@ -44,13 +38,7 @@ fn main() -> ExitCode {
 /// Prints the error's line and hint, and chooses the exit status.
 fn fail(error: &Error, is_standin: bool) -> ExitCode {
     let _ = writeln!(std::io::stderr(), "{}", error.report());
-    ExitCode::from(match error.code {
-        Code::AgentMissing if is_standin => 127,
-        Code::AgentNotExecutable if is_standin => 126,
-        _ if is_standin => STATUS_STANDIN,
-        Code::Usage => STATUS_USAGE,
-        _ => STATUS_FAILED,
-    })
+    ExitCode::from(error.code.exit_status(is_standin))
 }
 
 /// Logs go to stderr, and a client is quiet unless it is asked: Mutagen shows that stderr to people.

@@ -30,6 +30,9 @@ zstd:zstd
 gzip:gzip
 ip:iproute2
 mandoc:mandoc
+zsh:zsh
+fish:fish
+script:bsdutils
 systemd-analyze:systemd
 setpriv:util-linux
 shellcheck:shellcheck
@@ -42,6 +45,7 @@ for pair in $wanted; do
     PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
 done
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
+[ -e /usr/share/bash-completion/bash_completion ] || missing+=(bash-completion)
 [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
 
 if [ "${#missing[@]}" -gt 0 ]; then

@@ -43,9 +43,15 @@ impl User {
 
     /// A `tstunnel` that this user starts in their home.
     pub(crate) fn tstunnel<Argument: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = Argument>) -> Command {
-        let mut command = Command::new(TSTUNNEL);
-        let variables = self.environment.iter().cloned();
-        command.args(arguments).env_clear().envs(variables).current_dir(self.home()).stdin(Stdio::null());
+        let mut command = self.run(TSTUNNEL);
+        command.args(arguments);
+        command
+    }
+
+    /// Any program that this user starts in their home.
+    pub(crate) fn run(&self, program: &str) -> Command {
+        let mut command = Command::new(program);
+        command.env_clear().envs(self.environment.iter().cloned()).current_dir(self.home()).stdin(Stdio::null());
         command
     }
 

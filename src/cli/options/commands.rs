@@ -15,9 +15,8 @@ pub const COMMANDS: &[CommandRow] = &[
             "Takes ssh's own options. A host that is not tstunnel's goes to the real ssh.",
             "A link of the name `ssh` to this program does the same.",
         ],
-        manual: "Everything behind `ssh` is `ssh`'s own. A host is tstunnel's where an entry of the configuration \
-             matches it, where it ends in a dot and the host of a configured endpoint, or where `TSTUNNEL_HOSTS` \
-             names it. Mutagen finds this under the name `ssh` in the folder that `MUTAGEN_SSH_PATH` names.",
+        manual: "A host is tstunnel's where an entry of the configuration matches it, where it ends in a dot and the \
+             host of a configured endpoint, or where `TSTUNNEL_HOSTS` names it.",
         server: false,
     },
     CommandRow {
@@ -30,8 +29,7 @@ pub const COMMANDS: &[CommandRow] = &[
             "Takes scp's own options. A host that is not tstunnel's goes to the real scp.",
             "A link of the name `scp` to this program does the same.",
         ],
-        manual: "Everything behind `scp` is `scp`'s own. It puts one file into the home directory of the account, which \
-             is what Mutagen needs.",
+        manual: "It puts one file into the home directory of the account, which is what Mutagen needs.",
         server: false,
     },
     CommandRow {
@@ -98,7 +96,7 @@ pub const COMMANDS: &[CommandRow] = &[
             "`tstunnel mutagen help` is Mutagen's own help. The variable TSTUNNEL_MUTAGEN",
             "names another mutagen than the one on PATH.",
         ],
-        manual: "Everything behind `mutagen` is Mutagen's own, and the exit status is Mutagen's. A daemon that is \
+        manual: "What stands behind `mutagen` is Mutagen's own, and so is the exit status. A daemon that is \
              started by it finds tstunnel as its `ssh`; one that was started without is told of, and must be \
              stopped once with `mutagen daemon stop`. What a URL says beyond its host is remembered for the daemon. \
              See tstunnel-mutagen(7).",
@@ -180,9 +178,9 @@ pub const COMMANDS: &[CommandRow] = &[
         name: "help",
         operands: "[COMMAND]",
         words: Words::Between(0, 2),
-        sentence: "show this, or what a command takes",
+        sentence: "show what there is, or what a command takes",
         more: &[],
-        manual: "Without a COMMAND it is what `tstunnel --help` shows; with one, what `tstunnel COMMAND --help` does.",
+        manual: "With a COMMAND it is what `tstunnel COMMAND --help` shows, else what `tstunnel --help` does.",
         server: false,
     },
 ];

@@ -1,0 +1,1 @@
+//! What the pages name is there.
