@@ -64,7 +64,7 @@ pub(super) struct Entry {
 }
 
 /// The keys of a `[host."pattern"]` table.
-const KEYS: [&str; 14] = [
+pub(super) const KEYS: [&str; 14] = [
     "endpoint",
     "host_id",
     "cert",

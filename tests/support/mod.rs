@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(clippy::print_stderr, reason = "a failing test shows the logs of the processes that it ran")]
 
+pub(crate) mod manual;
 pub(crate) mod mutagen;
 pub(crate) mod openssh;
 pub(crate) mod pki;

@@ -42,7 +42,7 @@ pub const COMMANDS: &[CommandRow] = &[
             "HOST is a host of the configuration, or a tstunnel:// URL, in which",
             "tstunnel://HOST/tcp:localhost:8080 names the target too.",
         ],
-        manual: "It ends when both directions have ended. As an OpenSSH `ProxyCommand` it carries `ssh` to a server on \
+        manual: "The end of stdin is passed on, and it ends when the stream does: with 0, or with 1 where the target's connection was reset. As an OpenSSH `ProxyCommand` it carries `ssh` to a server on \
              the host: `ProxyCommand tstunnel connect %h --target tcp:127.0.0.1:22`.",
         server: false,
     },

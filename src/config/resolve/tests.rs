@@ -336,3 +336,28 @@ proptest! {
         let _ = is_ours(&alias, &env, &Overrides::default());
     }
 }
+
+#[test]
+fn every_key_and_its_default_stand_in_the_manual_page() {
+    let page = include_str!("../../../man/tstunnel.toml.5");
+    let tags: Vec<(&str, Option<&str>)> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix(".It Ic "))
+        .map(|tag| tag.split_once(" No = Li ").map_or((tag, None), |(key, default)| (key, Some(default))))
+        .collect();
+    assert_eq!(tags.iter().map(|(key, _)| *key).collect::<std::collections::BTreeSet<_>>(), file::KEYS.into());
+    let text = |text: &str| format!("\\(dq{text}\\(dq");
+    let time = |time: Duration| text(&format!("{}s", time.as_secs()));
+    for (key, default) in [
+        ("upgrade_base", text(DEFAULT_UPGRADE_BASE)),
+        ("connect_timeout", time(CONNECT_TIMEOUT)),
+        ("answer_timeout", time(ANSWER_TIMEOUT)),
+        ("alive_interval", time(ALIVE_INTERVAL)),
+        ("alive_count", ALIVE_COUNT.to_string()),
+        ("resume", time(RESUME)),
+        ("min_tls", text("1.3")),
+    ] {
+        assert!(tags.contains(&(key, Some(&default))), "{key} = {default}");
+    }
+    assert_eq!(MinTls::default(), MinTls::V1_3);
+}
