@@ -93,8 +93,8 @@ pub const COMMANDS: &[CommandRow] = &[
             "  tstunnel://HOST/PATH?endpoint=HOST:PORT&cert=FILE&key=FILE       a folder",
             "  tstunnel://HOST/tcp:localhost:8080?endpoint=HOST:PORT&...        a port",
             "",
-            "`tstunnel mutagen help` is Mutagen's own help. The variable TSTUNNEL_MUTAGEN",
-            "names another mutagen than the one on PATH.",
+            "`tstunnel mutagen help` is Mutagen's own help. The variable `TSTUNNEL_MUTAGEN`",
+            "names another mutagen than the one on `PATH`.",
         ],
         manual: "What stands behind `mutagen` is Mutagen's own, and so is the exit status. A daemon that is \
              started by it finds tstunnel as its `ssh`; one that was started without is told of, and must be \

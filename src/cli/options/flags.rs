@@ -143,7 +143,7 @@ pub const OPTIONS: &[OptionRow] = &[
         value: Some("NAME"),
         sentence: "the server name, where it is not HOST.ENDPOINT",
         manual: "The server name to ask for, which the server's certificate must have. Without it that is \
-             HOST.ENDPOINT, or HOST alone where the endpoint is an address.",
+             `HOST.ENDPOINT`, or HOST alone where the endpoint is an address.",
         commands: HOST,
     },
     OptionRow {
