@@ -130,8 +130,12 @@ _tstunnel() {
     # Nothing behind the first word of a remote command is tstunnel's.
     [[ ! $behind ]] || ((count < 2)) || return
 
-    local kind=${operands[count]-}
-    [[ ${words[last]} != --*=* ]] || option=${words[last]%%=*}
+    local kind=${operands[count]-} value=${words[last]}
+    if [[ $value == --*=* ]]; then
+        option=${value%%=*} value=${value#*=}
+    fi
+    # What stands behind a colon, as in HOST:NAME, is nothing that is known here.
+    [[ $value == "$current" ]] || return
     if [[ $option ]]; then
         kind=" $valued "
         kind=${kind#*" $option:"}

@@ -39,6 +39,23 @@ fn words_of(page: &str, name: &str) -> BTreeSet<String> {
     found
 }
 
+#[test]
+fn every_page_that_a_page_or_the_readme_refers_to_is_there() {
+    let readme = read("README.md");
+    let in_readme = readme.match_indices("tstunnel").filter_map(|(at, _)| readme[at..].split([' ', '\n']).next());
+    let mut referred: BTreeSet<String> = in_readme
+        .filter_map(|word| word.split_once('(').zip(word.split_once(')')))
+        .map(|((page, _), (before, _))| format!("{page}.{}", &before[page.len() + 1..]))
+        .collect();
+    for (_, page) in pages() {
+        let lines = page.lines().filter_map(|line| line.strip_prefix(".Xr tstunnel"));
+        referred.extend(
+            lines.map(|line| format!("tstunnel{}", line.trim_end_matches([' ', ',', '.', ';', ')']).replace(' ', "."))),
+        );
+    }
+    assert_eq!(referred, pages().into_iter().map(|(name, _)| name).collect());
+}
+
 /// A section's lines.
 fn section<'a>(page: &'a str, name: &str) -> &'a str {
     let (_, rest) = page.split_once(&format!("\n.Sh {name}\n")).unwrap_or_else(|| panic!("there is no section {name}"));

@@ -122,6 +122,16 @@ fn complete(line: &str, expected: &[&str]) {
     }
 }
 
+/// The last word stays as it is.
+fn complete_nothing(line: &str) {
+    let person = Person::new();
+    let typed = line.split(' ').next_back().unwrap();
+    for shell in SHELLS {
+        let found = person.completions(shell, line);
+        assert!(found.is_empty() || found == [typed], "{shell:?}: {line}: {found:?}");
+    }
+}
+
 fn commands() -> Vec<&'static str> {
     let mut names: Vec<&str> = names().into_iter().map(|(name, _)| name).collect();
     names.sort_unstable();
@@ -160,11 +170,8 @@ fn options_are_completed_for_every_command_that_has_some() {
 fn options_end_where_a_remote_command_begins() {
     complete("tstunnel exec web --ra", &["--raw"]);
     complete("tstunnel exec tstunnel://web/x?endpoint=a:1 --ra", &["--raw"]);
-    let person = Person::new();
-    for shell in SHELLS {
-        let found = person.completions(shell, "tstunnel exec web ls --r");
-        assert!(found.is_empty() || found == ["--r"], "{shell:?}: {found:?}");
-    }
+    complete_nothing("tstunnel exec web ls --r");
+    complete_nothing("tstunnel exec web l");
 }
 
 #[test]
@@ -185,6 +192,9 @@ fn hosts_of_the_configuration_are_completed_and_patterns_are_not() {
     complete("tstunnel exec ", &["db.example.net", "web", "work"]);
     complete("tstunnel exec --raw --env A=b w", &["web", "work"]);
     complete("tstunnel upload work.txt w", &["web", "work"]);
+    complete_nothing("tstunnel upload work.txt web:");
+    complete_nothing("tstunnel upload work.txt web:w");
+    complete_nothing("tstunnel connect web w");
 }
 
 #[test]
