@@ -92,8 +92,11 @@ impl Person {
 
     /// Types at a pseudo-terminal of script(1).
     fn at_terminal(&self, shell: &str, line: &str) -> Vec<String> {
-        let mut script = self.user.run("script");
-        script.args(["-q", "-e", "-c", shell, "/dev/null"]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut script = self.user.run("timeout");
+        script
+            .args(["60", "script", "-q", "-e", "-c", shell, "/dev/null"])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped());
         let mut child = script.spawn().unwrap();
         let mut stdin = child.stdin.take().unwrap();
         let mut stdout = child.stdout.take().unwrap();

@@ -446,3 +446,24 @@ fn every_key_stands_in_the_manual_page() {
         assert!(keys.iter().any(|key| key == name), "`{name}` is documented and no key");
     }
 }
+
+#[test]
+fn every_default_is_the_one_of_the_manual_page() {
+    let page = include_str!("../../../man/tstunnel-server.toml.5").replace("\\(dq", "\"");
+    let defaults_of = |title: &str| -> String {
+        let section = page.split(".Ss ").find_map(|section| section.strip_prefix(title)).unwrap();
+        let tags = section.lines().filter_map(|line| line.strip_prefix(".It Ic ")?.split_once(" No = Li "));
+        tags.map(|(key, value)| format!("{key} = {value}\n")).collect()
+    };
+    let authorize = "[authorize]\ncommand = [\"/bin/true\"]\n";
+    let (written, _) = parse(&format!(
+        "{MINIMAL}{}[host.a]\n{}{authorize}{}[limits]\n{}",
+        defaults_of("Top level"),
+        defaults_of("Hosts"),
+        defaults_of("Authorize"),
+        defaults_of("Limits"),
+    ));
+    let (left_out, _) = parse(&format!("{MINIMAL}[host.a]\n{authorize}"));
+    assert_eq!(written, left_out);
+    assert!(defaults_of("Limits").lines().count() > 20);
+}
