@@ -2,7 +2,7 @@
 
 use tstunnel::cli::options::{COMMANDS, CommandRow, Kind, OptionRow, Words};
 
-use crate::offers::{groups, has_remote_command, names, operands, options};
+use crate::offers::{groups, has_remote_command, names, operands, options, required_value};
 use crate::part::Part;
 
 pub(crate) fn parts() -> Vec<Part> {
@@ -30,7 +30,7 @@ fn command(row: &CommandRow) -> String {
         set("operands", format!("({})", operands.join(" ")));
         let options = options(row);
         set("flags", format!("'{}'", joined(&options, |row| Some(format!("--{}", row.long)))));
-        let pair = |row: &OptionRow| Some(format!("--{}:{}", row.long, word(Kind::of(row.value?))));
+        let pair = |row: &OptionRow| Some(format!("--{}:{}", row.long, word(Kind::of(required_value(row)?))));
         set("valued", format!("'{}'", joined(&options, pair)));
         if has_remote_command(row) {
             set("behind", "yes".to_owned());

@@ -2,7 +2,7 @@
 
 use tstunnel::cli::options::{COMMANDS, CommandRow, Kind, OptionRow, Words, options_of};
 
-use crate::offers::{groups, has_remote_command, names, operands, options, valued};
+use crate::offers::{groups, has_remote_command, names, operands, options, required_value, valued};
 use crate::part::Part;
 
 /// Where there is nothing in front of the cursor but `tstunnel`.
@@ -55,7 +55,7 @@ fn name_line(condition: &str, name: &str, sentence: &str) -> String {
 
 fn option_line(condition: &str, row: &OptionRow) -> String {
     let short = row.short.map_or_else(String::new, |short| format!("-s {short} "));
-    let value = match row.value.map(Kind::of) {
+    let value = match required_value(row).map(Kind::of) {
         None => String::new(),
         Some(Kind::File) => "-r -F ".to_owned(),
         Some(kind) => offer(kind).map_or_else(|| "-x ".to_owned(), |offer| format!("-x {offer} ")),

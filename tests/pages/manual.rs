@@ -4,6 +4,7 @@ use tstunnel::cli::options::{COMMANDS, CommandRow, Commanded, OPTIONS, On, Optio
 use tstunnel::error::{Code, Retry};
 
 use crate::mdoc::{escaped, prose, usage};
+use crate::offers::required_value;
 use crate::part::Part;
 
 /// From how many commands on an option is told of once for all of them.
@@ -75,7 +76,8 @@ fn list(options: &[&OptionRow]) -> String {
     let mut text = ".Bl -tag -width Ds\n".to_owned();
     for row in options {
         let short = row.short.map_or_else(String::new, |short| format!(" Fl {short} ,"));
-        let value = row.value.map_or_else(String::new, |value| format!(" {}", usage(value)));
+        let joined = if row.value.is_some() && required_value(row).is_none() { " Ns" } else { "" };
+        let value = row.value.map_or_else(String::new, |value| format!("{joined} {}", usage(value)));
         text.push_str(&format!(".It{short} Fl -{}{value}\n{}", row.long, prose(row.manual)));
     }
     text + ".El\n"

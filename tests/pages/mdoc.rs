@@ -192,6 +192,7 @@ fn usage_becomes_macros() {
         ("HOST [--] COMMAND...", "Ar host Oo Fl - Oc Ar command ..."),
         ("FILE HOST[:NAME]", "Ar file Ar host Ns Oo No \\&: Ns Ar name Oc"),
         ("[HOST COMMAND...]", "Oo Ar host Ar command ... Oc"),
+        ("[=SIZE]", "Oo No \\&= Ns Ar size Oc"),
         ("NAME[=VALUE]", "Ar name Ns Oo No \\&= Ns Ar value Oc"),
     ] {
         assert_eq!(usage(text), expected, "{text}");

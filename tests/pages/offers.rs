@@ -32,9 +32,15 @@ pub(crate) fn options(row: &CommandRow) -> Vec<&'static OptionRow> {
     if row.words == Words::Verbatim { Vec::new() } else { options_of(Some(row.id)).collect() }
 }
 
-/// Every option that takes a value, once.
+/// The value that an option cannot do without. One that may be left out, as in `[=SIZE]`, never stands in a word of its own.
+pub(crate) fn required_value(row: &OptionRow) -> Option<&'static str> {
+    row.value.filter(|value| !value.starts_with('['))
+}
+
+/// Every option that has its value in the next word, once.
 pub(crate) fn valued() -> Vec<&'static str> {
-    let mut valued: Vec<&str> = OPTIONS.iter().filter(|row| row.value.is_some()).map(|row| row.long).collect();
+    let mut valued: Vec<&str> =
+        OPTIONS.iter().filter(|row| required_value(row).is_some()).map(|row| row.long).collect();
     valued.sort_unstable();
     valued.dedup();
     valued

@@ -2,7 +2,7 @@
 
 use tstunnel::cli::options::{COMMANDS, CommandRow, Kind, OptionRow, Words, options_of};
 
-use crate::offers::{groups, has_remote_command, names, operands, options};
+use crate::offers::{groups, has_remote_command, names, operands, options, required_value};
 use crate::part::Part;
 
 pub(crate) fn parts() -> Vec<Part> {
@@ -51,8 +51,9 @@ fn option(row: &OptionRow) -> String {
     match (row.value, row.short) {
         // The last value counts, or all of them do: it may be given again.
         (Some(value), _) => {
-            let value = plain(value);
-            quoted(&format!("*--{}=[{sentence}]:{value}:{}", row.long, action(Kind::of(row.value.unwrap_or_default()))))
+            let (is_joined, is_optional) = if required_value(row).is_none() { ("-", ":") } else { ("", "") };
+            let action = action(Kind::of(value));
+            quoted(&format!("*--{}={is_joined}[{sentence}]:{is_optional}{}:{action}", row.long, plain(value)))
         }
         (None, Some(short)) => format!("'(- *)'{{-{short},--{}}}{}", row.long, quoted(&format!("[{sentence}]"))),
         (None, None) => quoted(&format!("--{}[{sentence}]", row.long)),
