@@ -25,8 +25,8 @@ use crate::protocol::session::{Event as PeerEvent, Exit, Session};
 const READ_BYTES: usize = 64 << 10;
 /// A read shorter than this is copied into a frame of its own size, so that what is kept is what was sent.
 const COPY_BELOW_BYTES: usize = READ_BYTES / 4;
-/// Most bytes that wait for the connection before sources are left alone: frames behind them would only grow old.
-const MAX_UNSENT_BYTES: usize = 4 * READ_BYTES;
+/// Most bytes that wait for the connection before sources are left alone: whatever comes later waits behind them.
+const MAX_UNSENT_BYTES: usize = READ_BYTES;
 /// How many pieces one write to the connection gathers.
 const SLICES: usize = 16;
 
@@ -374,7 +374,7 @@ impl Bridge {
     /// Session → connection.
     fn transmit(&mut self, cx: &mut Context<'_>) -> bool {
         let mut progress = false;
-        self.session.before_transmit();
+        self.session.before_transmit(Instant::now());
         while let Some(connection) = &mut self.connection
             && self.session.wants_transmit()
         {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use rustix::net::sockopt::{
     set_socket_keepalive, set_socket_linger, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_user_timeout,
 };
+use socket2::SockRef;
 use tokio::net::TcpStream;
 
 /// How long sent data may stay unacknowledged by the peer's kernel. A session with frames judges sooner by itself; this
@@ -13,10 +14,14 @@ const USER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Silence after which the kernel asks the peer's, how often, and how many times.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 4);
 
+/// Most bytes that wait in the kernel unsent: whatever is written later waits behind them, and what is in flight does not count.
+const NOT_SENT_BYTES: u32 = 128 << 10;
+
 /// Sets what every connection of this program has. None of it is needed for correctness, so a refusal is passed over.
 pub fn tune(stream: &TcpStream) {
     // Interactive traffic must not wait for an acknowledgement of what came before it.
     let _ = stream.set_nodelay(true);
+    let _ = SockRef::from(stream).set_tcp_notsent_lowat(NOT_SENT_BYTES);
     let _ = set_tcp_user_timeout(stream, USER_TIMEOUT.as_millis() as u32);
     let _ = set_socket_keepalive(stream, true);
     let _ = set_tcp_keepidle(stream, KEEPALIVE.0);

@@ -188,7 +188,7 @@ impl Owner {
     }
 
     fn transmit(&mut self, limit: usize) {
-        self.session.before_transmit();
+        self.session.before_transmit(Instant::now());
         let mut slices = [IoSlice::new(&[]); 16];
         let filled = self.session.transmit(&mut slices);
         let given: usize = slices[..filled].iter().map(|slice| slice.len()).sum();

@@ -85,7 +85,7 @@ impl<'a> End<'a> {
 
 fn carry(from: &mut End<'_>, to: &mut End<'_>, limit: usize, now: Instant) {
     let mut left = limit;
-    from.session.before_transmit();
+    from.session.before_transmit(now);
     while left > 0 && from.session.wants_transmit() {
         let mut slices = [IoSlice::new(&[]); 3];
         let filled = from.session.transmit(&mut slices);

@@ -98,12 +98,13 @@ impl Dialler {
         socket::tune(&tcp);
         let name = ServerName::try_from(host.server_name.clone())
             .map_err(|_| Error::new(Code::Config, format!("`{}` is not a server name", host.server_name)))?;
+        let greeted = Instant::now();
         let handshake = self.connector.connect(name, BufReader::with_capacity(READ_AHEAD_BYTES, tcp));
         let stream = timeout_at(deadline, handshake)
             .await
             .map_err(|_| timed_out("the TLS handshake with"))?
             .map_err(|error| self.tls_error(&error))?;
-        Ok(Connection { stream, buffer: BytesMut::new(), dialler: self.clone() })
+        Ok(Connection { stream, buffer: BytesMut::new(), round_trip: greeted.elapsed(), dialler: self.clone() })
     }
 
     fn tls_error(&self, error: &io::Error) -> Error {
@@ -189,6 +190,7 @@ async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
 pub struct Connection {
     stream: Stream,
     buffer: BytesMut,
+    round_trip: Duration,
     dialler: Dialler,
 }
 
@@ -307,6 +309,11 @@ impl Connection {
     /// The stream after an upgrade, and what was received behind the answer's head.
     pub fn into_parts(self) -> (Stream, BytesMut) {
         (self.stream, self.buffer)
+    }
+
+    /// How long the handshake's one round trip took, this side's work for it included.
+    pub fn round_trip(&self) -> Duration {
+        self.round_trip
     }
 
     /// The stream while a request's body is sent.

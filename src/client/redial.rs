@@ -39,7 +39,16 @@ enum State {
     /// There is a connection, and nothing against it.
     Whole,
     Dialling(Attempt<Result<Connection>>),
-    Asking(Attempt<Result<(Stream, BytesMut, u64)>>),
+    Asking(Attempt<Result<Resumed>>),
+}
+
+/// A connection that the server goes on over.
+pub struct Resumed {
+    stream: Stream,
+    leftover: BytesMut,
+    round_trip: Duration,
+    /// How many frames the server has received.
+    received: u64,
 }
 
 /// What an attempt has come to.
@@ -47,7 +56,7 @@ pub enum Step {
     /// A connection stands.
     Dialled(Result<Connection>),
     /// The server has answered.
-    Answered(Result<(Stream, BytesMut, u64)>),
+    Answered(Result<Resumed>),
 }
 
 /// Keeps a session's path in repair.
@@ -149,11 +158,12 @@ impl Path {
                 self.mark_broken();
                 self.state = State::Asking(self.ask(connection, bridge.session().received_count()));
             }
-            Step::Answered(Ok((stream, leftover, peer_received))) => {
-                let resumed = bridge.session().resume(peer_received, std::time::Instant::now());
+            Step::Answered(Ok(Resumed { stream, leftover, round_trip, received })) => {
+                let resumed = bridge.session().resume(received, std::time::Instant::now());
                 resumed
                     .map_err(|violation| Error::new(Code::Protocol, format!("the server answered with {violation}")))?;
                 bridge.attach(Box::new(stream), &leftover);
+                bridge.session().expect_round_trip(round_trip);
                 self.interruptions += 1;
                 let milliseconds = self.broken.map_or(0, |broken| broken.elapsed().as_millis() as u64);
                 tracing::info!(milliseconds, interruptions = self.interruptions, "resumed");
@@ -205,7 +215,7 @@ impl Path {
         })
     }
 
-    fn ask(&self, mut connection: Connection, received: u64) -> Attempt<Result<(Stream, BytesMut, u64)>> {
+    fn ask(&self, mut connection: Connection, received: u64) -> Attempt<Result<Resumed>> {
         let host = self.dialler.host();
         let request = Request::new("POST", &format!("{}/resume", host.upgrade_base), &host.server_name)
             .field("Connection", "Upgrade")
@@ -222,12 +232,14 @@ impl Path {
                 if response.status != 101 {
                     return Err(connection.refusal(&response).await);
                 }
-                let count = response.field(&HEADER_RECEIVED.to_ascii_lowercase()).and_then(|count| count.parse().ok());
-                let count = count.ok_or_else(|| {
+                let received =
+                    response.field(&HEADER_RECEIVED.to_ascii_lowercase()).and_then(|count| count.parse().ok());
+                let received = received.ok_or_else(|| {
                     Error::new(Code::Protocol, format!("{endpoint} resumed without saying what it has received"))
                 })?;
+                let round_trip = connection.round_trip();
                 let (stream, leftover) = connection.into_parts();
-                Ok((stream, leftover, count))
+                Ok(Resumed { stream, leftover, round_trip, received })
             };
             timeout(ANSWER_TIMEOUT, asking).await.unwrap_or_else(|_| {
                 Err(Error::new(Code::ConnectTimeout, format!("{endpoint} did not answer a resume in time")))

@@ -52,6 +52,8 @@ pub struct Opening {
 pub struct Opened {
     connection: Box<dyn Connection>,
     leftover: BytesMut,
+    /// What the handshake took.
+    round_trip: Duration,
     /// The window of a framed session; `None` for a plain stream.
     window_bytes: Option<usize>,
     /// What it takes to go on after an interruption.
@@ -104,9 +106,10 @@ pub async fn open(dialler: &Dialler, opening: &Opening) -> Result<Opened> {
         }
     };
     let resumption = host.resume.and_then(|_| resumption(&response));
+    let round_trip = connection.round_trip();
     let (stream, leftover) = connection.into_parts();
     let report = Report::new(host, opening.command.as_deref());
-    Ok(Opened { connection: Box::new(stream), leftover, window_bytes, resumption, report })
+    Ok(Opened { connection: Box::new(stream), leftover, round_trip, window_bytes, resumption, report })
 }
 
 fn window(response: &Response) -> usize {
@@ -141,13 +144,14 @@ fn program_refused(refusal: Error, response: &Response, opening: &Opening) -> Er
 pub async fn run(opened: Opened, streams: Streams, dialler: &Dialler) -> Result<u8> {
     let host = dialler.host();
     let Streams { stdin, stdout, stderr } = streams;
-    let Opened { connection, leftover, window_bytes, resumption, mut report } = opened;
+    let Opened { connection, leftover, round_trip, window_bytes, resumption, mut report } = opened;
     let Some(window_bytes) = window_bytes else {
         let carried = run_raw(connection, &leftover, stdin, stdout, report).await;
         return carried.map(|()| 0).map_err(|error| lost(host, Some(&error)));
     };
     let policy = Policy { interval: host.alive_interval, count: host.alive_count };
-    let session = Session::new(Role::Client, window_bytes, policy, Instant::now());
+    let mut session = Session::new(Role::Client, window_bytes, policy, Instant::now());
+    session.expect_round_trip(round_trip);
     let sources: bridge::Sources = vec![(Kind::Stdin, Box::new(stdin))];
     // Stderr first: a reader of both looks at it when stdout has ended.
     let sinks: bridge::Sinks = vec![(Kind::Stderr, Box::new(stderr)), (Kind::Stdout, Box::new(stdout))];

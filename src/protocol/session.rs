@@ -22,6 +22,9 @@ pub const MAX_WINDOW_BYTES: usize = 256 << 20;
 /// Consumed bytes after which an ACK is sent whatever else happens: often enough that what the peer keeps is what is in
 /// flight, seldom enough to cost nothing.
 const ACK_BYTES: usize = 256 << 10;
+/// Consumed bytes after which an ACK is sent where the last one is [`ACK_SPACING`] ago: a slow path is measured by its ACKs.
+const SPACED_ACK_BYTES: usize = 32 << 10;
+const ACK_SPACING: Duration = Duration::from_millis(2);
 /// Consumed frames after which an ACK is sent, for the same reason where frames are small.
 const ACK_FRAMES: u64 = 64;
 /// How long an ACK waits for data that it can ride along with.
@@ -29,6 +32,8 @@ const ACK_DELAY: Duration = Duration::from_millis(20);
 /// Bytes of unsent control frames above which a PING goes without its PONG, and none is asked: a peer that asks faster
 /// than it reads.
 const MAX_CONTROL_BYTES: usize = 1024;
+/// Less room than that is none, where the window has more: a path would fill with crumbs.
+const MIN_ROOM_BYTES: usize = 4 << 10;
 /// A shorter payload is handed on in an allocation of its own: a slow consumer of small frames must not keep the large
 /// buffers that they came in.
 const COPY_BELOW_BYTES: usize = 16 << 10;
@@ -181,6 +186,7 @@ pub struct Session {
     consumed: u64,
     consumed_bytes: usize,
     ack_due: Option<Instant>,
+    acked_at: Instant,
     ended: [bool; 3],
     exit_received: bool,
 
@@ -211,10 +217,11 @@ impl Session {
             consumed: 0,
             consumed_bytes: 0,
             ack_due: None,
+            acked_at: now,
             ended: [false; 3],
             exit_received: false,
             liveness: Liveness::new(policy, now),
-            flight: Flight::new(),
+            flight: Flight::new(Duration::ZERO),
         }
     }
 
@@ -228,7 +235,8 @@ impl Session {
             MAX_PAYLOAD_BYTES
         } else {
             let limit = self.window_bytes.min(self.flight.limit_bytes());
-            limit.saturating_sub(self.kept_bytes + HEADER_BYTES).min(MAX_PAYLOAD_BYTES)
+            let room = limit.saturating_sub(self.kept_bytes + HEADER_BYTES);
+            if room < MIN_ROOM_BYTES.min(limit / 4) { 0 } else { room.min(MAX_PAYLOAD_BYTES) }
         }
     }
 
@@ -375,7 +383,8 @@ impl Session {
             self.liveness.sent_data(now);
             self.transmitted = self.transmitted.max(self.acked + self.cursor as u64 + 1);
             if offset + sent == wire.len() {
-                self.flight.departed(self.acked + self.cursor as u64, now);
+                let is_full = self.unsent_bytes > 0 || self.room() == 0;
+                self.flight.departed(self.acked + self.cursor as u64, is_full, now);
                 self.cursor += 1;
                 self.partial = Partial::Nothing;
             } else {
@@ -488,8 +497,12 @@ impl Session {
             return;
         }
         let last = self.exit_received && self.consumed == self.ack_sent + self.held.len() as u64;
-        if last || frames >= ACK_FRAMES || self.consumed_bytes >= ACK_BYTES.min(self.window_bytes / 4) {
-            self.queue_ack();
+        let is_due = match self.consumed_bytes {
+            bytes if bytes >= ACK_BYTES.min(self.window_bytes / 4) => true,
+            bytes => bytes >= SPACED_ACK_BYTES && now.saturating_duration_since(self.acked_at) >= ACK_SPACING,
+        };
+        if last || frames >= ACK_FRAMES || is_due {
+            self.queue_ack(now);
         } else {
             self.ack_due.get_or_insert(now + ACK_DELAY);
         }
@@ -508,7 +521,7 @@ impl Session {
     }
 
     /// Queues an ACK of everything consumed, if there is news.
-    fn queue_ack(&mut self) {
+    fn queue_ack(&mut self, now: Instant) {
         self.ack_due = None;
         let count = self.consumed - self.ack_sent;
         if count == 0 {
@@ -517,6 +530,7 @@ impl Session {
         self.held.drain(..count as usize);
         self.held_bytes -= self.consumed_bytes;
         self.consumed_bytes = 0;
+        self.acked_at = now;
         self.ack_sent = self.consumed;
         let count = self.consumed.to_be_bytes();
         match self.unsent_ack {
@@ -529,9 +543,9 @@ impl Session {
     }
 
     /// Lets an ACK ride along when data leaves anyway. To be called before [`Session::transmit`].
-    pub fn before_transmit(&mut self) {
+    pub fn before_transmit(&mut self, now: Instant) {
         if self.may_send_frame() {
-            self.queue_ack();
+            self.queue_ack(now);
         }
     }
 
@@ -546,7 +560,7 @@ impl Session {
     /// Does what is due: sends delayed ACKs, asks for a sign of life, and judges that there is none.
     pub fn on_time(&mut self, now: Instant) -> Verdict {
         if self.ack_due.is_some_and(|due| due <= now) {
-            self.queue_ack();
+            self.queue_ack(now);
         }
         let verdict = self.liveness.on_time(now);
         if let Verdict::Ask(opaque) | Verdict::Suspect(opaque) = verdict
@@ -606,8 +620,13 @@ impl Session {
         // The peer may have missed the last ACK.
         self.queue_control(Kind::Ack, &self.ack_sent.to_be_bytes());
         self.liveness.restart(now);
-        self.flight.restart();
+        self.expect_round_trip(Duration::ZERO);
         Ok(())
+    }
+
+    /// The connection's handshake has taken `round_trip`: all that is known of its path as long as it carries nothing.
+    pub fn expect_round_trip(&mut self, round_trip: Duration) {
+        self.flight = Flight::new(round_trip);
     }
 
     /// Which half of the protocol this is.

@@ -18,7 +18,7 @@ fn data(payload: &[u8]) -> BytesMut {
 /// Moves at most `limit` bytes from one end to the other; returns what they made there.
 fn carry(from: &mut Session, to: &mut Session, limit: usize, now: Instant) -> Result<Vec<Event>, Violation> {
     let mut left = limit;
-    from.before_transmit();
+    from.before_transmit(now);
     while left > 0 && from.wants_transmit() {
         let mut slices = [IoSlice::new(&[]); 3];
         let filled = from.transmit(&mut slices);

@@ -192,8 +192,8 @@ impl Default for Limits {
             drain_timeout: Duration::from_secs(10),
             resume_grace: Duration::from_secs(120),
             // 1 Gbit/s over 120 ms.
-            resume_window_bytes: at_least_one(16 * MIB),
-            resume_memory_bytes: 256 * MIB,
+            resume_window_bytes: at_least_one(256 * MIB),
+            resume_memory_bytes: 512 * MIB,
         }
     }
 }

@@ -5,8 +5,8 @@
 
 use std::io;
 use std::net::SocketAddr;
-use std::sync::{Arc, Weak};
-use std::time::SystemTime;
+use std::sync::{Arc, OnceLock, Weak};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustls::CertificateError;
 use rustls_pki_types::CertificateDer;
@@ -36,6 +36,8 @@ pub struct Peer {
     pub chain: Vec<CertificateDer<'static>>,
     /// What the chain was verified by.
     pub verified_by: Weak<State>,
+    /// How long the handshake's one round trip took, this side's work for it included.
+    pub round_trip: Duration,
 }
 
 impl Peer {
@@ -47,7 +49,7 @@ impl Peer {
     /// A client whose handshake was with another process: it counts for nothing until it is verified again.
     pub fn handed_over(address: SocketAddr, server_name: String, chain: Vec<CertificateDer<'static>>) -> Peer {
         let principal = Err(Error::new(Code::Unauthorized, "the client was not verified here"));
-        Peer { address, server_name, principal, chain, verified_by: Weak::new() }
+        Peer { address, server_name, principal, chain, verified_by: Weak::new(), round_trip: Duration::ZERO }
     }
 
     #[cfg(test)]
@@ -58,6 +60,7 @@ impl Peer {
             principal: Ok(Principal(name.to_owned())),
             chain: Vec::new(),
             verified_by: Weak::new(),
+            round_trip: Duration::ZERO,
         }
     }
 }
@@ -154,13 +157,21 @@ pub async fn accept(
     state: &Arc<State>,
     reached: impl Fn(tls::Stage),
 ) -> io::Result<(Stream, Peer)> {
+    let greeted = OnceLock::new();
+    let reached = |stage| {
+        if stage == tls::Stage::Hello {
+            let _ = greeted.set(Instant::now());
+        }
+        reached(stage);
+    };
     let mut stream = tls::accept(connection, state.tls.clone(), reached).await?;
+    let round_trip = greeted.get().map_or(Duration::ZERO, Instant::elapsed);
     stream.get_mut().0.begin();
     let server_name = stream.get_ref().1.server_name().unwrap_or_default().to_ascii_lowercase();
     let chain: Vec<_> =
         stream.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();
     let principal = principal_of(&chain, state);
-    Ok((stream, Peer { address, server_name, principal, chain, verified_by: Arc::downgrade(state) }))
+    Ok((stream, Peer { address, server_name, principal, chain, verified_by: Arc::downgrade(state), round_trip }))
 }
 
 /// Who the first certificate of a chain names, as `state` has it.

@@ -15,7 +15,8 @@ use tokio::sync::{mpsc, oneshot};
 
 use crate::bridge::Connection;
 use crate::error::{Code, Error, Result};
-use crate::protocol::session::Violation;
+use crate::protocol::flight::assumed_bytes;
+use crate::protocol::session::{DEFAULT_WINDOW_BYTES, Violation};
 use crate::protocol::{HostId, Principal};
 use crate::server::admission::Session;
 use crate::server::config::{Limits, MIN_WINDOW_BYTES};
@@ -28,7 +29,8 @@ type Secret = [u8; 32];
 
 /// The part of the memory limit that one principal's interrupted sessions may hold.
 const PRINCIPAL_SHARE: usize = 4;
-/// The part of the free memory that a new session's window may be: sessions seldom fill theirs, and seldom at once.
+/// The part of the free memory that a new session's window may be: sessions seldom fill theirs, and seldom at once. There
+/// are few clients so far away that a larger one is worth it; theirs may be all that one principal may hold.
 const WINDOW_SHARE: usize = 16;
 /// Messages that wait for a session's task; a client sends one at a time.
 const MESSAGES: usize = 4;
@@ -50,6 +52,7 @@ struct Entry {
     secret: Secret,
     host: HostId,
     session: Arc<Session>,
+    window_bytes: usize,
     messages: mpsc::Sender<Message>,
     parked: Option<Parked>,
 }
@@ -134,13 +137,16 @@ impl Registry {
         kept.memory_bytes = limits.resume_memory_bytes;
     }
 
-    /// The window of a new session: smaller where memory is short.
-    pub fn window_bytes(&self) -> usize {
+    /// The window of a new session whose client is `round_trip` away: what a fast path of that length has in flight, and
+    /// smaller where memory is short.
+    pub fn window_bytes(&self, round_trip: Duration) -> usize {
         let kept = self.lock();
-        let free = kept.memory_bytes.saturating_sub(kept.parked().1);
+        let (least, most) = (MIN_WINDOW_BYTES.min(kept.max_window_bytes), kept.max_window_bytes);
         // Without resuming there is nothing to keep for longer than it is in flight.
-        let share = if kept.can_resume() { free / WINDOW_SHARE } else { kept.max_window_bytes };
-        share.clamp(MIN_WINDOW_BYTES.min(kept.max_window_bytes), kept.max_window_bytes)
+        let free = if kept.can_resume() { kept.free_bytes() } else { usize::MAX };
+        let near = (free / WINDOW_SHARE).min(DEFAULT_WINDOW_BYTES);
+        let far = assumed_bytes(round_trip).min(free / PRINCIPAL_SHARE);
+        near.max(far).clamp(least, most)
     }
 
     /// How many interrupted sessions there are, and how many bytes they hold.
@@ -148,11 +154,11 @@ impl Registry {
         self.lock().parked()
     }
 
-    /// Enrols a new session on `host`; `None` where sessions cannot be resumed.
+    /// Enrols a new session on `host`, whose window has `window_bytes`; `None` where sessions cannot be resumed.
     ///
     /// # Errors
     /// `internal` where the system has no random numbers.
-    pub fn enrol(&self, host: &HostId, session: &Arc<Session>) -> Result<Option<Enrolment>> {
+    pub fn enrol(&self, host: &HostId, session: &Arc<Session>, window_bytes: usize) -> Result<Option<Enrolment>> {
         let mut kept = self.lock();
         if !kept.can_resume() {
             return Ok(None);
@@ -163,7 +169,7 @@ impl Registry {
         let (sender, messages) = mpsc::channel(MESSAGES);
         let token = format!("{}.{}", BASE64URL.encode(id), BASE64URL.encode(secret));
         let (host, session) = (host.clone(), session.clone());
-        kept.entries.insert(id, Entry { secret, host, session, messages: sender, parked: None });
+        kept.entries.insert(id, Entry { secret, host, session, window_bytes, messages: sender, parked: None });
         Ok(Some(Enrolment { registry: self.clone(), id, grace: kept.grace, token, messages }))
     }
 
@@ -195,6 +201,12 @@ impl Registry {
 impl Kept {
     fn can_resume(&self) -> bool {
         self.memory_bytes > 0 && !self.grace.is_zero()
+    }
+
+    /// What is left for windows: neither held by interrupted sessions, nor promised to those whose window is a large one.
+    fn free_bytes(&self) -> usize {
+        let promised = self.entries.values().map(|entry| entry.window_bytes.saturating_sub(DEFAULT_WINDOW_BYTES));
+        self.memory_bytes.saturating_sub(self.parked().1).saturating_sub(promised.sum())
     }
 
     fn parked(&self) -> (usize, usize) {
@@ -269,7 +281,11 @@ mod tests {
     }
 
     fn enrol(registry: &Registry, name: &str) -> Option<Enrolment> {
-        registry.enrol(&host(), &Arc::new(Session::for_tests(name))).unwrap()
+        enrol_with(registry, name, 1 << 20)
+    }
+
+    fn enrol_with(registry: &Registry, name: &str, window_bytes: usize) -> Option<Enrolment> {
+        registry.enrol(&host(), &Arc::new(Session::for_tests(name)), window_bytes).unwrap()
     }
 
     fn host() -> HostId {
@@ -318,14 +334,32 @@ mod tests {
     #[test]
     fn windows_shrink_where_memory_is_short_and_nothing_is_resumed_without_any() {
         let full = registry(64 << 20);
-        assert_eq!(full.window_bytes(), 1 << 20);
+        assert_eq!(full.window_bytes(Duration::ZERO), 1 << 20);
         let enrolment = enrol(&full, "ann").unwrap();
         enrolment.park(15 << 20);
         let other = enrol(&full, "bob").unwrap();
         other.park(15 << 20);
-        assert!(full.window_bytes() >= MIN_WINDOW_BYTES);
+        assert!(full.window_bytes(Duration::ZERO) >= MIN_WINDOW_BYTES);
         enrolment.unpark();
         let none = registry(0);
         assert!(enrol(&none, "ann").is_none());
+    }
+
+    #[test]
+    fn a_far_client_gets_a_larger_window_as_long_as_there_is_memory() {
+        let registry = Registry::new(&Limits { resume_memory_bytes: 512 << 20, ..Limits::default() });
+        let (near, far) = (Duration::from_millis(1), Duration::from_millis(100));
+        let mut promised = Vec::new();
+        assert_eq!(registry.window_bytes(near), DEFAULT_WINDOW_BYTES);
+        assert_eq!(registry.window_bytes(far), 100_000_000);
+        for _ in 0..100 {
+            let window_bytes = registry.window_bytes(far);
+            promised.push(enrol_with(&registry, "ann", window_bytes).unwrap());
+        }
+        assert!(registry.window_bytes(far) <= DEFAULT_WINDOW_BYTES);
+        let large = promised.iter().map(|enrolment| registry.lock().entries[&enrolment.id].window_bytes);
+        assert!(large.map(|bytes| bytes.saturating_sub(DEFAULT_WINDOW_BYTES)).sum::<usize>() <= 512 << 20);
+        drop(promised);
+        assert_eq!(registry.window_bytes(far), 100_000_000);
     }
 }

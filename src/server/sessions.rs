@@ -46,7 +46,7 @@ pub async fn command(
     mut link: Link,
     mut ending: Ending,
 ) -> Outcome {
-    let session = Session::new(Role::Server, window_bytes, LIVENESS, Instant::now());
+    let session = link.begin(window_bytes);
     let mut exit = None;
     let (process, sources, sinks): (_, Sources, Sinks) = match work {
         Work::Process(process, pipes) => (
@@ -163,7 +163,7 @@ pub async fn stream(
     mut link: Link,
     mut ending: Ending,
 ) -> Outcome {
-    let session = Session::new(Role::Server, window_bytes, LIVENESS, Instant::now());
+    let session = link.begin(window_bytes);
     let sources = vec![(Kind::Stdout, link.outgoing(reader))];
     let sinks = vec![(Kind::Stdin, link.incoming(writer))];
     let mut bridge = Bridge::new(session, connection, leftover, sources, sinks);
@@ -244,6 +244,13 @@ impl Link {
         Link { enrolment, generation: 0, waits_until: None, trail }
     }
 
+    /// A new session with its client.
+    fn begin(&self, window_bytes: usize) -> Session {
+        let mut session = Session::new(Role::Server, window_bytes, LIVENESS, Instant::now());
+        session.expect_round_trip(self.trail.ticket().session().peer().round_trip);
+        session
+    }
+
     /// Counts what `reader` gives.
     fn outgoing(&self, reader: impl AsyncRead + Unpin + Send + 'static) -> Reader {
         Box::new(Counted::new(reader, self.trail.sent()))
@@ -287,6 +294,7 @@ impl Link {
             Happening::Message(Message::Attach { generation, connection, leftover, peer }) => {
                 if generation == self.generation {
                     bridge.attach(connection, &leftover);
+                    bridge.session().expect_round_trip(peer.round_trip);
                     self.waits_until = None;
                     self.trail.resumed(&peer);
                     if let Some(enrolment) = &self.enrolment {

@@ -280,7 +280,7 @@ impl<'a> World<'a> {
             Role::Client => &mut self.client,
             Role::Server => &mut self.server,
         };
-        end.session.before_transmit();
+        end.session.before_transmit(now);
         while left > 0 && end.session.wants_transmit() {
             let mut slices = [IoSlice::new(&[]); 16];
             let filled = end.session.transmit(&mut slices[..places]);

@@ -135,7 +135,7 @@ fn what_is_left_out_has_its_default() {
     assert_eq!(host.commands, Commands::Listed { mutagen: true, patterns: vec![] });
     assert_eq!(host.env, ["LC_*", "LANG"]);
     assert!(!host.shell && host.targets.is_empty() && host.wrapper.is_empty() && host.agent_digests.is_empty());
-    assert_eq!(Limits::default().resume_window_bytes.get(), 16 << 20);
+    assert_eq!(Limits::default().resume_window_bytes.get(), 256 << 20);
     assert_eq!(
         Limits::default().penalty_exempt,
         ["127.0.0.0/8", "::1"].map(|text| Network::try_from(text.to_owned()).unwrap())

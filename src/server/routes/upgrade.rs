@@ -265,11 +265,13 @@ struct Opened {
 
 impl Opened {
     fn new(shared: &Shared, permit: &Permit, protocol: Protocol, ticket: &Ticket) -> Result<Opened, Refusal> {
+        let session = ticket.session();
+        let window_bytes = shared.registry.window_bytes(session.peer().round_trip);
         let enrolment = match protocol {
-            Protocol::Framed => shared.registry.enrol(permit.host(), ticket.session())?,
+            Protocol::Framed => shared.registry.enrol(permit.host(), session, window_bytes)?,
             Protocol::Raw => None,
         };
-        Ok(Opened { protocol, window_bytes: shared.registry.window_bytes(), enrolment })
+        Ok(Opened { protocol, window_bytes, enrolment })
     }
 
     fn answer(&self) -> Result<Answer, Refusal> {
