@@ -25,6 +25,8 @@ ssh:openssh-client
 rsync:rsync
 haproxy:haproxy
 socat:socat
+stunnel:stunnel4
+pkg-config:pkg-config
 strace:strace
 zstd:zstd
 gzip:gzip
@@ -42,6 +44,7 @@ for pair in $wanted; do
     PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
 done
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
+[ -e /usr/include/openssl/ssl.h ] || missing+=(libssl-dev)
 [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
 
 if [ "${#missing[@]}" -gt 0 ]; then

@@ -12,6 +12,8 @@ use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 use crate::support::wait::{SOON, wait_until};
 
+pub(crate) const GIB: f64 = (1u64 << 30) as f64;
+
 /// What one write or read of this side carries: enough that this side is not what is measured.
 const BLOCK_BYTES: usize = 256 << 10;
 /// proc(5)'s clock ticks are a hundredth of a second on Linux, whatever the kernel's own are.

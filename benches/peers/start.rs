@@ -1,0 +1,29 @@
+//! From exec to the first byte on the wire: a ClientHello, with files of configuration, certificate, key and trust anchors
+//! read before it; ssh's banner; and a bare connect, which is the least that a client could do.
+
+use crate::Plan;
+use crate::measure::first_byte;
+use crate::report::{Goal, Measure, Report, Section, TSTUNNEL};
+use crate::servers::Plain;
+use crate::worker;
+
+const SECTION: Section = Section {
+    title: "From exec to the first byte sent",
+    note: "tstunnel reads its configuration, certificate, key and trust anchors and sends a ClientHello; `ssh` sends its \
+           banner; a bare connect sends a byte.",
+};
+const STARTS: usize = 10;
+
+pub(crate) fn measure(_: &Plan, report: &mut Report) {
+    let measure =
+        Measure::less(&SECTION, "exec to first byte", "ms").goal(Goal::Times(2.0, "a bare connect")).charted();
+    let host = Plain::start();
+    for _ in 0..STARTS {
+        let tunnel = first_byte(|address| host.tstunnel_to(&address.to_string(), "true"));
+        let bare = first_byte(|address| worker::bare_connect(address));
+        let ssh = first_byte(|address| host.ssh_to(address.port(), "true"));
+        for (peer, seconds) in [(TSTUNNEL, tunnel), ("a bare connect", bare), ("ssh", ssh)] {
+            report.add(&measure, peer, seconds * 1e3);
+        }
+    }
+}
