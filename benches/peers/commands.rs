@@ -10,7 +10,9 @@ const SECTION: Section = Section { title: "`true` on the host", note: "" };
 pub(crate) fn measure(_: &Plan, report: &mut Report) {
     let measure = Measure::less(&SECTION, "loopback", "ms");
     let host = Plain::start();
-    for (peer, (mut client, _)) in [TSTUNNEL, "ssh", "ssh aes128-gcm"].into_iter().zip(host.clients("true")) {
+    let tunnel = host.tstunnel_to(host.tunnel().address(), "true");
+    let ssh = host.ssh_to(host.sshd_address(), &[], "true");
+    for (peer, mut client) in [(TSTUNNEL, tunnel), ("ssh", ssh)] {
         report.add(&measure, peer, until_exit(&mut client) * 1e3);
     }
 }

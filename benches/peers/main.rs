@@ -4,13 +4,14 @@
 //!
 //! A full run writes `FIGURES.md` and `FIGURES.svg` too. The environment makes it another run, which only prints:
 //! - `BENCH_QUICK=1`: the main ratios alone, in two minutes;
-//! - `BENCH_ONLY=start,bulk`: these [`PARTS`] alone;
+//! - `BENCH_ONLY=start,throughput`: these [`PARTS`] alone;
 //! - `BENCH_ROUNDS`, `BENCH_MIB`: how many rounds at most, and what a transfer carries;
 //! - `BENCH_OUT`: a folder to write the figures to, whatever the run.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "what cannot be measured is a failure")]
 #![allow(clippy::print_stdout, reason = "the table is what this is for")]
 
+mod bridge;
 mod commands;
 mod interruptions;
 mod measure;
@@ -21,6 +22,8 @@ mod pool;
 mod report;
 mod servers;
 mod start;
+mod stream;
+mod throughput;
 mod worker;
 
 #[path = "../../tests/support/mod.rs"]
@@ -45,6 +48,7 @@ struct Part {
 /// In the order of the report.
 const PARTS: &[Part] = &[
     Part { name: "start", rounds: 5, quick: 3, measure: start::measure },
+    Part { name: "throughput", rounds: 5, quick: 3, measure: throughput::measure },
     Part { name: "commands", rounds: 5, quick: 3, measure: commands::measure },
     Part { name: "mutagen", rounds: 5, quick: 0, measure: mutagen::measure },
     Part { name: "pool", rounds: 5, quick: 0, measure: pool::measure },

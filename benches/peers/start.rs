@@ -19,9 +19,9 @@ pub(crate) fn measure(_: &Plan, report: &mut Report) {
         Measure::less(&SECTION, "exec to first byte", "ms").goal(Goal::Times(2.0, "a bare connect")).charted();
     let host = Plain::start();
     for _ in 0..STARTS {
-        let tunnel = first_byte(|address| host.tstunnel_to(&address.to_string(), "true"));
-        let bare = first_byte(|address| worker::bare_connect(address));
-        let ssh = first_byte(|address| host.ssh_to(address.port(), "true"));
+        let tunnel = first_byte(|address| host.tstunnel_to(address, "true"));
+        let bare = first_byte(worker::bare_connect);
+        let ssh = first_byte(|address| host.ssh_to(address, &[], "true"));
         for (peer, seconds) in [(TSTUNNEL, tunnel), ("a bare connect", bare), ("ssh", ssh)] {
             report.add(&measure, peer, seconds * 1e3);
         }
