@@ -17,6 +17,7 @@ mod interruptions;
 mod measure;
 mod memory;
 mod mutagen;
+mod path;
 mod peers;
 mod pool;
 mod report;
@@ -24,6 +25,7 @@ mod servers;
 mod start;
 mod stream;
 mod throughput;
+mod upload;
 mod worker;
 
 #[path = "../../tests/support/mod.rs"]
@@ -49,7 +51,9 @@ struct Part {
 const PARTS: &[Part] = &[
     Part { name: "start", rounds: 5, quick: 3, measure: start::measure },
     Part { name: "throughput", rounds: 5, quick: 3, measure: throughput::measure },
+    Part { name: "path", rounds: 3, quick: 2, measure: path::measure },
     Part { name: "commands", rounds: 5, quick: 3, measure: commands::measure },
+    Part { name: "upload", rounds: 5, quick: 0, measure: upload::measure },
     Part { name: "mutagen", rounds: 5, quick: 0, measure: mutagen::measure },
     Part { name: "pool", rounds: 5, quick: 0, measure: pool::measure },
     Part { name: "resuming", rounds: 5, quick: 0, measure: interruptions::throughput },

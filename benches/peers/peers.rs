@@ -74,7 +74,15 @@ pub(crate) fn main_peers() -> Vec<Peer> {
     ]
 }
 
-/// Those, and whatever else is in use for such things.
+/// Those whom a long path limits, and what it carries without TLS.
+pub(crate) fn path_peers() -> Vec<Peer> {
+    let mut peers = main_peers();
+    peers.retain(|peer| peer.name != SSH_GCM);
+    peers.push(bridge(TCP, false));
+    peers
+}
+
+/// The main peers, and whatever else is in use for such things.
 pub(crate) fn all_peers() -> Vec<Peer> {
     let mut peers = main_peers();
     peers.extend(stunnel());

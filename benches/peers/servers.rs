@@ -92,6 +92,14 @@ impl Host {
         self.server.id()
     }
 
+    /// An upload by way of `endpoint`.
+    pub(crate) fn upload(&self, endpoint: SocketAddr, file: &Path, name: &str) -> Command {
+        let mut command = Command::new(TSTUNNEL);
+        command.args(["upload", "--config"]).arg(self.config()).args(["--endpoint", &endpoint.to_string()]);
+        command.arg(file).arg(format!("{HOST}:{name}"));
+        command
+    }
+
     /// An `exec` of one command line.
     pub(crate) fn client(&self, options: &[&str], line: &str) -> Command {
         let mut command = Command::new(TSTUNNEL);
@@ -118,6 +126,11 @@ impl Plain {
 
     pub(crate) fn tunnel(&self) -> &Host {
         &self.tunnel
+    }
+
+    /// Where files may be put.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
     pub(crate) fn sshd_id(&self) -> u32 {

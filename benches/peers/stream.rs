@@ -19,7 +19,8 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// A client, and pipes to it as Mutagen has them.
 pub(crate) struct Stream {
     client: Child,
-    pub(crate) stdin: ChildStdin,
+    /// None where somebody has taken it.
+    pub(crate) stdin: Option<ChildStdin>,
     pub(crate) stdout: ChildStdout,
 }
 
@@ -43,6 +44,7 @@ pub(crate) fn carry(peer: &Peer, [up, down]: [u64; 2], block: usize) -> Carried 
         Stream::open(peer, peer.address, Orders::Carry { up, down, block });
     let connecting = started.elapsed().as_secs_f64();
     let started = Instant::now();
+    let mut stdin = stdin.take().unwrap();
     let giving = thread::spawn(move || {
         give(&mut stdin, up, block).unwrap_or_else(|error| panic!("the client takes no more: {error}"));
         stdin
@@ -69,7 +71,7 @@ impl Stream {
         let mut answer = [0];
         stdout.read_exact(&mut answer).unwrap_or_else(|error| panic!("{command:?} brought no answer: {error}"));
         assert_eq!(answer, [READY], "{command:?} brought something else");
-        Stream { client, stdin, stdout }
+        Stream { client, stdin: Some(stdin), stdout }
     }
 
     /// Ends it in the middle of what it does.
