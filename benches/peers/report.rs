@@ -86,32 +86,42 @@ impl Row {
         self.samples.iter().find(|(name, _)| *name == peer).map_or(&[], |(_, samples)| samples)
     }
 
-    /// tstunnel's value divided by a peer's.
-    fn quotient(&self, peer: &str) -> Option<f64> {
+    /// tstunnel's values divided by a peer's: one by one, or the medians.
+    fn quotients(&self, peer: &str) -> Vec<f64> {
         let (ours, theirs) = (self.of(TSTUNNEL), self.of(peer));
         if ours.len() == theirs.len() {
-            return median(ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect());
+            return ours.iter().zip(theirs).map(|(ours, theirs)| ours / theirs).collect();
         }
-        Some(median(ours.to_vec())? / median(theirs.to_vec())?)
+        let medians = [ours, theirs].map(|samples| median(samples.to_vec()));
+        medians[0].zip(medians[1]).map(|(ours, theirs)| ours / theirs).into_iter().collect()
     }
 
     /// How many times better tstunnel is than a peer, none for itself.
     fn times_better(&self, peer: &str) -> Option<f64> {
-        let quotient = self.quotient(peer).filter(|_| peer != TSTUNNEL)?;
+        let quotient = median(self.quotients(peer)).filter(|_| peer != TSTUNNEL)?;
         Some(if self.measure.better == Better::More { quotient } else { 1.0 / quotient })
     }
 
     fn verdict(&self, goal: Goal) -> Option<Verdict> {
         let sign = if self.measure.better == Better::More { '≥' } else { '≤' };
-        let (wanted, value, bound) = match goal {
-            Goal::Times(times, peer) => (format!("{sign} {times} × {peer}"), self.quotient(peer)?, times),
+        let (wanted, values, bound) = match goal {
+            Goal::Times(times, peer) => (format!("{sign} {times} × {peer}"), self.quotients(peer), times),
             Goal::Limit(limit) => {
                 let wanted = format!("{sign} {limit} {}", self.measure.unit).trim_end().to_owned();
-                (wanted, median(self.of(TSTUNNEL).to_vec())?, limit)
+                (wanted, self.of(TSTUNNEL).to_vec(), limit)
             }
         };
+        let least = values.iter().copied().min_by(f64::total_cmp)?;
+        let most = values.iter().copied().max_by(f64::total_cmp)?;
+        let value = median(values)?;
         let met = if self.measure.better == Better::More { value >= bound } else { value <= bound };
-        Some(Verdict { measure: format!("{}: {}", self.measure.section.title, self.measure.name), wanted, value, met })
+        Some(Verdict {
+            measure: format!("{}: {}", self.measure.section.title, self.measure.name),
+            wanted,
+            measured: digits(value),
+            range: format!("{}–{}", digits(least), digits(most)),
+            met,
+        })
     }
 }
 
@@ -119,7 +129,9 @@ impl Row {
 struct Verdict {
     measure: String,
     wanted: String,
-    value: f64,
+    /// The median, and from which to which the samples were.
+    measured: String,
+    range: String,
     met: bool,
 }
 
@@ -187,7 +199,8 @@ impl Report {
     /// How it was measured, in one sentence.
     fn method(&self) -> String {
         format!(
-            "Medians of {} rounds, everybody measured in each. Behind a value: how many times better {TSTUNNEL} is.",
+            "Medians of at most {} rounds, everybody measured in each: `n` samples. Behind a value: how many times better \
+             {TSTUNNEL} is.",
             self.rounds
         )
     }
@@ -224,11 +237,16 @@ fn digits(value: f64) -> String {
     format!("{value:.places$}")
 }
 
+/// How many samples there are of tstunnel.
+fn count(row: &Row) -> String {
+    row.of(TSTUNNEL).len().to_string()
+}
+
 /// A peer's median, with how many times better tstunnel is; nothing where it was not measured.
 fn cell(row: &Row, peer: &str) -> String {
     let Some(median) = median(row.of(peer).to_vec()) else { return String::new() };
     match row.times_better(peer) {
-        Some(times) => format!("{} ({})", digits(median), digits(times)),
+        Some(times) => format!("{} ({}×)", digits(median), digits(times)),
         None => digits(median),
     }
 }

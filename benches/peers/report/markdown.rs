@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use super::{Report, Row, cell, digits, name, peers};
+use super::{Report, Row, cell, count, name, peers};
 
 pub(super) fn write(report: &Report) -> String {
     let mut text = "# Figures\n\nWhat `make bench` measured, both ends of everybody on one machine. \
@@ -16,9 +16,10 @@ pub(super) fn write(report: &Report) -> String {
     if !verdicts.is_empty() {
         let missed = verdicts.iter().filter(|verdict| !verdict.met).count();
         let _ = writeln!(text, "\n## Goals\n\n{} met, {missed} missed.\n", verdicts.len() - missed);
-        text += "| measure | goal | measured | |\n|---|---|--:|---|\n";
+        text += "| measure | goal | measured | from – to | |\n|---|---|--:|--:|---|\n";
         for it in verdicts {
-            let _ = writeln!(text, "| {} | {} | {} | {} |", it.measure, it.wanted, digits(it.value), it.word());
+            let _ =
+                writeln!(text, "| {} | {} | {} | {} | {} |", it.measure, it.wanted, it.measured, it.range, it.word());
         }
     }
     for (section, rows) in report.sections() {
@@ -29,10 +30,10 @@ pub(super) fn write(report: &Report) -> String {
 
 fn table(rows: &[&Row]) -> String {
     let peers = peers(rows);
-    let mut text = format!("| | {} |\n|---|{}\n", peers.join(" | "), "--:|".repeat(peers.len()));
+    let mut text = format!("| | {} | n |\n|---|{}\n", peers.join(" | "), "--:|".repeat(peers.len() + 1));
     for row in rows {
         let cells: Vec<String> = peers.iter().map(|peer| cell(row, peer)).collect();
-        let _ = writeln!(text, "| {} | {} |", name(row), cells.join(" | "));
+        let _ = writeln!(text, "| {} | {} | {} |", name(row), cells.join(" | "), count(row));
     }
     text
 }

@@ -78,8 +78,10 @@ fn version(program: &Path, argument: &str, line: &str) -> String {
     let said = String::from_utf8_lossy(&output.stdout).into_owned() + &String::from_utf8_lossy(&output.stderr);
     let said = said.lines().find(|said| said.starts_with(line));
     let said = said.unwrap_or_else(|| panic!("{program:?} {argument} says nothing of `{line}`"));
-    let words: Vec<&str> = said.split_whitespace().filter(|word| *word != "version").collect();
-    let end = words.iter().position(|word| word.starts_with(|first: char| first.is_ascii_digit()));
-    let said = words[..end.map_or(1, |index| index + 1)].join(" ");
-    said.trim_end_matches(',').to_owned()
+    let said = said.split([',', '(']).next().unwrap_or_default();
+    let words = said.split_whitespace().filter(|word| *word != "version");
+    // A date, a platform or an address follows what begins with a digit.
+    let words: Vec<&str> = words.collect();
+    let version = words.iter().position(|word| word.starts_with(|first: char| first.is_ascii_digit()));
+    words[..version.map_or(words.len(), |index| index + 1)].join(" ")
 }
