@@ -2,6 +2,7 @@
 # make test      everything that must hold, from formatting to the real Mutagen
 # make fuzz      every fuzz target for FUZZ_SECONDS (5)
 # make bench     how it compares with OpenSSH and others here: on the terminal, in FIGURES.md and FIGURES.svg
+#                (BENCH_ONLY=start,path: these parts alone; what else there is stands in benches/peers/main.rs)
 # make bench-quick   the main ratios, in two minutes
 # make build     the program: target/release/tstunnel
 # make install   below PREFIX (default /usr/local; DESTDIR is honoured)

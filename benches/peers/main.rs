@@ -22,6 +22,7 @@ mod peers;
 mod pool;
 mod report;
 mod servers;
+mod size;
 mod start;
 mod stream;
 mod throughput;
@@ -59,6 +60,7 @@ const PARTS: &[Part] = &[
     Part { name: "resuming", rounds: 5, quick: 0, measure: interruptions::throughput },
     Part { name: "memory", rounds: 3, quick: 0, measure: memory::measure },
     Part { name: "resets", rounds: 2, quick: 0, measure: interruptions::resets },
+    Part { name: "size", rounds: 1, quick: 0, measure: size::measure },
 ];
 
 /// What the environment asks for.
