@@ -200,7 +200,7 @@ impl Report {
     fn method(&self) -> String {
         format!(
             "Medians of at most {} rounds, everybody measured in each: `n` samples. Behind a value: how many times better \
-             {TSTUNNEL} is.",
+             {TSTUNNEL} is, as the median of what samples taken side by side say.",
             self.rounds
         )
     }

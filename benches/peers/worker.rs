@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::SocketAddr;
 use std::os::fd::AsFd;
 use std::path::Path;
 use std::process::Command;
@@ -16,8 +16,6 @@ use std::time::Duration;
 
 use crate::bridge;
 
-/// The least that a client could be: a connect, and one byte.
-const BARE: &str = "bare-connect";
 /// The other end of a stream.
 const FAR_END: &str = "far-end";
 const BRIDGE: &str = "bridge";
@@ -68,7 +66,6 @@ impl Orders {
 pub(crate) fn run(words: &[String]) -> bool {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words[..] {
-        [BARE, address] => TcpStream::connect(address).unwrap().write_all(b"x").unwrap(),
         // Whoever asked may be gone at any time, which ends this.
         [FAR_END] => drop(far_end()),
         [BRIDGE, "serve", port, ref folder @ ..] => {
@@ -82,13 +79,6 @@ pub(crate) fn run(words: &[String]) -> bool {
 
 fn path<'a>(words: &[&'a str]) -> Option<&'a Path> {
     words.first().map(|word| Path::new(*word))
-}
-
-/// A client that connects, and sends a byte.
-pub(crate) fn bare_connect(address: SocketAddr) -> Command {
-    let mut command = myself();
-    command.args([BARE, &address.to_string()]);
-    command
 }
 
 /// The command that every peer has to start on the other side.
