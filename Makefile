@@ -2,7 +2,9 @@
 # make test      everything that must hold, from formatting to the real Mutagen
 # make fuzz      every fuzz target for FUZZ_SECONDS (5)
 # make pages     what is written from the table of commands and options: in man/tstunnel.1 and packaging/completions
-# make bench     how it compares with OpenSSH here
+# make bench     how it compares with OpenSSH and others here: on the terminal, in FIGURES.md and FIGURES.svg
+#                (BENCH_ONLY=start,path: these parts alone; what else there is stands in benches/peers/main.rs)
+# make bench-quick   the main ratios, in two minutes
 # make build     the program: target/release/tstunnel
 # make install   below PREFIX (default /usr/local; DESTDIR is honoured)
 # make audit     known vulnerabilities in the dependencies (needs the network)
@@ -13,9 +15,9 @@ FUZZ_SECONDS ?= 5
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Where the tests build it too.
 MUTAGEN := $(TARGET)/mutagen-v0.18.1
-SCRIPTS := .ci/run fuzz/run.sh packaging/completions/tstunnel.bash packaging/demo.sh packaging/check-units.sh tests/setup.sh tests/mutagen/build.sh
+SCRIPTS := .ci/run fuzz/run.sh packaging/completions/tstunnel.bash packaging/demo.sh packaging/check-units.sh tests/setup.sh tests/mutagen/build.sh benches/setup.sh
 
-.PHONY: build demo test fuzz pages bench lint audit setup mutagen install clean
+.PHONY: build demo test fuzz pages bench bench-quick lint audit setup mutagen install clean
 
 build:
 	$(CARGO) build --locked --release
@@ -34,7 +36,11 @@ pages:
 	TSTUNNEL_WRITE_PAGES=1 $(CARGO) test --locked --test pages -- what_the_table_says
 
 bench: setup mutagen
+	benches/setup.sh $(TARGET)
 	$(CARGO) bench --locked --bench peers
+
+bench-quick: export BENCH_QUICK = 1
+bench-quick: bench
 
 # The advisories are not checked here: their database comes from the network, and a test must not depend on that.
 lint: setup

@@ -25,6 +25,8 @@ ssh:openssh-client
 rsync:rsync
 haproxy:haproxy
 socat:socat
+stunnel:stunnel4
+pkg-config:pkg-config
 strace:strace
 zstd:zstd
 gzip:gzip
@@ -46,6 +48,7 @@ for pair in $wanted; do
 done
 [ -e /usr/include/stdio.h ] || missing+=(libc6-dev)
 [ -e /usr/share/bash-completion/bash_completion ] || missing+=(bash-completion)
+[ -e /usr/include/openssl/ssl.h ] || missing+=(libssl-dev)
 [ -e /etc/ssl/certs/ca-certificates.crt ] || missing+=(ca-certificates)
 
 if [ "${#missing[@]}" -gt 0 ]; then

@@ -10,15 +10,15 @@ use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crate::GIB;
-use crate::measure::{Direction, transfer};
+use crate::Plan;
+use crate::measure::{Direction, GIB, transfer};
+use crate::report::{Goal, Measure, Report, Section, TSTUNNEL};
 use crate::servers::{Host, answering};
 use crate::support::mutagen::{self, Daemon};
 use crate::support::port;
 use crate::support::relay::Relay;
 use crate::support::remote::{Remote, Setup, Transport};
 use crate::support::wait::{AFTER_MUTAGENS_PAUSE, SOON};
-use crate::table::{Goals, median};
 
 /// Loopback as it is, a continent, and the other side of the planet with a detour.
 const ROUND_TRIPS: [Duration; 3] = [Duration::ZERO, Duration::from_millis(50), Duration::from_millis(200)];
@@ -31,28 +31,20 @@ const LEAST_RATIO: f64 = 0.95;
 /// How often it is looked whether something has arrived: well below what is measured.
 const LOOK: Duration = Duration::from_micros(500);
 
-/// Samples of all runs, in the order of [`ROUND_TRIPS`].
-#[derive(Default)]
-pub(crate) struct Interruptions {
-    rounds: [Round; 3],
-    /// Up and down, with resuming on and off.
-    throughput: [[Costs; 2]; 2],
-}
+const RESETS_SECTION: Section = Section {
+    title: "After a reset of every connection",
+    note: "The same through a relay that resets every connection, at three round trips: `exec` with `cat`, and a file and a \
+           forwarded byte of the real Mutagen's. A goal is five round trips and 50 ms; a changed file misses it on long paths, \
+           since Mutagen by itself takes four round trips for one. No value of `ssh`: the forwarded connection was lost.",
+};
 
-/// Of transfers: GB a second, and both ends' CPU seconds for a GiB.
-#[derive(Default)]
-struct Costs {
-    speed: Vec<f64>,
-    cpu: Vec<f64>,
-}
+const RESUMING: Section = Section {
+    title: "What resuming costs",
+    note: "The same bytes, kept until they are acknowledged, and by a server that keeps nothing (`resume_grace = \"0s\"`).",
+};
 
-/// Milliseconds.
-#[derive(Default)]
-struct Round {
-    echoed: Vec<f64>,
-    tunnel: Samples,
-    ssh: Samples,
-}
+/// The peer that keeps nothing.
+const WITHOUT: &str = "without resuming";
 
 /// Milliseconds that a file and a forwarded byte took, with nothing wrong and after a reset.
 #[derive(Default)]
@@ -60,111 +52,79 @@ struct Samples {
     calm_file: Vec<f64>,
     file: Vec<f64>,
     calm_byte: Vec<f64>,
+    /// Without those of connections that were lost.
     byte: Vec<f64>,
-    /// Forwarded connections that were lost.
-    gone: usize,
 }
 
-impl Samples {
-    /// How much longer each file took than the one before it.
-    fn file_more(&self) -> Vec<f64> {
-        self.file.iter().zip(&self.calm_file).map(|(file, calm)| file - calm).collect()
-    }
-}
-
-impl Interruptions {
-    /// Resets `exec`, then Mutagen over both, at every round trip.
-    pub(crate) fn resets(&mut self) {
-        for (round, round_trip) in self.rounds.iter_mut().zip(ROUND_TRIPS) {
-            exec(round_trip, &mut round.echoed);
-            sessions(Transport::Tstunnel, round_trip, RESETS, &mut round.tunnel);
-            sessions(Transport::OpenSsh, round_trip, 1, &mut round.ssh);
-        }
-    }
-
-    /// The same bytes with and without a copy kept until they are acknowledged: in halves, and each first once, because
-    /// what else the machine does changes faster than the runs.
-    pub(crate) fn throughput(&mut self, bytes: u64) {
-        let bytes = bytes.div_ceil(2);
-        let folder = tempfile::Builder::new().prefix("ts-bench-").tempdir().unwrap();
-        let on = Host::start(&folder.path().join("on"), "any");
-        let off = Host::start_with(&folder.path().join("off"), "commands = \"any\"\n", "resume_grace = \"0s\"\n");
-        for (direction, samples) in [Direction::Up, Direction::Down].into_iter().zip(&mut self.throughput) {
-            let line = direction.line(bytes);
-            for (index, host) in [(0, &on), (1, &off), (1, &off), (0, &on)] {
-                let measured = transfer(&mut host.client(&[], &line), host.id(), direction, bytes);
-                let costs = &mut samples[index];
-                costs.speed.push(bytes as f64 / 1e9 / measured.seconds);
-                costs.cpu.push((measured.client_cpu + measured.server_cpu) / (bytes as f64 / GIB));
+/// Resets `exec`, then Mutagen over both, at every round trip.
+pub(crate) fn resets(_: &Plan, report: &mut Report) {
+    for round_trip in ROUND_TRIPS {
+        let milliseconds = round_trip.as_millis();
+        let measure = |what: &str| Measure::less(&RESETS_SECTION, format!("{what}, {milliseconds} ms away"), "ms");
+        let goal = Goal::Limit(milliseconds as f64 * 5.0 + 50.0);
+        let echo = measure("`exec`: a byte comes back").goal(goal);
+        exec(round_trip).into_iter().for_each(|sample| report.add(&echo, TSTUNNEL, sample));
+        let peers = [(TSTUNNEL, Transport::Tstunnel, RESETS), ("ssh", Transport::OpenSsh, 1)];
+        for (peer, transport, resets) in peers {
+            let samples = sessions(transport, round_trip, resets);
+            assert!(peer != TSTUNNEL || samples.byte.len() == resets, "tstunnel lost a forwarded connection");
+            for (what, samples, goal) in [
+                ("Mutagen: a changed file arrives", samples.file, Some(goal)),
+                ("Mutagen: the same, nothing reset", samples.calm_file, None),
+                ("Mutagen: a forwarded byte comes back", samples.byte, Some(goal)),
+                ("Mutagen: the same byte, nothing reset", samples.calm_byte, None),
+            ] {
+                let measure = goal.into_iter().fold(measure(what), Measure::goal);
+                samples.into_iter().for_each(|sample| report.add(&measure, peer, sample));
             }
         }
     }
-
-    /// Prints what was measured beside what it should be.
-    pub(crate) fn print(self) {
-        let [first, ..] = &self.rounds;
-        println!(
-            "\nAt each round trip: {} resets of `exec`; {} of Mutagen over tstunnel and {} over ssh, each with a file and a forward.",
-            first.echoed.len(),
-            first.tunnel.file.len(),
-            first.ssh.file.len()
-        );
-        let mut table = Goals::new("After every connection was reset, ms", ["tstunnel", "slowest", "ssh"]);
-        for (round, round_trip) in self.rounds.iter().zip(ROUND_TRIPS) {
-            let milliseconds = round_trip.as_millis();
-            let goal = milliseconds as f64 * 5.0 + 50.0;
-            table.heading(&format!("a round trip of {milliseconds} ms"));
-            let (tunnel, ssh) = (&round.tunnel, &round.ssh);
-            table.below("exec: a byte comes back", &round.echoed, None, goal);
-            table.below("Mutagen: a changed file arrives", &tunnel.file, word(&ssh.file, 0), goal);
-            table.plain("  with nothing reset", &tunnel.calm_file, word(&ssh.calm_file, 0));
-            table.plain("  the difference", &tunnel.file_more(), word(&ssh.file_more(), 0));
-            table.below("Mutagen: a forwarded byte comes back", &tunnel.byte, word(&ssh.byte, ssh.gone), goal);
-            table.plain("  with nothing reset", &tunnel.calm_byte, word(&ssh.calm_byte, 0));
-            assert_eq!(tunnel.gone, 0, "tstunnel lost a forwarded connection");
-        }
-        table.print();
-
-        let mut table = Goals::new("What resuming costs", ["on", "off", "on/off"]);
-        for (direction, [on, off]) in [Direction::Up, Direction::Down].into_iter().zip(self.throughput) {
-            let name = direction.name();
-            table.ratio(&format!("{name}, GB/s"), &on.speed, &off.speed, Some(LEAST_RATIO));
-            table.ratio(&format!("  both ends, CPU s/GiB {name}"), &on.cpu, &off.cpu, None);
-        }
-        table.print();
-    }
 }
 
-/// The median of what OpenSSH did, or what became of the connection.
-fn word(samples: &[f64], gone: usize) -> Option<String> {
-    if gone > 0 {
-        return Some("gone".to_owned());
+/// The same bytes with and without a copy kept until they are acknowledged: in halves, and each first once, because
+/// what else the machine does changes faster than the runs.
+pub(crate) fn throughput(plan: &Plan, report: &mut Report) {
+    let bytes = plan.bytes.div_ceil(2);
+    let folder = tempfile::Builder::new().prefix("ts-bench-").tempdir().unwrap();
+    let on = Host::start(&folder.path().join("on"), "any");
+    let off = Host::start_with(&folder.path().join("off"), "commands = \"any\"\n", "resume_grace = \"0s\"\n");
+    for direction in [Direction::Up, Direction::Down] {
+        let line = direction.line(bytes);
+        let name = direction.name();
+        let speed = Measure::more(&RESUMING, name, "GB/s").goal(Goal::Times(LEAST_RATIO, WITHOUT));
+        let cpu = Measure::less(&RESUMING, format!("{name}: both ends' processor time"), "s/GiB");
+        for (peer, host) in [(TSTUNNEL, &on), (WITHOUT, &off), (WITHOUT, &off), (TSTUNNEL, &on)] {
+            let measured = transfer(&mut host.client(&[], &line), host.id(), direction, bytes);
+            report.add(&speed, peer, bytes as f64 / 1e9 / measured.seconds);
+            report.add(&cpu, peer, (measured.client_cpu + measured.server_cpu) / (bytes as f64 / GIB));
+        }
     }
-    Some(format!("{:.1}", median(samples.to_vec()).unwrap()))
 }
 
 /// A byte that is written right after a reset comes back from `cat`.
-fn exec(round_trip: Duration, samples: &mut Vec<f64>) {
+fn exec(round_trip: Duration) -> Vec<f64> {
     let folder = tempfile::Builder::new().prefix("ts-bench-").tempdir().unwrap();
     let host = Host::start(folder.path(), "any");
     let relay = Relay::to(host.address());
     relay.delay(round_trip);
     let mut client = host.client(&["--endpoint", &relay.address().to_string()], "cat");
     let mut session = answering(&mut client);
-    for _ in 0..EXEC_RESETS {
+    let echo = |_| {
         // The path is whole again, in both directions.
         session.exchange();
         let before = relay.accepted();
         let started = Instant::now();
         relay.reset();
         session.exchange();
-        samples.push(started.elapsed().as_secs_f64() * 1e3);
+        let milliseconds = started.elapsed().as_secs_f64() * 1e3;
         assert!(relay.accepted() > before, "the byte came back over a connection that was to be reset");
-    }
+        milliseconds
+    };
+    (0..EXEC_RESETS).map(echo).collect()
 }
 
 /// A session of each kind through one relay, whose users go on right after a reset.
-fn sessions(transport: Transport, round_trip: Duration, resets: usize, samples: &mut Samples) {
+fn sessions(transport: Transport, round_trip: Duration, resets: usize) -> Samples {
     let remote = Setup::new(transport).behind_relay().start();
     remote.relay().delay(round_trip);
     install_agent(&remote);
@@ -186,6 +146,7 @@ fn sessions(transport: Transport, round_trip: Duration, resets: usize, samples: 
     let mut change = Change { here: here.join("file"), there: there.join("file"), count: 0 };
     // Once, so that everything stands and Mutagen watches this file.
     let _ = change.arrives(&mut connection, Instant::now());
+    let mut samples = Samples::default();
     for _ in 0..resets {
         let (file, byte) = change.arrives(&mut connection, Instant::now());
         samples.calm_file.push(file);
@@ -198,11 +159,9 @@ fn sessions(transport: Transport, round_trip: Duration, resets: usize, samples: 
         remote.relay().reset();
         let (file, byte) = change.arrives(&mut connection, started);
         samples.file.push(file);
-        match byte {
-            Some(byte) => samples.byte.push(byte),
-            None => samples.gone += 1,
-        }
+        samples.byte.extend(byte);
     }
+    samples
 }
 
 /// Spares Mutagen the copying of its agent, which is measured elsewhere.

@@ -1,137 +1,143 @@
-//! How tstunnel compares with OpenSSH on this machine: both ends of both on loopback, in interleaved runs, each beside the
-//! other. It starts everything itself, prints tables of medians, and fails where something could not be measured.
+//! How tstunnel compares with OpenSSH and with whatever else joins two pipes over a network: both ends of everybody on this
+//! machine, interleaved. It starts everything itself, prints medians and ratios, and fails where something could not be
+//! measured.
 //!
-//! `TSTUNNEL_BENCH_RUNS` (5) is how many runs, `TSTUNNEL_BENCH_MIB` (1024) what a transfer carries.
+//! A full run writes `FIGURES.md` and `FIGURES.svg` too. The environment makes it another run, which only prints:
+//! - `BENCH_QUICK=1`: the main ratios alone, in two minutes;
+//! - `BENCH_ONLY=start,throughput`: these [`PARTS`] alone;
+//! - `BENCH_ROUNDS`, `BENCH_MIB`: how many rounds at most, and what a transfer carries;
+//! - `BENCH_OUT`: a folder to write the figures to, whatever the run.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "what cannot be measured is a failure")]
 #![allow(clippy::print_stdout, reason = "the table is what this is for")]
 
+mod bridge;
+mod commands;
 mod interruptions;
 mod measure;
 mod memory;
+mod mutagen;
+mod path;
+mod peers;
 mod pool;
+mod report;
 mod servers;
-mod table;
+mod size;
+mod start;
+mod stream;
+mod throughput;
+mod upload;
+mod worker;
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
 
-use std::io::Write;
-use std::net::TcpStream;
-use std::path::Path;
+use std::io::{IsTerminal, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
 
-use interruptions::Interruptions;
-use measure::{Direction, first_byte, transfer, until_exit};
-use memory::Memory;
-use pool::Pool;
-use servers::{Plain, mutagen_over_openssh, mutagen_over_tstunnel};
-use support::process::program;
-use support::serve::TSTUNNEL;
-use table::Table;
+use report::Report;
 
-const GIB: f64 = (1u64 << 30) as f64;
+/// What is measured together, once a round, with servers of its own that end with it.
+struct Part {
+    name: &'static str,
+    /// How many rounds it takes part in.
+    rounds: usize,
+    /// The same in a quick run.
+    quick: usize,
+    measure: fn(&Plan, &mut Report),
+}
 
-/// Resets are repeated in so many runs at most: waiting for OpenSSH to come back is slow.
-const INTERRUPTED_RUNS: u64 = 2;
+/// In the order of the report.
+const PARTS: &[Part] = &[
+    Part { name: "start", rounds: 5, quick: 3, measure: start::measure },
+    Part { name: "throughput", rounds: 5, quick: 3, measure: throughput::measure },
+    Part { name: "path", rounds: 3, quick: 2, measure: path::measure },
+    Part { name: "commands", rounds: 5, quick: 3, measure: commands::measure },
+    Part { name: "upload", rounds: 5, quick: 0, measure: upload::measure },
+    Part { name: "mutagen", rounds: 5, quick: 0, measure: mutagen::measure },
+    Part { name: "pool", rounds: 5, quick: 0, measure: pool::measure },
+    Part { name: "resuming", rounds: 5, quick: 0, measure: interruptions::throughput },
+    Part { name: "memory", rounds: 3, quick: 0, measure: memory::measure },
+    Part { name: "resets", rounds: 2, quick: 0, measure: interruptions::resets },
+    Part { name: "size", rounds: 1, quick: 0, measure: size::measure },
+];
 
-/// The argument that makes this program the least that a client could be: a connect, and one byte.
-const BARE: &str = "bare-connect";
+/// What the environment asks for.
+pub(crate) struct Plan {
+    /// Only the main ratios, soon.
+    pub(crate) quick: bool,
+    /// What a bulk transfer carries.
+    pub(crate) bytes: u64,
+    only: Option<Vec<String>>,
+    most_rounds: usize,
+    out: Option<PathBuf>,
+}
 
 fn main() {
-    let mut arguments = std::env::args().skip(1);
-    if let (Some(BARE), Some(address)) = (arguments.next().as_deref(), arguments.next()) {
-        TcpStream::connect(address).unwrap().write_all(b"x").unwrap();
+    if worker::run(&std::env::args().skip(1).collect::<Vec<_>>()) {
         return;
     }
-    let runs = number("TSTUNNEL_BENCH_RUNS", 5).max(1);
-    let bytes = number("TSTUNNEL_BENCH_MIB", 1024).max(1) << 20;
-
-    let mut table = Table::default();
-    let mut interruptions = Interruptions::default();
-    let mut memory = Memory::default();
-    let mut pool = Pool::default();
-    for run in 1..=runs {
-        table::progress(&format!("run {run} of {runs}: starting up"));
-        starts(&mut table);
-        table::progress(&format!("run {run} of {runs}: commands and transfers"));
-        commands(&mut table, bytes);
-        table::progress(&format!("run {run} of {runs}: Mutagen"));
-        mutagen(&mut table);
-        pool.measure();
-        table::progress(&format!("run {run} of {runs}: resuming on and off, and memory"));
-        interruptions.throughput(bytes);
-        memory.measure(bytes);
-        if run <= INTERRUPTED_RUNS {
-            table::progress(&format!("run {run} of {runs}: resets"));
-            interruptions.resets();
+    let plan = Plan::from_environment();
+    let parts: Vec<&Part> = PARTS.iter().filter(|part| plan.rounds(part) > 0).collect();
+    let rounds = parts.iter().map(|part| plan.rounds(part)).max().unwrap_or_default();
+    let mut report = Report::new(rounds);
+    for round in 0..rounds {
+        for part in parts.iter().filter(|part| round < plan.rounds(part)) {
+            let started = Instant::now();
+            progress(&format!("round {} of {rounds}: {}", round + 1, part.name));
+            (part.measure)(&plan, &mut report);
+            progress(&format!(" {:.1} s\n", started.elapsed().as_secs_f64()));
         }
     }
-    sizes(&mut table);
-    table.print(runs, bytes);
-    pool.print();
-    interruptions.print();
-    memory.print();
-}
-
-fn number(variable: &str, default: u64) -> u64 {
-    match std::env::var(variable) {
-        Err(_) => default,
-        Ok(text) => text.parse().unwrap_or_else(|_| panic!("{variable} is `{text}`, which is no number")),
+    report.print();
+    if let Some(folder) = &plan.out {
+        report.save(folder);
     }
 }
 
-/// From exec to the first byte on the wire: a ClientHello with one file of trust anchors, ssh's banner, a bare connect.
-fn starts(table: &mut Table) {
-    let host = Plain::start();
-    let myself = std::env::current_exe().unwrap();
-    for _ in 0..10 {
-        let bare = first_byte(|address| {
-            let mut command = std::process::Command::new(&myself);
-            command.args([BARE, &address.to_string()]);
-            command
-        });
-        let tunnel = first_byte(|address| host.tstunnel_to(&address.to_string(), "true"));
-        let ssh = first_byte(|address| host.ssh_to(address.port(), "true"));
-        table.add("exec to first byte sent, ms", [Some(tunnel * 1e3), Some(ssh * 1e3), None]);
-        table.add("  a bare connect, ms", [Some(bare * 1e3), None, None]);
+impl Plan {
+    fn from_environment() -> Plan {
+        let text = |name: &str| std::env::var(name).ok().filter(|text| !text.is_empty());
+        let number = |name: &str, default: u64| match text(name) {
+            None => default,
+            Some(text) => text.parse().unwrap_or_else(|_| panic!("{name} is `{text}`, which is no number")),
+        };
+        let quick = number("BENCH_QUICK", 0) > 0;
+        let only = text("BENCH_ONLY").map(|text| text.split(',').map(str::to_owned).collect::<Vec<_>>());
+        for name in only.iter().flatten() {
+            let names: Vec<&str> = PARTS.iter().map(|part| part.name).collect();
+            assert!(names.contains(&name.as_str()), "BENCH_ONLY names `{name}`; there are {}", names.join(", "));
+        }
+        let is_whole = !quick && only.is_none();
+        let project = is_whole.then(|| Path::new(env!("CARGO_MANIFEST_DIR")).to_owned());
+        Plan {
+            quick,
+            bytes: number("BENCH_MIB", if quick { 512 } else { 1024 }).max(1) << 20,
+            only,
+            most_rounds: number("BENCH_ROUNDS", u64::MAX) as usize,
+            out: text("BENCH_OUT").map(PathBuf::from).or(project),
+        }
+    }
+
+    /// How many rounds a part takes part in.
+    fn rounds(&self, part: &Part) -> usize {
+        let rounds = match &self.only {
+            Some(only) if !only.iter().any(|name| name == part.name) => 0,
+            Some(_) => part.rounds.min(if self.quick { part.quick.max(1) } else { part.rounds }),
+            None if self.quick => part.quick,
+            None => part.rounds,
+        };
+        rounds.min(self.most_rounds)
     }
 }
 
-fn commands(table: &mut Table, bytes: u64) {
-    let host = Plain::start();
-    for _ in 0..4 {
-        let [tunnel, ssh, gcm] = host.clients("true").map(|(mut client, _)| until_exit(&mut client) * 1e3);
-        table.add("`true`, a fresh connection, ms", [Some(tunnel), Some(ssh), Some(gcm)]);
-    }
-    let master = host.master();
-    for _ in 0..4 {
-        let tunnel = until_exit(&mut host.clients("true")[0].0) * 1e3;
-        let ssh = until_exit(&mut host.ssh_over(&master, "true")) * 1e3;
-        table.add("  beside ssh over a ControlMaster, ms", [Some(tunnel), Some(ssh), None]);
-    }
-    drop(master);
-    for direction in [Direction::Up, Direction::Down] {
-        let line = direction.line(bytes);
-        let measured = host.clients(&line).map(|(mut client, server)| transfer(&mut client, server, direction, bytes));
-        let per_gib = bytes as f64 / GIB;
-        let name = direction.name();
-        table.add(&format!("{name}, GB/s"), measured.each_ref().map(|it| Some(bytes as f64 / 1e9 / it.seconds)));
-        table.add(&format!("  client, CPU s/GiB {name}"), measured.each_ref().map(|it| Some(it.client_cpu / per_gib)));
-        table.add(&format!("  server, CPU s/GiB {name}"), measured.each_ref().map(|it| Some(it.server_cpu / per_gib)));
-    }
-}
-
-fn mutagen(table: &mut Table) {
-    let tunnel = mutagen_over_tstunnel();
-    let ssh = mutagen_over_openssh();
-    let (fresh, again) = ("`sync create`, agent not there, ms", "`sync create`, agent there, ms");
-    table.add(fresh, [Some(tunnel.fresh * 1e3), Some(ssh.fresh * 1e3), None]);
-    table.add(again, [Some(tunnel.again * 1e3), Some(ssh.again * 1e3), None]);
-}
-
-/// tstunnel is client and server in one file; OpenSSH's two share libraries that are not counted.
-fn sizes(table: &mut Table) {
-    let mib = |file: &Path| std::fs::metadata(file).unwrap().len() as f64 / (1 << 20) as f64;
-    let ssh = ["ssh", "scp", "sshd"].map(|name| mib(&program(name))).iter().sum();
-    table.add("size of the program(s), MiB", [Some(mib(Path::new(TSTUNNEL))), Some(ssh), None]);
+/// Says what is going on: on a terminal in one line that is written again and again.
+fn progress(text: &str) {
+    let mut stderr = std::io::stderr();
+    let _ = match (stderr.is_terminal(), text.ends_with('\n')) {
+        (true, true) => write!(stderr, "\r\x1b[K"),
+        _ => write!(stderr, "{text}"),
+    };
+    let _ = stderr.flush();
 }

@@ -12,6 +12,8 @@ use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
 
 use crate::support::wait::{SOON, wait_until};
 
+pub(crate) const GIB: f64 = (1u64 << 30) as f64;
+
 /// What one write or read of this side carries: enough that this side is not what is measured.
 const BLOCK_BYTES: usize = 256 << 10;
 /// proc(5)'s clock ticks are a hundredth of a second on Linux, whatever the kernel's own are.
@@ -131,15 +133,26 @@ pub(crate) fn receive(stdout: &mut impl Read) -> u64 {
 /// Waits for a child's end without reaping it, so that /proc still tells what it has used.
 fn cpu_at_end(child: &Child) -> f64 {
     waitid(WaitId::Pid(Pid::from_child(child)), WaitIdOptions::EXITED | WaitIdOptions::NOWAIT).unwrap();
-    let [user, system, ..] = times(child.id());
+    cpu_of(child.id())
+}
+
+/// What a process has used so far, without its children.
+pub(crate) fn cpu_of(pid: u32) -> f64 {
+    let [user, system, ..] = times(pid);
     user + system
 }
 
 /// What a server has used, with every process that it has started and reaped; waits until it has reaped all.
-fn server_cpu(server: u32) -> f64 {
-    let children = format!("/proc/{server}/task/{server}/children");
-    wait_until("the server's processes have ended", SOON, || fs::read_to_string(&children).unwrap().trim().is_empty());
+pub(crate) fn server_cpu(server: u32) -> f64 {
+    wait_until("the server's processes have ended", SOON, || !has_children(server));
     times(server).iter().sum()
+}
+
+/// Whether a process has any children that it has not reaped: proc(5) tells them by the thread that started them.
+fn has_children(pid: u32) -> bool {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).unwrap().flatten();
+    let children = tasks.filter_map(|task| fs::read_to_string(task.path().join("children")).ok());
+    children.into_iter().any(|children| !children.trim().is_empty())
 }
 
 /// proc(5): `utime`, `stime`, `cutime` and `cstime` of /proc/PID/stat, in seconds.

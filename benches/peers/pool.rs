@@ -7,44 +7,42 @@ use std::path::Path;
 use std::process::Stdio;
 use std::time::Instant;
 
+use crate::Plan;
+use crate::report::{Measure, Report, Section, TSTUNNEL};
 use crate::servers::Host;
 use crate::support::mutagen;
 use crate::support::process;
 use crate::support::wait::{SOON, wait_until};
-use crate::table::Goals;
 
 const AGENT: &str = ".mutagen/agents/0.18.1/mutagen-agent";
 const KEPT: usize = 2;
 
-/// Milliseconds without a pool, and with one.
-#[derive(Default)]
-pub(crate) struct Pool([Vec<f64>; 2]);
+const SECTION: Section = Section {
+    title: "Agents that are kept started",
+    note: "From exec to the first byte of the real `mutagen-agent`; the server keeps two started (`pool = 2`), or none.",
+};
 
-impl Pool {
-    /// Measures both side by side, each with a server of its own.
-    pub(crate) fn measure(&mut self) {
-        let folders = [0; 2].map(|_| tempfile::Builder::new().prefix("ts-bench-").tempdir().unwrap());
-        let hosts = [0, KEPT].map(|kept| (kept, format!("commands = \"mutagen\"\npool = {kept}\n")));
-        let hosts: Vec<(usize, Host)> =
-            folders.iter().zip(hosts).map(|(folder, (kept, lines))| (kept, start(folder.path(), &lines))).collect();
-        for round in 0..10 {
-            for (samples, (kept, host)) in self.0.iter_mut().zip(&hosts) {
-                let milliseconds = first_byte(host);
-                // The first of a pool is what fills it.
-                if round > 0 {
-                    samples.push(milliseconds);
-                }
-                wait_until("what is kept is there", SOON, || process::children(host.id()).len() == *kept);
+/// Measures both side by side, each with a server of its own.
+pub(crate) fn measure(_: &Plan, report: &mut Report) {
+    let measure = Measure::less(&SECTION, "exec to the agent's first byte", "ms");
+    let folders = [0; 2].map(|_| tempfile::Builder::new().prefix("ts-bench-").tempdir().unwrap());
+    let hosts = [(TSTUNNEL, KEPT), ("tstunnel without a pool", 0)];
+    let hosts: Vec<_> = folders
+        .iter()
+        .zip(hosts)
+        .map(|(folder, (peer, kept))| {
+            (peer, kept, start(folder.path(), &format!("commands = \"mutagen\"\npool = {kept}\n")))
+        })
+        .collect();
+    for round in 0..10 {
+        for (peer, kept, host) in &hosts {
+            let milliseconds = first_byte(host);
+            // The first of a pool is what fills it.
+            if round > 0 {
+                report.add(&measure, peer, milliseconds);
             }
+            wait_until("what is kept is there", SOON, || process::children(host.id()).len() == *kept);
         }
-    }
-
-    /// Prints what was measured.
-    pub(crate) fn print(self) {
-        let [without, with] = self.0;
-        let mut table = Goals::new("exec to the agent's first byte, ms", ["no pool", "pool = 2", "ratio"]);
-        table.ratio("  the real mutagen-agent", &without, &with, None);
-        table.print();
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Read;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -22,6 +22,16 @@ use crate::support::wait::{SOON, wait_until};
 
 const HOST: &str = "host123";
 const DOMAIN: &str = "tunnel.test";
+/// What servers are certified for.
+pub(crate) const SERVER_NAME: &str = "host123.tunnel.test";
+
+/// Makes an authority, and writes its certificate and those of a server and a client with their keys.
+pub(crate) fn certificates(folder: &Path) {
+    let authority = Authority::new("an authority");
+    fs::write(folder.join("ca.crt"), authority.certificate()).unwrap();
+    authority.server(&[SERVER_NAME]).write(folder, "server");
+    authority.client(PRINCIPAL).write(folder, "client");
+}
 
 /// A `tstunnel serve` with a client's configuration beside it.
 pub(crate) struct Host {
@@ -37,11 +47,8 @@ impl Host {
 
     /// The same with lines for the host and for `[limits]`.
     pub(crate) fn start_with(folder: &Path, lines: &str, limits: &str) -> Host {
-        let authority = Authority::new("an authority");
         fs::create_dir_all(folder.join("home")).unwrap();
-        fs::write(folder.join("ca.crt"), authority.certificate()).unwrap();
-        authority.server(&[&format!("*.{DOMAIN}")]).write(folder, "server");
-        authority.client(PRINCIPAL).write(folder, "client");
+        certificates(folder);
         let text = format!(
             "listen = [\"127.0.0.1:0\"]\n\
              cert = \"server.crt\"\n\
@@ -62,7 +69,7 @@ impl Host {
         let text = format!(
             "[host.{HOST}]\n\
              endpoint = \"{}\"\n\
-             sni = \"{HOST}.{DOMAIN}\"\n\
+             sni = \"{SERVER_NAME}\"\n\
              cert = \"client.crt\"\n\
              key = \"client.key\"\n\
              ca = \"ca.crt\"\n",
@@ -85,6 +92,14 @@ impl Host {
         self.server.id()
     }
 
+    /// An upload by way of `endpoint`.
+    pub(crate) fn upload(&self, endpoint: SocketAddr, file: &Path, name: &str) -> Command {
+        let mut command = Command::new(TSTUNNEL);
+        command.args(["upload", "--config"]).arg(self.config()).args(["--endpoint", &endpoint.to_string()]);
+        command.arg(file).arg(format!("{HOST}:{name}"));
+        command
+    }
+
     /// An `exec` of one command line.
     pub(crate) fn client(&self, options: &[&str], line: &str) -> Command {
         let mut command = Command::new(TSTUNNEL);
@@ -96,7 +111,7 @@ impl Host {
 /// One server of each kind that runs any command in this account.
 pub(crate) struct Plain {
     tunnel: Host,
-    sshd: Group,
+    sshd: (Group, SocketAddr),
     // Last, so that it is removed after the servers have gone.
     folder: TempDir,
 }
@@ -109,30 +124,40 @@ impl Plain {
         Plain { tunnel, sshd, folder }
     }
 
-    /// The clients for one command line, with the servers that they go to: tstunnel, ssh, and ssh with AES-128-GCM.
-    pub(crate) fn clients(&self, line: &str) -> [(Command, u32); 3] {
-        let gcm = ["-c", "aes128-gcm@openssh.com"];
-        [
-            (self.tunnel.client(&[], line), self.tunnel.server.id()),
-            (self.ssh(&[], line), self.sshd.id()),
-            (self.ssh(&gcm, line), self.sshd.id()),
-        ]
+    pub(crate) fn tunnel(&self) -> &Host {
+        &self.tunnel
     }
 
-    /// tstunnel, to another address.
-    pub(crate) fn tstunnel_to(&self, endpoint: &str, line: &str) -> Command {
-        self.tunnel.client(&["--endpoint", endpoint], line)
+    /// Where files may be put.
+    pub(crate) fn folder(&self) -> &Path {
+        self.folder.path()
     }
 
-    /// ssh, to another port.
-    pub(crate) fn ssh_to(&self, port: u16, line: &str) -> Command {
-        self.ssh(&["-p", &port.to_string()], line)
+    pub(crate) fn sshd_id(&self) -> u32 {
+        self.sshd.0.id()
     }
 
-    /// A connection that is kept up for others to share.
-    pub(crate) fn master(&self) -> Master {
-        let socket = self.folder.path().join("control");
-        let mut command = self.ssh_by(&socket, &["-N", "-o", "ControlMaster=yes"], None);
+    pub(crate) fn sshd_address(&self) -> SocketAddr {
+        self.sshd.1
+    }
+
+    /// tstunnel by way of another address.
+    pub(crate) fn tstunnel_to(&self, endpoint: SocketAddr, line: &str) -> Command {
+        self.tunnel.client(&["--endpoint", &endpoint.to_string()], line)
+    }
+
+    /// ssh by way of another address.
+    pub(crate) fn ssh_to(&self, address: SocketAddr, options: &[&str], line: &str) -> Command {
+        let mut command = self.openssh("ssh", address);
+        command.args(options).args([HOST, line]);
+        command
+    }
+
+    /// A connection of ssh's by way of `address` that is kept up for others to share.
+    pub(crate) fn master(&self, address: SocketAddr) -> Master {
+        let socket = self.folder.path().join(format!("control-{}", address.port()));
+        let mut command = self.openssh("ssh", address);
+        command.arg("-S").arg(&socket).args(["-N", "-o", "ControlMaster=yes", HOST]);
         let process = Group::spawn(command.stdin(Stdio::null()));
         wait_until("the shared connection stands", SOON, || socket.exists());
         Master { socket, _process: process }
@@ -140,19 +165,16 @@ impl Plain {
 
     /// ssh over a connection that is up.
     pub(crate) fn ssh_over(&self, master: &Master, line: &str) -> Command {
-        self.ssh_by(&master.socket, &[], Some(line))
-    }
-
-    fn ssh_by(&self, socket: &Path, options: &[&str], line: Option<&str>) -> Command {
-        let mut command = Command::new(program("ssh"));
-        command.arg("-F").arg(self.folder.path().join("openssh/ssh_config")).arg("-S").arg(socket);
-        command.args(options).arg(HOST).args(line);
+        let mut command = self.openssh("ssh", self.sshd_address());
+        command.arg("-S").arg(&master.socket).args([HOST, line]);
         command
     }
 
-    fn ssh(&self, options: &[&str], line: &str) -> Command {
-        let mut command = Command::new(program("ssh"));
-        command.arg("-F").arg(self.folder.path().join("openssh/ssh_config")).args(options).args([HOST, line]);
+    /// A program of OpenSSH's that knows the host.
+    pub(crate) fn openssh(&self, name: &str, address: SocketAddr) -> Command {
+        let mut command = Command::new(program(name));
+        command.arg("-F").arg(self.folder.path().join("openssh/ssh_config"));
+        command.arg("-o").arg(format!("Port={}", address.port()));
         command
     }
 }
@@ -203,7 +225,7 @@ pub(crate) struct Master {
 }
 
 /// An sshd as it is used every day: without the forced command that gives the tests a home of their own.
-fn sshd(folder: &Path) -> Group {
+fn sshd(folder: &Path) -> (Group, SocketAddr) {
     let account = Account { home: folder, wrapper: None, uploads: true };
     // It writes keys and a configuration; the server itself is not the one that is wanted.
     drop(Sshd::start(folder, &account));
@@ -223,7 +245,7 @@ fn sshd(folder: &Path) -> Group {
             .stderr(fs::File::create(&log).unwrap()),
     );
     wait_until("sshd listens", SOON, || fs::read_to_string(&log).unwrap().contains("Server listening on"));
-    process
+    (process, SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
 }
 
 /// Seconds that `mutagen sync create` took, until both sides were connected.

@@ -18,9 +18,10 @@ use tokio::net::tcp::{ReadHalf, WriteHalf};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep_until};
 
-/// Bytes of one read, and how many of those a delayed direction holds: more than any window of the tests.
+/// Bytes of one read, and how many of those a delayed direction holds: more than any window of the tests, and as much as half a
+/// round trip of 200 ms takes at more than a gigabyte a second.
 const CHUNK_BYTES: usize = 32 << 10;
-const CHUNKS: usize = 2048;
+const CHUNKS: usize = 4096;
 /// What a socket holds that the peer has not taken; a reset loses it, as it is under way.
 const BUFFER_BYTES: usize = 128 << 10;
 

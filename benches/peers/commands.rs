@@ -1,0 +1,70 @@
+//! A command that does nothing, on loopback and over long paths, and the round trips that it takes.
+
+use std::time::Duration;
+
+use crate::Plan;
+use crate::measure::until_exit;
+use crate::peers::SSH;
+use crate::report::{Goal, Measure, Report, Section, TSTUNNEL};
+use crate::servers::Plain;
+use crate::support::relay::Relay;
+
+const SECTION: Section = Section {
+    title: "A command that does nothing",
+    note: "`true`, from exec to exit, on loopback and through a relay that adds a round trip. Round trips are what that relay \
+           added, divided by its round trip, less the one of TCP's own where there is a fresh connection. A ControlMaster keeps \
+           a process and a connection for each host.",
+};
+const CONTROL_MASTER: &str = "ssh over a ControlMaster";
+const LINE: &str = "true";
+
+/// A round trip, and how often it is measured in a round.
+const PATHS: [(u64, usize); 2] = [(50, 2), (200, 1)];
+const ON_LOOPBACK: usize = 4;
+
+pub(crate) fn measure(plan: &Plan, report: &mut Report) {
+    let host = Plain::start();
+    let loopback = Measure::less(&SECTION, "loopback", "ms").charted();
+    let loopback = loopback.goal(Goal::Times(0.05, SSH)).goal(Goal::Times(0.5, CONTROL_MASTER));
+    let mut shortest = [f64::MAX; 3];
+    let master = host.master(host.sshd_address());
+    for _ in 0..ON_LOOPBACK {
+        let seconds = [
+            until_exit(&mut host.tstunnel_to(host.tunnel().address(), LINE)),
+            until_exit(&mut host.ssh_to(host.sshd_address(), &[], LINE)),
+            until_exit(&mut host.ssh_over(&master, LINE)),
+        ];
+        for ((peer, seconds), shortest) in names().zip(seconds).zip(&mut shortest) {
+            report.add(&loopback, peer, seconds * 1e3);
+            *shortest = shortest.min(seconds);
+        }
+    }
+    drop(master);
+    for (milliseconds, count) in PATHS.into_iter().take(if plan.quick { 1 } else { PATHS.len() }) {
+        let round_trip = Duration::from_millis(milliseconds);
+        let [to_tunnel, to_sshd] = [host.tunnel().address(), host.sshd_address()].map(|address| {
+            let relay = Relay::to(address);
+            relay.delay(round_trip);
+            relay
+        });
+        let master = host.master(to_sshd.address());
+        let time = Measure::less(&SECTION, format!("{milliseconds} ms away"), "ms");
+        let trips = Measure::less(&SECTION, format!("{milliseconds} ms away: round trips after TCP's own"), "");
+        let trips = trips.goal(Goal::Limit(2.2));
+        for _ in 0..count {
+            let seconds = [
+                until_exit(&mut host.tstunnel_to(to_tunnel.address(), LINE)),
+                until_exit(&mut host.ssh_to(to_sshd.address(), &[], LINE)),
+                until_exit(&mut host.ssh_over(&master, LINE)),
+            ];
+            for (((peer, seconds), shortest), tcp) in names().zip(seconds).zip(shortest).zip([1.0, 1.0, 0.0]) {
+                report.add(&time, peer, seconds * 1e3);
+                report.add(&trips, peer, (seconds - shortest) / round_trip.as_secs_f64() - tcp);
+            }
+        }
+    }
+}
+
+fn names() -> impl Iterator<Item = &'static str> {
+    [TSTUNNEL, SSH, CONTROL_MASTER].into_iter()
+}

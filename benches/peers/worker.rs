@@ -1,0 +1,175 @@
+//! What this program is when it is started with words: the other end of a stream, or a peer that there is no program for.
+//!
+//! The other end reads a line with its orders from stdin, answers with [`READY`], and does what it was told: so every peer
+//! starts the same command, and what connecting costs is told from what carrying does.
+
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
+use std::os::fd::AsFd;
+use std::path::Path;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::thread;
+use std::time::Duration;
+
+use crate::bridge;
+
+/// The other end of a stream.
+const FAR_END: &str = "far-end";
+const BRIDGE: &str = "bridge";
+
+/// What is said when orders have been read.
+pub(crate) const READY: u8 = b'r';
+/// What is said when everything was received.
+pub(crate) const DONE: u8 = b'd';
+/// Most bytes of a read, and of a write that has no other size.
+pub(crate) const BLOCK_BYTES: usize = 256 << 10;
+/// How often it is said how much has arrived.
+const TELL: Duration = Duration::from_millis(10);
+
+/// What the other end of a stream has to do.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Orders {
+    /// Takes so many bytes from us and sends so many meanwhile, in writes of `block` bytes, then says [`DONE`].
+    Carry { up: u64, down: u64, block: usize },
+    /// Takes bytes for ever, and tells all the time how many it has, in 8 bytes.
+    Take,
+    /// Sends bytes for ever.
+    Give,
+}
+
+impl Orders {
+    pub(crate) fn line(self) -> String {
+        match self {
+            Orders::Carry { up, down, block } => format!("carry {up} {down} {block}\n"),
+            Orders::Take => "take\n".to_owned(),
+            Orders::Give => "give\n".to_owned(),
+        }
+    }
+
+    fn read(line: &str) -> Option<Orders> {
+        let words: Vec<&str> = line.split_whitespace().collect();
+        match words[..] {
+            ["carry", up, down, block] => {
+                Some(Orders::Carry { up: up.parse().ok()?, down: down.parse().ok()?, block: block.parse().ok()? })
+            }
+            ["take"] => Some(Orders::Take),
+            ["give"] => Some(Orders::Give),
+            _ => None,
+        }
+    }
+}
+
+/// Does what the words say, if that is for us.
+pub(crate) fn run(words: &[String]) -> bool {
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    match words[..] {
+        // Whoever asked may be gone at any time, which ends this.
+        [FAR_END] => drop(far_end()),
+        [BRIDGE, "serve", port, ref folder @ ..] => {
+            bridge::serve(path(folder), port.parse().unwrap(), &far_end_words())
+        }
+        [BRIDGE, "connect", address, ref folder @ ..] => bridge::connect(path(folder), address.parse().unwrap()),
+        _ => return false,
+    }
+    true
+}
+
+fn path<'a>(words: &[&'a str]) -> Option<&'a Path> {
+    words.first().map(|word| Path::new(*word))
+}
+
+/// The command that every peer has to start on the other side.
+pub(crate) fn far_end_words() -> [String; 2] {
+    [myself().get_program().to_str().unwrap().to_owned(), FAR_END.to_owned()]
+}
+
+/// The server of a bridge, with the certificates of a folder or without TLS.
+pub(crate) fn bridge_server(folder: Option<&Path>, port: u16) -> Command {
+    let mut command = myself();
+    command.args([BRIDGE, "serve", &port.to_string()]).args(folder);
+    command
+}
+
+/// The client of such a bridge.
+pub(crate) fn bridge_client(folder: Option<&Path>, address: SocketAddr) -> Command {
+    let mut command = myself();
+    command.args([BRIDGE, "connect", &address.to_string()]).args(folder);
+    command
+}
+
+fn myself() -> Command {
+    Command::new(std::env::current_exe().unwrap())
+}
+
+fn far_end() -> io::Result<()> {
+    // Unbuffered, as the standard library's own are not: what follows the orders is read elsewhere.
+    let mut stdin = File::from(io::stdin().as_fd().try_clone_to_owned()?);
+    let mut stdout = File::from(io::stdout().as_fd().try_clone_to_owned()?);
+    let mut line = Vec::new();
+    while line.last() != Some(&b'\n') {
+        let mut byte = [0];
+        stdin.read_exact(&mut byte)?;
+        line.extend(byte);
+    }
+    let orders = Orders::read(&String::from_utf8_lossy(&line)).ok_or(io::ErrorKind::InvalidData)?;
+    stdout.write_all(&[READY])?;
+    match orders {
+        Orders::Carry { up, down, block } => {
+            let taking = thread::spawn(move || take(&mut stdin, up));
+            give(&mut stdout, down, block)?;
+            taking.join().expect("nothing panics there")?;
+            stdout.write_all(&[DONE])
+        }
+        Orders::Give => give(&mut stdout, u64::MAX, BLOCK_BYTES),
+        Orders::Take => {
+            let taken = Arc::new(AtomicU64::new(0));
+            let counted = taken.clone();
+            let taking = thread::spawn(move || tally(&mut stdin, &counted));
+            while !taking.is_finished() {
+                stdout.write_all(&taken.load(Ordering::Relaxed).to_be_bytes())?;
+                thread::sleep(TELL);
+            }
+            Ok(())
+        }
+    }
+}
+
+/// Writes so many bytes, in blocks of a size.
+pub(crate) fn give(to: &mut impl Write, bytes: u64, block: usize) -> io::Result<()> {
+    let block = vec![0; block];
+    let mut left = bytes;
+    while left > 0 {
+        let count = left.min(block.len() as u64);
+        to.write_all(&block[..count as usize])?;
+        left -= count;
+    }
+    Ok(())
+}
+
+/// Reads so many bytes.
+pub(crate) fn take(from: &mut impl Read, bytes: u64) -> io::Result<()> {
+    let mut block = vec![0; BLOCK_BYTES];
+    let mut left = bytes;
+    while left > 0 {
+        let most = left.min(block.len() as u64) as usize;
+        match from.read(&mut block[..most])? {
+            0 => return Err(io::ErrorKind::UnexpectedEof.into()),
+            count => left -= count as u64,
+        }
+    }
+    Ok(())
+}
+
+/// Counts what comes until it ends.
+pub(crate) fn tally(from: &mut impl Read, count: &AtomicU64) -> io::Result<()> {
+    let mut block = vec![0; BLOCK_BYTES];
+    loop {
+        match from.read(&mut block)? {
+            0 => return Ok(()),
+            read => count.fetch_add(read as u64, Ordering::Relaxed),
+        };
+    }
+}
