@@ -11,8 +11,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "what cannot be measured is a failure")]
 #![allow(clippy::print_stdout, reason = "the table is what this is for")]
 
+mod bottleneck;
 mod bridge;
 mod commands;
+mod interactive;
 mod interruptions;
 mod measure;
 mod memory;
@@ -59,6 +61,7 @@ const PARTS: &[Part] = &[
     Part { name: "pool", rounds: 5, quick: 0, measure: pool::measure },
     Part { name: "resuming", rounds: 5, quick: 0, measure: interruptions::throughput },
     Part { name: "memory", rounds: 3, quick: 0, measure: memory::measure },
+    Part { name: "interactive", rounds: 2, quick: 0, measure: interactive::measure },
     Part { name: "resets", rounds: 2, quick: 0, measure: interruptions::resets },
     Part { name: "size", rounds: 1, quick: 0, measure: size::measure },
 ];
