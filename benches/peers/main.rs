@@ -13,7 +13,9 @@
 
 mod bottleneck;
 mod bridge;
+mod client;
 mod commands;
+mod handshakes;
 mod interactive;
 mod interruptions;
 mod measure;
@@ -27,12 +29,17 @@ mod servers;
 mod size;
 mod start;
 mod stream;
+mod terminators;
 mod throughput;
 mod upload;
 mod worker;
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
+
+#[path = "../../tests/support_net/frames.rs"]
+#[allow(dead_code, reason = "the tests need the other kinds")]
+mod frames;
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -57,6 +64,7 @@ const PARTS: &[Part] = &[
     Part { name: "path", rounds: 3, quick: 2, measure: path::measure },
     Part { name: "commands", rounds: 5, quick: 3, measure: commands::measure },
     Part { name: "upload", rounds: 5, quick: 0, measure: upload::measure },
+    Part { name: "handshakes", rounds: 3, quick: 0, measure: handshakes::measure },
     Part { name: "mutagen", rounds: 5, quick: 0, measure: mutagen::measure },
     Part { name: "pool", rounds: 5, quick: 0, measure: pool::measure },
     Part { name: "resuming", rounds: 5, quick: 0, measure: interruptions::throughput },

@@ -79,6 +79,11 @@ impl Host {
         Host { folder: folder.to_owned(), server }
     }
 
+    /// Where its files are: those that [`certificates`] writes among them.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     fn config(&self) -> PathBuf {
         self.folder.join("config.toml")
     }
