@@ -26,6 +26,7 @@ mod peers;
 mod pool;
 mod report;
 mod servers;
+mod sessions;
 mod size;
 mod start;
 mod stream;
@@ -69,6 +70,7 @@ const PARTS: &[Part] = &[
     Part { name: "pool", rounds: 5, quick: 0, measure: pool::measure },
     Part { name: "resuming", rounds: 5, quick: 0, measure: interruptions::throughput },
     Part { name: "memory", rounds: 3, quick: 0, measure: memory::measure },
+    Part { name: "sessions", rounds: 1, quick: 0, measure: sessions::measure },
     Part { name: "interactive", rounds: 2, quick: 0, measure: interactive::measure },
     Part { name: "resets", rounds: 2, quick: 0, measure: interruptions::resets },
     Part { name: "size", rounds: 1, quick: 0, measure: size::measure },
