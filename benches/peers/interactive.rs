@@ -58,14 +58,19 @@ pub(crate) fn measure(_: &Plan, report: &mut Report) {
     ] {
         let time = Measure::less(&SECTION, name, "ms");
         let time = goal.into_iter().fold(time, |time, goal| time.goal(goal).charted());
-        let speed = Measure::more(&SECTION, format!("what else was carried {name}"), "Mbit/s");
+        let half = Measure::less(&SECTION, format!("{name}: the median"), "ms");
+        let speed = Measure::more(&SECTION, format!("{name}: what else was carried"), "Mbit/s");
         for (peer, transport) in [(TSTUNNEL, Transport::Tstunnel), (SSH, Transport::OpenSsh)] {
             let (beside, own) = beside(transport, session, products);
-            report.add(&time, peer, percentile(&beside.echoes, SHARE));
-            report.add(&speed, peer, beside.bulk_mbit_per_second);
+            let mut messages = vec![(peer, beside.echoes)];
             if peer == TSTUNNEL {
-                report.add(&time, OWN, percentile(&own, SHARE));
+                messages.push((OWN, own));
             }
+            for (peer, milliseconds) in messages {
+                report.add(&time, peer, percentile(&milliseconds, SHARE));
+                report.add(&half, peer, percentile(&milliseconds, 0.5));
+            }
+            report.add(&speed, peer, beside.bulk_mbit_per_second);
         }
     }
 }
