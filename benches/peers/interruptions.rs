@@ -219,7 +219,7 @@ fn is(file: &Path, content: &[u8]) -> bool {
 }
 
 /// A listener that sends everything back; its thread ends with the process.
-fn echo() -> SocketAddr {
+pub(crate) fn echo() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     thread::spawn(move || {

@@ -11,8 +11,12 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "what cannot be measured is a failure")]
 #![allow(clippy::print_stdout, reason = "the table is what this is for")]
 
+mod bottleneck;
 mod bridge;
+mod client;
 mod commands;
+mod handshakes;
+mod interactive;
 mod interruptions;
 mod measure;
 mod memory;
@@ -22,15 +26,21 @@ mod peers;
 mod pool;
 mod report;
 mod servers;
+mod sessions;
 mod size;
 mod start;
 mod stream;
+mod terminators;
 mod throughput;
 mod upload;
 mod worker;
 
 #[path = "../../tests/support/mod.rs"]
 mod support;
+
+#[path = "../../tests/support_net/frames.rs"]
+#[allow(dead_code, reason = "the tests need the other kinds")]
+mod frames;
 
 use std::io::{IsTerminal, Write};
 use std::path::{Path, PathBuf};
@@ -55,10 +65,14 @@ const PARTS: &[Part] = &[
     Part { name: "path", rounds: 3, quick: 2, measure: path::measure },
     Part { name: "commands", rounds: 5, quick: 3, measure: commands::measure },
     Part { name: "upload", rounds: 5, quick: 0, measure: upload::measure },
-    Part { name: "mutagen", rounds: 5, quick: 0, measure: mutagen::measure },
+    Part { name: "handshakes", rounds: 3, quick: 0, measure: handshakes::measure },
+    Part { name: "mutagen", rounds: 5, quick: 0, measure: mutagen::create },
+    Part { name: "mutagen-bytes", rounds: 3, quick: 0, measure: mutagen::carry },
     Part { name: "pool", rounds: 5, quick: 0, measure: pool::measure },
     Part { name: "resuming", rounds: 5, quick: 0, measure: interruptions::throughput },
     Part { name: "memory", rounds: 3, quick: 0, measure: memory::measure },
+    Part { name: "sessions", rounds: 1, quick: 0, measure: sessions::measure },
+    Part { name: "interactive", rounds: 2, quick: 0, measure: interactive::measure },
     Part { name: "resets", rounds: 2, quick: 0, measure: interruptions::resets },
     Part { name: "size", rounds: 1, quick: 0, measure: size::measure },
 ];

@@ -156,7 +156,7 @@ fn has_children(pid: u32) -> bool {
 }
 
 /// proc(5): `utime`, `stime`, `cutime` and `cstime` of /proc/PID/stat, in seconds.
-fn times(pid: u32) -> [f64; 4] {
+pub(crate) fn times(pid: u32) -> [f64; 4] {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     // The second field is a name in parentheses that may hold anything. The first behind it is the third of all.
     let (_, rest) = stat.rsplit_once(") ").unwrap();

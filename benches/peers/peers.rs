@@ -227,15 +227,15 @@ fn certified() -> TempDir {
 }
 
 /// A server, with the folder of its files.
-struct Running {
-    address: SocketAddr,
+pub(crate) struct Running {
+    pub(crate) address: SocketAddr,
     process: Group,
     _folder: Option<TempDir>,
 }
 
 impl Running {
     /// Starts one and waits until it listens.
-    fn start(mut command: Command, port: u16, folder: Option<TempDir>) -> Running {
+    pub(crate) fn start(mut command: Command, port: u16, folder: Option<TempDir>) -> Running {
         let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
         let log = tempfile::tempfile().unwrap();
         command.stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
@@ -245,6 +245,10 @@ impl Running {
             TcpStream::connect(address).is_ok()
         });
         Running { address, process, _folder: folder }
+    }
+
+    pub(crate) fn id(&self) -> u32 {
+        self.process.id()
     }
 
     fn peer(self, name: &'static str, client: Box<dyn Fn(SocketAddr) -> Command>) -> Peer {

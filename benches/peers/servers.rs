@@ -3,20 +3,17 @@
 use std::fs;
 use std::io::Read;
 use std::net::{Ipv4Addr, SocketAddr};
-use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::Instant;
 
 use tempfile::TempDir;
 
 use crate::measure;
-use crate::support::mutagen::Daemon;
 use crate::support::openssh::{self, Account, Sshd};
 use crate::support::pki::Authority;
 use crate::support::port;
 use crate::support::process::{Group, program};
-use crate::support::remote::{PRINCIPAL, Setup, Transport};
+use crate::support::remote::PRINCIPAL;
 use crate::support::serve::{Server, TSTUNNEL};
 use crate::support::wait::{SOON, wait_until};
 
@@ -77,6 +74,11 @@ impl Host {
         );
         fs::write(folder.join("config.toml"), text).unwrap();
         Host { folder: folder.to_owned(), server }
+    }
+
+    /// Where its files are: those that [`certificates`] writes among them.
+    pub(crate) fn folder(&self) -> &Path {
+        &self.folder
     }
 
     fn config(&self) -> PathBuf {
@@ -246,42 +248,4 @@ fn sshd(folder: &Path) -> (Group, SocketAddr) {
     );
     wait_until("sshd listens", SOON, || fs::read_to_string(&log).unwrap().contains("Server listening on"));
     (process, SocketAddr::from((Ipv4Addr::LOCALHOST, port)))
-}
-
-/// Seconds that `mutagen sync create` took, until both sides were connected.
-pub(crate) struct Created {
-    pub(crate) fresh: f64,
-    pub(crate) again: f64,
-}
-
-pub(crate) fn mutagen_over_tstunnel() -> Created {
-    let folder = tempfile::Builder::new().prefix("ts-bench-").tempdir().unwrap();
-    let host = Host::start(folder.path(), "mutagen");
-    let stand_ins = folder.path().join("stand-ins");
-    fs::create_dir(&stand_ins).unwrap();
-    for name in ["ssh", "scp"] {
-        symlink(TSTUNNEL, stand_ins.join(name)).unwrap();
-    }
-    let daemon =
-        Daemon::start_with(vec![("MUTAGEN_SSH_PATH", stand_ins.into()), ("TSTUNNEL_CONFIG", host.config().into())]);
-    create(&daemon, &|name| format!("{HOST}:{}", folder.path().join("home").join(name).display()))
-}
-
-pub(crate) fn mutagen_over_openssh() -> Created {
-    let remote = Setup::new(Transport::OpenSsh).start();
-    let daemon = Daemon::start(&remote);
-    create(&daemon, &|name| remote.url(name))
-}
-
-fn create(daemon: &Daemon, url: &dyn Fn(&str) -> String) -> Created {
-    let [fresh, again] = ["one", "two"].map(|name| {
-        let here = daemon.folder(name);
-        fs::create_dir(&here).unwrap();
-        let started = Instant::now();
-        let session = daemon.create_sync(&here, &url(name));
-        let seconds = started.elapsed().as_secs_f64();
-        session.wait_until_ready(SOON);
-        seconds
-    });
-    Created { fresh, again }
 }

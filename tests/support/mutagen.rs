@@ -44,7 +44,12 @@ impl Daemon {
 
     /// Starts one with these variables and the few that every program needs, and no others.
     pub(crate) fn start_with(variables: Vec<(&'static str, OsString)>) -> Daemon {
-        let folder = tempfile::Builder::new().prefix("ts-local-").tempdir().unwrap();
+        Daemon::start_inside(&std::env::temp_dir(), variables)
+    }
+
+    /// The same with its folders in another one than that for temporary files.
+    pub(crate) fn start_inside(parent: &Path, variables: Vec<(&'static str, OsString)>) -> Daemon {
+        let folder = tempfile::Builder::new().prefix("ts-local-").tempdir_in(parent).unwrap();
         let root = folder.path().canonicalize().unwrap();
         for name in ["home", "tmp"] {
             fs::create_dir(root.join(name)).unwrap();

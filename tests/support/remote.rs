@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::time::Duration;
 
 use tempfile::TempDir;
@@ -49,6 +50,7 @@ pub(crate) struct Setup {
     host_settings: Vec<String>,
     client_settings: Vec<String>,
     grants: Vec<(String, String)>,
+    parent: PathBuf,
 }
 
 impl Setup {
@@ -70,6 +72,7 @@ impl Setup {
             host_settings: Vec::new(),
             client_settings: Vec::new(),
             grants: Vec::new(),
+            parent: std::env::temp_dir(),
         }
     }
 
@@ -152,6 +155,11 @@ impl Setup {
         self
     }
 
+    /// Makes the host's folder in another one than that for temporary files.
+    pub(crate) fn inside(self, parent: &Path) -> Setup {
+        Setup { parent: parent.to_owned(), ..self }
+    }
+
     pub(crate) fn start(self) -> Remote {
         Remote::start(self)
     }
@@ -179,7 +187,7 @@ enum Carrier {
 
 impl Remote {
     fn start(setup: Setup) -> Remote {
-        let folder = tempfile::Builder::new().prefix("ts-remote-").tempdir().unwrap();
+        let folder = tempfile::Builder::new().prefix("ts-remote-").tempdir_in(&setup.parent).unwrap();
         let root = folder.path().canonicalize().unwrap();
         let home = root.join("home");
         fs::create_dir(&home).unwrap();
@@ -265,6 +273,13 @@ impl Remote {
         ]
     }
 
+    /// The `ssh` of this host's, with one command line.
+    pub(crate) fn ssh(&self, line: &str) -> Command {
+        let mut command = Command::new(self.stand_ins.join("ssh"));
+        command.envs(self.environment()).args([self.host(), line]);
+        command
+    }
+
     /// Lets whoever has this host's environment reach `other` too, which is an OpenSSH host with another name. tstunnel hands
     /// it to the `ssh` in PATH; OpenSSH has it in its configuration.
     pub(crate) fn fall_through_to(&mut self, other: &Remote) {
@@ -272,6 +287,14 @@ impl Remote {
         match self.setup.transport {
             Transport::OpenSsh => openssh::include(self.folder.path(), other.folder.path()),
             Transport::Tstunnel => self.search_first = Some(other.stand_ins.clone()),
+        }
+    }
+
+    /// Sends clients to another address from now on, from which something leads to the server.
+    pub(crate) fn send_clients_to(&self, address: SocketAddr) {
+        match self.setup.transport {
+            Transport::OpenSsh => _ = openssh::stand_ins(&self.folder(), &self.setup.name, address.port()),
+            Transport::Tstunnel => write_client_configuration(&self.folder(), &self.setup, address),
         }
     }
 
