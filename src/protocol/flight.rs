@@ -226,7 +226,10 @@ mod tests {
             path.run(MILLISECOND * 9000);
             let longest = path.run(MILLISECOND * 2000);
             let floor = Duration::from_secs_f64(FLOOR_BYTES as f64 / path.rate);
-            assert!(longest < round_trip * 8 / 5 + LATENESS || longest < round_trip + floor, "{megabytes} MB/s: {longest:?}");
+            assert!(
+                longest < round_trip * 8 / 5 + LATENESS || longest < round_trip + floor,
+                "{megabytes} MB/s: {longest:?}"
+            );
         }
     }
 
