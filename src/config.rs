@@ -22,7 +22,7 @@ use std::time::Duration;
 
 pub use environment::Environment;
 pub use remembered::{Remembered, recall, remember};
-pub use resolve::{is_ours, resolve};
+pub use resolve::{Stated, explain, is_ours, resolve};
 
 use crate::protocol::HostId;
 
@@ -96,6 +96,15 @@ pub enum MinTls {
     /// TLS 1.3.
     #[default]
     V1_3,
+}
+
+impl std::fmt::Display for MinTls {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            MinTls::V1_2 => "1.2",
+            MinTls::V1_3 => "1.3",
+        })
+    }
 }
 
 /// Everything that is needed to reach one host.

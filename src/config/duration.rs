@@ -31,6 +31,16 @@ pub fn parse(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("`{text}` is longer than {} hours", MAX.as_secs() / 3600))
 }
 
+/// Writes a duration as a file would, in the largest unit that is exact.
+pub fn text(duration: Duration) -> String {
+    let milliseconds = duration.as_millis();
+    let units = [(3_600_000, "h"), (60_000, "m"), (1_000, "s")];
+    match units.into_iter().find(|(unit, _)| milliseconds > 0 && milliseconds % unit == 0) {
+        Some((unit, name)) => format!("{}{name}", milliseconds / unit),
+        None => format!("{milliseconds}ms"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -41,6 +51,16 @@ mod tests {
             [("500ms", 500), ("10s", 10_000), ("2m", 120_000), ("1h", 3_600_000), ("0s", 0), ("720h", 2_592_000_000)]
         {
             assert_eq!(parse(text), Ok(Duration::from_millis(milliseconds)), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_duration_is_written_in_its_largest_exact_unit() {
+        for (milliseconds, expected) in
+            [(500, "500ms"), (1_500, "1500ms"), (90_000, "90s"), (120_000, "2m"), (7_200_000, "2h"), (0, "0ms")]
+        {
+            let duration = Duration::from_millis(milliseconds);
+            assert_eq!((text(duration).as_str(), parse(expected)), (expected, Ok(duration)));
         }
     }
 

@@ -54,11 +54,34 @@ impl Settings {
             min_tls: self.min_tls.or(weaker.min_tls),
         }
     }
+
+    /// The value of `key`, as a person would write it.
+    pub(super) fn text(&self, key: &str) -> Option<String> {
+        let path = |path: &Option<PathBuf>| path.as_ref().map(|path| path.display().to_string());
+        match key {
+            "endpoint" => self.endpoint.as_ref().map(ToString::to_string),
+            "host_id" => self.host_id.as_ref().map(ToString::to_string),
+            "cert" => path(&self.cert),
+            "key" => path(&self.key),
+            "ca" => path(&self.ca),
+            "upgrade_base" => self.upgrade_base.clone(),
+            "sni" => self.sni.clone(),
+            "user" => self.user.clone(),
+            "connect_timeout" => self.connect_timeout.map(duration::text),
+            "answer_timeout" => self.answer_timeout.map(duration::text),
+            "alive_interval" => self.alive_interval.map(duration::text),
+            "alive_count" => self.alive_count.map(|count| count.to_string()),
+            "resume" => self.resume.map(|resume| resume.map_or_else(|| "false".to_owned(), duration::text)),
+            "min_tls" => self.min_tls.map(|version| version.to_string()),
+            _ => None,
+        }
+    }
 }
 
 /// One `[host."pattern"]` table.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
+    pub(super) file: PathBuf,
     pub(super) pattern: String,
     pub(super) settings: Settings,
 }
@@ -124,7 +147,8 @@ impl Source<'_> {
                         .with_hint("name the host or a pattern: [host.\"NAME\"], or [host.\"*\"] for every host"));
                 }
                 let settings = self.settings(self.table(pattern, value)?)?;
-                entries.push(Entry { pattern: pattern.get_ref().to_string(), settings });
+                let (file, pattern) = (self.path.to_owned(), pattern.get_ref().to_string());
+                entries.push(Entry { file, pattern, settings });
             }
         }
         Ok(entries)
@@ -294,7 +318,7 @@ mod tests {
             resume: Some(Some(Duration::from_secs(5))),
             min_tls: Some(MinTls::V1_2),
         };
-        assert_eq!(parse(text).unwrap(), [Entry { pattern: "dev-*".into(), settings: expected }]);
+        assert_eq!(parse(text).unwrap(), [Entry { file: "/c/config.toml".into(), pattern: "dev-*".into(), settings: expected }]);
         for key in KEYS {
             assert!(text.contains(&format!("{key} = ")), "{key} is not tested");
         }

@@ -22,23 +22,128 @@ const RESUME: Duration = Duration::from_secs(120);
 /// # Errors
 /// `usage` where a URL is malformed; `config` where a file, variable or value is wrong, or something required is missing.
 pub fn resolve(host_or_url: &str, overrides: &Overrides, weak: &WeakDefaults, env: &Environment) -> Result<Host> {
-    let mut settings = from_overrides(overrides, |key| format!("--{}", key.replace('_', "-")), env)?;
-    if url::is_tunnel_url(host_or_url) {
+    let Gathered { alias, sources, overrides } = gather(host_or_url, overrides, env)?;
+    complete(alias, merged(&sources), weak, &overrides, env)
+}
+
+/// The same, and what each key of the host's has for a value, from where. Keys that nobody set are there where the host is of
+/// no use without them.
+///
+/// # Errors
+/// Those of [`resolve`].
+pub fn explain(host_or_url: &str, overrides: &Overrides, env: &Environment) -> Result<(Host, Vec<Stated>)> {
+    let Gathered { alias, sources, overrides } = gather(host_or_url, overrides, env)?;
+    let host = complete(alias, merged(&sources), &WeakDefaults::default(), &overrides, env)?;
+    let stated = |key: &'static str| {
+        let said = sources.iter().find_map(|source| Some((source.settings.text(key)?, source.origin.label(key))));
+        let (value, from) = said.or_else(|| Some((host.text(key)?, "default".to_owned())))?;
+        Some(Stated { key, value, from })
+    };
+    Ok((host.clone(), file::KEYS.into_iter().filter_map(stated).collect()))
+}
+
+/// A key's value as it counts, and where it comes from: an option, a variable, the URL, a file with its entry, or `default`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Stated {
+    /// The key, as in a file.
+    pub key: &'static str,
+    /// The value, as a person would write it.
+    pub value: String,
+    /// Who says so.
+    pub from: String,
+}
+
+impl Host {
+    /// The value of `key`, where the host is of no use without one.
+    fn text(&self, key: &str) -> Option<String> {
+        match key {
+            "endpoint" => Some(self.endpoint.to_string()),
+            "host_id" => Some(self.host_id.to_string()),
+            "cert" => Some(self.cert.display().to_string()),
+            "key" => Some(self.key.display().to_string()),
+            "ca" => Some(self.ca.as_ref().map_or_else(|| "the system's roots".to_owned(), |ca| ca.display().to_string())),
+            "upgrade_base" => Some(self.upgrade_base.clone()),
+            "sni" => Some(self.server_name.clone()),
+            _ => None,
+        }
+    }
+}
+
+/// What the sources say, the strongest first.
+struct Gathered {
+    /// By which the files know the host.
+    alias: String,
+    sources: Vec<Source>,
+    overrides: Overrides,
+}
+
+/// One source of settings.
+struct Source {
+    origin: Origin,
+    settings: Settings,
+}
+
+/// Where settings come from.
+enum Origin {
+    Option,
+    Url,
+    /// What stands before the host's `@`.
+    Destination,
+    Variable,
+    /// The URL that `tstunnel mutagen` was given for this alias.
+    Remembered(String),
+    File(PathBuf, String),
+}
+
+impl Origin {
+    /// How a person finds the value of `key` there.
+    fn label(&self, key: &str) -> String {
+        match self {
+            Origin::Option => format!("--{}", key.replace('_', "-")),
+            Origin::Url => format!("the URL's `{key}`"),
+            Origin::Destination => format!("the `{key}` before the host"),
+            Origin::Variable => format!("TSTUNNEL_{}", key.to_ascii_uppercase()),
+            Origin::Remembered(alias) => format!("`{alias}`'s `{key}`"),
+            Origin::File(path, pattern) => format!("{} [host.{}]", path.display(), basic_string(pattern)),
+        }
+    }
+}
+
+fn merged(sources: &[Source]) -> Settings {
+    sources.iter().fold(Settings::default(), |settings, source| settings.or(&source.settings))
+}
+
+fn gather(host_or_url: &str, overrides: &Overrides, env: &Environment) -> Result<Gathered> {
+    let mut sources = vec![read(Origin::Option, overrides, env)?];
+    let mut overrides = overrides.clone();
+    let alias = if url::is_tunnel_url(host_or_url) {
         let url = TunnelUrl::parse(host_or_url)?;
         let parameters = Parameters { user: url.user.or(url.parameters.user), ..url.parameters };
-        settings = settings.or(&from_parameters(parameters, |key| format!("the URL's `{key}`"), env)?);
-        return complete(url.host, settings.or(&from_variables(env)?), weak, overrides, env);
-    }
-    let (user, alias) = split_user(host_or_url);
-    let from_alias = Parameters { user: user.map(str::to_owned), ..Parameters::default() };
-    settings = settings.or(&from_parameters(from_alias, |key| format!("the `{key}` before the host"), env)?);
-    let Some(remembered) = recall(alias, env)? else {
-        return complete(alias.to_owned(), settings.or(&from_variables(env)?), weak, overrides, env);
+        sources.push(read(Origin::Url, &parameters.into(), env)?);
+        sources.push(read(Origin::Variable, &env.as_overrides(), env)?);
+        url.host
+    } else {
+        let (user, alias) = split_user(host_or_url);
+        let user = Overrides { user: user.map(str::to_owned), ..Overrides::default() };
+        sources.push(read(Origin::Destination, &user, env)?);
+        match recall(alias, env)? {
+            None => {
+                sources.push(read(Origin::Variable, &env.as_overrides(), env)?);
+                alias.to_owned()
+            }
+            // The variables that counted for the URL are in its memory; those of Mutagen's daemon are none of its business.
+            Some(remembered) => {
+                sources.push(read(Origin::Remembered(alias.to_owned()), &remembered.parameters.into(), env)?);
+                overrides.config = overrides.config.or_else(|| remembered.config.map(PathBuf::from));
+                remembered.host
+            }
+        }
     };
-    // The variables that counted for the URL are in its memory; those of Mutagen's daemon are none of its business.
-    settings = settings.or(&from_parameters(remembered.parameters, |key| format!("`{alias}`'s `{key}`"), env)?);
-    let config = overrides.config.clone().or_else(|| remembered.config.map(PathBuf::from));
-    complete(remembered.host, settings, weak, &Overrides { config, ..overrides.clone() }, env)
+    let entries = load(&overrides, env)?.into_iter().filter(|entry| entry.matches(&alias));
+    sources.extend(
+        entries.map(|entry| Source { origin: Origin::File(entry.file, entry.pattern), settings: entry.settings }),
+    );
+    Ok(Gathered { alias, sources, overrides })
 }
 
 /// Whether the `ssh` and `scp` stand-ins serve `host` themselves: an entry of a file matches it, it ends in `.` and the
@@ -100,26 +205,24 @@ fn load(overrides: &Overrides, env: &Environment) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-fn from_parameters(parameters: Parameters, label: impl Fn(&str) -> String, env: &Environment) -> Result<Settings> {
-    let overrides = Overrides {
-        config: None,
-        endpoint: parameters.endpoint,
-        cert: parameters.cert.map(Into::into),
-        key: parameters.key.map(Into::into),
-        ca: parameters.ca.map(Into::into),
-        upgrade_base: parameters.upgrade_base,
-        sni: parameters.sni,
-        user: parameters.user,
-    };
-    from_overrides(&overrides, label, env)
+impl From<Parameters> for Overrides {
+    fn from(parameters: Parameters) -> Overrides {
+        Overrides {
+            config: None,
+            endpoint: parameters.endpoint,
+            cert: parameters.cert.map(Into::into),
+            key: parameters.key.map(Into::into),
+            ca: parameters.ca.map(Into::into),
+            upgrade_base: parameters.upgrade_base,
+            sni: parameters.sni,
+            user: parameters.user,
+        }
+    }
 }
 
-fn from_variables(env: &Environment) -> Result<Settings> {
-    from_overrides(&env.as_overrides(), |key| format!("TSTUNNEL_{}", key.to_ascii_uppercase()), env)
-}
-
-/// Reads the values of a source whose keys are called what `label` makes of them.
-fn from_overrides(overrides: &Overrides, label: impl Fn(&str) -> String, env: &Environment) -> Result<Settings> {
+/// Reads the values of a source.
+fn read(origin: Origin, overrides: &Overrides, env: &Environment) -> Result<Source> {
+    let label = |key: &str| origin.label(key);
     let path = |text: &Option<PathBuf>, key: &str| text.as_deref().map(|text| env.path(text, &label(key))).transpose();
     fn parsed<T>(
         text: &Option<String>,
@@ -129,33 +232,31 @@ fn from_overrides(overrides: &Overrides, label: impl Fn(&str) -> String, env: &E
     ) -> Result<Option<T>> {
         text.as_deref().map(|text| located(parse(text), &label(key))).transpose()
     }
-    Ok(Settings {
-        endpoint: parsed(&overrides.endpoint, Endpoint::parse, &label, "endpoint")?,
+    let settings = Settings {
+        endpoint: parsed(&overrides.endpoint, Endpoint::parse, label, "endpoint")?,
         cert: path(&overrides.cert, "cert")?,
         key: path(&overrides.key, "key")?,
         ca: path(&overrides.ca, "ca")?,
-        upgrade_base: parsed(&overrides.upgrade_base, value::upgrade_base, &label, "upgrade_base")?,
-        sni: parsed(&overrides.sni, value::server_name, &label, "sni")?,
-        user: parsed(&overrides.user, value::user, &label, "user")?,
+        upgrade_base: parsed(&overrides.upgrade_base, value::upgrade_base, label, "upgrade_base")?,
+        sni: parsed(&overrides.sni, value::server_name, label, "sni")?,
+        user: parsed(&overrides.user, value::user, label, "user")?,
         ..Settings::default()
-    })
+    };
+    Ok(Source { origin, settings })
 }
 
 fn located<T>(value: Result<T, String>, label: &str) -> Result<T> {
     value.map_err(|why| Error::new(Code::Config, format!("{label}: {why}")))
 }
 
-/// Adds the files, the weak and the built-in defaults to what the stronger sources said, and refuses what lacks something.
+/// Adds the weak and the built-in defaults to what the sources said, and refuses what lacks something.
 fn complete(
     alias: String,
-    mut settings: Settings,
+    settings: Settings,
     weak: &WeakDefaults,
     overrides: &Overrides,
     env: &Environment,
 ) -> Result<Host> {
-    for entry in load(overrides, env)?.iter().filter(|entry| entry.matches(&alias)) {
-        settings = settings.or(&entry.settings);
-    }
     let missing = missing(&alias, &settings, overrides, env);
     let (Some(endpoint), Some(cert), Some(key)) = (settings.endpoint, settings.cert, settings.key) else {
         return Err(missing);
