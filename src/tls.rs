@@ -5,10 +5,11 @@
 //! that every connection verifies every certificate again. Everything here fails closed: a file that cannot be read or
 //! understood is an error that names it, never a weaker check.
 //!
-//! [`classify_client_error`] says what a failed handshake means to a person.
+//! [`classify_client_error`] says what a failed handshake means to a person, [`probe`] shows more of it.
 
 mod failure;
 mod pem;
+pub mod probe;
 #[cfg(feature = "server")]
 mod server;
 
@@ -21,8 +22,8 @@ use std::time::SystemTime;
 
 use rustls::client::Resumption;
 use rustls::crypto::CryptoProvider;
-use rustls::{ClientConfig, InconsistentKeys, RootCertStore};
-use rustls_pki_types::CertificateDer;
+use rustls::{ClientConfig, ConfigBuilder, InconsistentKeys, RootCertStore, WantsVerifier};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{ASN1Time, FromDer as _, X509Certificate};
 
 pub use failure::{classify_client_error, classify_tls_error};
@@ -46,25 +47,39 @@ const ALPN: &[u8] = b"http/1.1";
 /// `config`, with the file's name, where a file cannot be read, holds nothing usable, is readable by others though it is a
 /// private key, or does not fit the other; where the client's certificate is not valid now; and where there is no root.
 pub fn client_config(host: &Host) -> Result<ClientConfig> {
+    let (chain, key) = own_certificate(host)?;
+    let config = versions(host)?
+        .with_root_certificates(roots(host.ca.as_deref())?)
+        .with_client_auth_cert(chain, key)
+        .map_err(|error| unusable_pair(&host.cert, &host.key, &error))?;
+    Ok(without_shortcuts(config))
+}
+
+/// The client's certificate chain, valid now, and its key.
+fn own_certificate(host: &Host) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
     let chain = pem::certificates(&host.cert)?;
     if let Some(leaf) = chain.first() {
         check_validity(&host.cert, leaf, SystemTime::now())?;
     }
-    let key = private_key(&host.key)?;
+    Ok((chain, private_key(&host.key)?))
+}
+
+/// A client's configuration of the versions that the host allows, and nothing else yet.
+fn versions(host: &Host) -> Result<ConfigBuilder<ClientConfig, WantsVerifier>> {
     let versions: &[&rustls::SupportedProtocolVersion] = match host.min_tls {
         MinTls::V1_3 => &[&rustls::version::TLS13],
         MinTls::V1_2 => &[&rustls::version::TLS13, &rustls::version::TLS12],
     };
-    let mut config = ClientConfig::builder_with_provider(provider())
+    ClientConfig::builder_with_provider(provider())
         .with_protocol_versions(versions)
-        .map_err(|error| Error::new(Code::Internal, format!("the TLS library refuses its own versions: {error}")))?
-        .with_root_certificates(roots(host.ca.as_deref())?)
-        .with_client_auth_cert(chain, key)
-        .map_err(|error| unusable_pair(&host.cert, &host.key, &error))?;
+        .map_err(|error| Error::new(Code::Internal, format!("the TLS library refuses its own versions: {error}")))
+}
+
+fn without_shortcuts(mut config: ClientConfig) -> ClientConfig {
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
-    Ok(config)
+    config
 }
 
 /// The one provider, handed to each configuration: nothing depends on what is installed for the process.

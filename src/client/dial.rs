@@ -10,6 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use rustls::{ClientConfig, ClientConnection};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -54,11 +55,16 @@ impl Dialler {
     /// `config` for files that are missing or wrong.
     pub fn new(host: Host) -> Result<Dialler> {
         let config = tls::client_config(&host)?;
-        Ok(Dialler {
+        Ok(Dialler::with_config(host, config))
+    }
+
+    /// Makes connections by a TLS configuration for `host` that is loaded already.
+    pub fn with_config(host: Host, config: ClientConfig) -> Dialler {
+        Dialler {
             host: Arc::new(host),
             connector: TlsConnector::from(Arc::new(config)),
             family: AddressFamily::Any,
-        })
+        }
     }
 
     /// Dials only addresses of `family`.
@@ -78,33 +84,62 @@ impl Dialler {
     /// # Errors
     /// `dns`, `connect-refused`, `connect-timeout`, and the `tls-…` codes.
     pub async fn dial(&self) -> Result<Connection> {
-        let host = &self.host;
-        let deadline = Instant::now() + host.connect_timeout;
-        let endpoint = format!("{}:{}", host.endpoint.host, host.endpoint.port);
-        let timed_out = |doing: &str| {
-            let seconds = host.connect_timeout.as_secs_f32();
-            Error::new(Code::ConnectTimeout, format!("{doing} {endpoint} took longer than {seconds} s"))
-        };
-        let addresses =
-            timeout_at(deadline, lookup(host, self.family)).await.map_err(|_| timed_out("looking up"))??;
-        let tcp =
-            timeout_at(deadline, race(&addresses)).await.map_err(|_| timed_out("connecting to"))?.map_err(|error| {
-                let code = match error.kind() {
-                    io::ErrorKind::ConnectionRefused => Code::ConnectRefused,
-                    _ => Code::ConnectTimeout,
-                };
-                Error::new(code, format!("cannot connect to {endpoint}: {}", reason(&error)))
-            })?;
+        let deadline = self.deadline();
+        let addresses = self.look_up(deadline).await?;
+        let tcp = self.connect(&addresses, deadline).await?;
+        self.secure(tcp, deadline).await
+    }
+
+    /// When a connection that is begun now must stand.
+    pub(super) fn deadline(&self) -> Instant {
+        Instant::now() + self.host.connect_timeout
+    }
+
+    /// The endpoint's addresses, in the order in which they are tried.
+    ///
+    /// # Errors
+    /// `dns`, `connect-timeout`.
+    pub(super) async fn look_up(&self, deadline: Instant) -> Result<Vec<SocketAddr>> {
+        let found = timeout_at(deadline, lookup(&self.host, self.family)).await;
+        found.map_err(|_| self.timed_out("looking up"))?
+    }
+
+    /// The first of `addresses` that takes a connection.
+    ///
+    /// # Errors
+    /// `connect-refused`, `connect-timeout`.
+    pub(super) async fn connect(&self, addresses: &[SocketAddr], deadline: Instant) -> Result<TcpStream> {
+        let connected = timeout_at(deadline, race(addresses)).await.map_err(|_| self.timed_out("connecting to"))?;
+        let tcp = connected.map_err(|error| {
+            let code = match error.kind() {
+                io::ErrorKind::ConnectionRefused => Code::ConnectRefused,
+                _ => Code::ConnectTimeout,
+            };
+            Error::new(code, format!("cannot connect to {}: {}", self.host.endpoint, reason(&error)))
+        })?;
         socket::tune(&tcp);
-        let name = ServerName::try_from(host.server_name.clone())
-            .map_err(|_| Error::new(Code::Config, format!("`{}` is not a server name", host.server_name)))?;
+        Ok(tcp)
+    }
+
+    /// Authenticates both sides of a connection.
+    ///
+    /// # Errors
+    /// The `tls-…` codes, `connect-timeout`, `not-tstunnel`.
+    pub(super) async fn secure(&self, tcp: TcpStream, deadline: Instant) -> Result<Connection> {
+        let name = ServerName::try_from(self.host.server_name.clone())
+            .map_err(|_| Error::new(Code::Config, format!("`{}` is not a server name", self.host.server_name)))?;
         let greeted = Instant::now();
         let handshake = self.connector.connect(name, BufReader::with_capacity(READ_AHEAD_BYTES, tcp));
         let stream = timeout_at(deadline, handshake)
             .await
-            .map_err(|_| timed_out("the TLS handshake with"))?
+            .map_err(|_| self.timed_out("the TLS handshake with"))?
             .map_err(|error| self.tls_error(&error))?;
         Ok(Connection { stream, buffer: BytesMut::new(), round_trip: greeted.elapsed(), dialler: self.clone() })
+    }
+
+    fn timed_out(&self, doing: &str) -> Error {
+        let seconds = self.host.connect_timeout.as_secs_f32();
+        Error::new(Code::ConnectTimeout, format!("{doing} {} took longer than {seconds} s", self.host.endpoint))
     }
 
     fn tls_error(&self, error: &io::Error) -> Error {
@@ -314,6 +349,11 @@ impl Connection {
     /// How long the handshake's one round trip took, this side's work for it included.
     pub fn round_trip(&self) -> Duration {
         self.round_trip
+    }
+
+    /// The state of its TLS.
+    pub(super) fn tls(&self) -> &ClientConnection {
+        self.stream.get_ref().1
     }
 
     /// The stream while a request's body is sent.

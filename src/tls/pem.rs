@@ -87,9 +87,18 @@ fn check_mode(path: &Path, metadata: &Metadata) -> Result<()> {
             .with_hint(format!("chmod 600 {}", path.display())));
     }
     if mode & 0o004 != 0 {
-        tracing::warn!("{}: every account on this machine can read the private key", path.display());
+        tracing::warn!("{}: {READ_BY_ALL}", path.display());
     }
     Ok(())
+}
+
+/// What is wrong with a key that is somebody else's and that every account can read.
+const READ_BY_ALL: &str = "every account on this machine can read the private key";
+
+/// What should be said of a private key that was read without an error.
+pub(super) fn doubt(path: &Path) -> Option<&'static str> {
+    let mode = std::fs::metadata(path).ok()?.mode();
+    (mode & 0o004 != 0).then_some(READ_BY_ALL)
 }
 
 /// The decoded sections that `convert` takes; others are passed over, what is malformed is an error.
