@@ -73,6 +73,7 @@ fn single_values(text: &str) {
     if let Ok(target) = StreamTarget::parse(text) {
         match &target {
             StreamTarget::Tcp { host, port } => assert!(*port > 0 && host.is_ascii() && *host == host.to_lowercase()),
+            StreamTarget::Echo => panic!("the echo is no text of a configuration"),
             StreamTarget::Unix(path) => {
                 let parts = path.strip_prefix('/').expect("an absolute path").split('/');
                 assert!(

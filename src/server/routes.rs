@@ -187,7 +187,7 @@ async fn serve(
             let permit = decide(decision, &asked, draft).await?;
             let ticket = admit(&permit, asked)?;
             let trail = draft.open(&permit, ticket).await?;
-            upgrade::stream(shared, protocol, permit, trail.clone(), request)
+            upgrade::stream(shared, state, protocol, permit, trail.clone(), request)
                 .await
                 .inspect_err(|refusal| trail.end(Outcome::failed(&refusal.error)))
         }
@@ -307,7 +307,7 @@ fn host(permit: &Permit) -> Answer {
             "host": permit.host().as_str(),
             "principal": permit.principal().0,
             "user": permit.account(),
-            "features": [UPGRADE_FRAMED, UPGRADE_RAW, "resume", "copy-zstd"],
+            "features": [UPGRADE_FRAMED, UPGRADE_RAW, "resume", "copy-zstd", "echo"],
         }),
     )
 }

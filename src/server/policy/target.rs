@@ -25,7 +25,12 @@ pub enum Target {
     },
     /// The absolute path of a Unix socket, without `.`, `..` and empty components.
     Unix(String),
+    /// The server itself, which sends back what it gets; no `targets` name it.
+    Echo,
 }
+
+/// How a request asks for [`Target::Echo`].
+pub const ECHO: &str = "echo";
 
 impl Target {
     /// Parses `tcp:HOST:PORT` (an IPv6 address in brackets) or `unix:PATH`.
@@ -51,6 +56,7 @@ impl fmt::Display for Target {
             Target::Tcp { host, port } if host.contains(':') => write!(f, "tcp:[{host}]:{port}"),
             Target::Tcp { host, port } => write!(f, "tcp:{host}:{port}"),
             Target::Unix(path) => write!(f, "unix:{path}"),
+            Target::Echo => f.write_str(ECHO),
         }
     }
 }

@@ -271,6 +271,17 @@ fn a_stream_reaches_only_what_the_targets_name() {
 }
 
 #[test]
+fn the_echo_is_open_to_whoever_has_a_grant_to_the_host_and_to_nobody_else() {
+    for host in ["host123", "listed", "open"] {
+        let permit = decide(ANN, &format!("{host}.example.net"), &to(Some("echo"))).unwrap();
+        assert_eq!(permit.action(), &Action::Stream { target: Target::Echo });
+    }
+    let stranger = decide("spiffe://example.org/nobody", "host123.example.net", &to(Some("echo")));
+    assert_eq!(stranger.unwrap_err().code, Code::HostUnknown);
+    assert_eq!(code("host123", &to(Some("echo:"))), Code::BadRequest);
+}
+
+#[test]
 fn a_stream_without_targets_or_a_default_is_denied() {
     assert_eq!(code("listed", &to(None)), Code::CommandDenied);
     for request in [to(None), to(Some("tcp:127.0.0.1:80")), to(Some("unix:/var/run/docker.sock"))] {

@@ -139,6 +139,7 @@ fn unstarted(trail: &Trail, error: Error, status: u32) -> Work {
 /// `POST /stream`: connects to the target and answers.
 pub(super) async fn stream(
     shared: &Arc<Shared>,
+    state: &State,
     protocol: Protocol,
     permit: Permit,
     trail: Arc<Trail>,
@@ -147,7 +148,7 @@ pub(super) async fn stream(
     let Action::Stream { target } = permit.action() else {
         return Err(Error::new(Code::Internal, "this permit is not for a stream").into());
     };
-    let ends = target::connect(target).await?;
+    let ends = target::connect(target, state.config.limits.max_upload_bytes.get()).await?;
     let opened = Opened::new(shared, &permit, protocol, trail.ticket())?;
     let (window_bytes, ending) = (opened.window_bytes, trail.ticket().ending());
     let answer = opened.answer()?;
