@@ -3,6 +3,7 @@
 //! [`dial`] makes the connection and asks for the upgrade; [`session`] carries streams over it, and
 //! [`redial`] keeps that going when the network does not, with [`disturbance`] as its early warning; the rest are commands.
 
+pub mod check;
 pub mod classify;
 pub mod connect;
 pub mod dial;

@@ -9,7 +9,7 @@ use tstunnel::cli::{self, Command};
 use tstunnel::client::dial::Dialler;
 use tstunnel::client::session::Offer;
 use tstunnel::client::standin::{self, Ours};
-use tstunnel::client::{classify, connect, exec, mutagen, status, upload};
+use tstunnel::client::{check, classify, connect, exec, mutagen, status, upload};
 use tstunnel::config::{self, Environment, Overrides, WeakDefaults};
 use tstunnel::error::{Code, Error, Result};
 use tstunnel::protocol::CommandRequest;
@@ -93,6 +93,7 @@ fn dispatch(command: Command) -> Result<u8> {
             let cli::Upload { file, name, mode, compress, .. } = command;
             block_on(upload::run(&dialler, &upload::Upload { file, name, mode, compress })).map(|()| 0)
         }
+        Command::Check(command) => block_on(check::run(&command, &env, &mut std::io::stdout().lock())),
         Command::Classify(command) => {
             let mut stdout = std::io::stdout().lock();
             let status = classify::run(&mut std::io::stdin().lock(), &mut stdout, command.exit_status, command.json)?;

@@ -7,6 +7,7 @@ use super::read::{Given, usage, utf8};
 use super::{Classify, Command, Connect, Exec, Status, Upload, WITH_SERVER, command_row, group_page, help};
 #[cfg(feature = "server")]
 use super::{Pki, PkiAction, Serve, ServeAction};
+use crate::client::check::Check;
 use crate::config::Overrides;
 use crate::config::url::{self, Target, TunnelUrl};
 use crate::error::{Code, Error, Result};
@@ -49,6 +50,17 @@ impl Given {
                     compress: !self.has(Opt::NoCompress),
                 }))
             }
+            Commanded::Check => Ok(Command::Check(Check {
+                host: utf8(next())?,
+                overrides: self.overrides()?,
+                target: self.text(Opt::Target)?,
+                throughput: match self.has(Opt::Throughput) {
+                    true => Some(self.number(Opt::Throughput, "a size such as 64M", size)?.unwrap_or(THROUGHPUT_BYTES)),
+                    false => None,
+                },
+                mutagen: self.has(Opt::Mutagen),
+                json: self.has(Opt::Json),
+            })),
             Commanded::Classify => Ok(Command::Classify(Classify {
                 exit_status: self.number(Opt::ExitStatus, "an exit status", |text| text.parse().ok())?,
                 json: self.has(Opt::Json),
@@ -180,6 +192,22 @@ fn host_and_name(text: String) -> Result<(String, Option<String>)> {
         Some((host, name)) => (host.to_owned(), Some(name.to_owned()).filter(|name| !name.is_empty())),
         None => (text, None),
     })
+}
+
+/// How many bytes `check --throughput` moves where it is not told.
+const THROUGHPUT_BYTES: u64 = 32 << 20;
+
+/// A number of bytes, perhaps with `K`, `M` or `G` behind it; never 0.
+fn size(text: &str) -> Option<u64> {
+    let (digits, unit) = match text.char_indices().next_back()? {
+        (at, 'K' | 'k') => (&text[..at], 1 << 10),
+        (at, 'M' | 'm') => (&text[..at], 1 << 20),
+        (at, 'G' | 'g') => (&text[..at], 1 << 30),
+        _ => (text, 1),
+    };
+    let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+    let count: u64 = digits.parse().ok().filter(|_| is_number)?;
+    count.checked_mul(unit).filter(|bytes| *bytes > 0)
 }
 
 fn permission_bits(text: &str) -> Option<u32> {

@@ -3,6 +3,7 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use crate::client::check::Check;
 use crate::config::Overrides;
 
 /// What a command line asks for.
@@ -18,6 +19,8 @@ pub enum Command {
     Exec(Exec),
     /// `upload`
     Upload(Upload),
+    /// `check`
+    Check(Check),
     /// `classify`
     Classify(Classify),
     /// Run Mutagen with these arguments.

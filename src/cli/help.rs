@@ -53,7 +53,10 @@ pub fn group_help(name: &str) -> String {
 fn option_columns(command: Option<Commanded>) -> Vec<(String, &'static str)> {
     let column = |row: &OptionRow| {
         let short = row.short.map_or_else(String::new, |short| format!("-{short}, "));
-        let value = row.value.map_or_else(String::new, |value| format!(" {value}"));
+        let value = row.value.map_or_else(String::new, |value| match value.starts_with('[') {
+            true => value.to_owned(),
+            false => format!(" {value}"),
+        });
         format!("{short}--{}{value}", row.long)
     };
     options_of(command).map(|row| (column(row), row.sentence)).collect()

@@ -23,6 +23,8 @@ pub enum Commanded {
     Exec,
     /// `upload`
     Upload,
+    /// `check`
+    Check,
     /// `classify`
     Classify,
     /// `mutagen`
@@ -96,11 +98,13 @@ pub enum Opt {
     Json,
     Key,
     Mode,
+    Mutagen,
     NoCompress,
     Raw,
     Sni,
     Source,
     Target,
+    Throughput,
     UpgradeBase,
     User,
     Version,
@@ -115,7 +119,7 @@ pub struct OptionRow {
     pub long: &'static str,
     /// Behind `-`.
     pub short: Option<char>,
-    /// The name of its value, if it takes one; [`Kind::of`] reads from it how the value is completed.
+    /// The name of its value, if it takes one, as in `[=SIZE]` where that may be left out; [`Kind::of`] reads from it how the value is completed.
     pub value: Option<&'static str>,
     /// One sentence for help, without a full stop.
     pub sentence: &'static str,

@@ -35,7 +35,11 @@ pub(super) fn read(row: &CommandRow, args: Vec<OsString>) -> Result<Given> {
             lexopt::Arg::Short(short) => option_row(row, |option| option.short == Some(short))
                 .ok_or_else(|| unknown("option", &format!("-{short}"), None, &page))?,
         };
-        let value = if option.value.is_some() { Some(parser.value().map_err(wrong)?) } else { None };
+        let value = match option.value {
+            None => None,
+            Some(name) if name.starts_with('[') => parser.optional_value(),
+            Some(_) => Some(parser.value().map_err(wrong)?),
+        };
         given.options.push((option.id, value));
     }
     let (least, most) = match row.words {

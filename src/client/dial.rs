@@ -60,11 +60,7 @@ impl Dialler {
 
     /// Makes connections by a TLS configuration for `host` that is loaded already.
     pub fn with_config(host: Host, config: ClientConfig) -> Dialler {
-        Dialler {
-            host: Arc::new(host),
-            connector: TlsConnector::from(Arc::new(config)),
-            family: AddressFamily::Any,
-        }
+        Dialler { host: Arc::new(host), connector: TlsConnector::from(Arc::new(config)), family: AddressFamily::Any }
     }
 
     /// Dials only addresses of `family`.

@@ -9,11 +9,11 @@ pub mod rewrite;
 use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::fs;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::config::{self, Environment};
@@ -38,25 +38,112 @@ struct Surroundings<'a> {
 /// `config` where Mutagen is not there, its daemon cannot serve the command, or a URL lacks something; `usage` for a URL that
 /// makes no sense; it returns in no other case.
 pub fn run(args: &[OsString], env: &Environment, stderr: &mut dyn Write) -> Result<Infallible> {
-    let path = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let program = std::env::current_exe()
-        .map_err(|error| Error::new(Code::Internal, format!("this program's file is unknown: {error}")))?;
-    let surroundings = Surroundings {
-        env,
-        program,
-        mutagen_data_directory: path("MUTAGEN_DATA_DIRECTORY"),
-        mutagen: path("TSTUNNEL_MUTAGEN"),
-    };
-    let mut command = prepare(args, &surroundings, stderr)?;
+    let mut command = prepare(args, &Surroundings::of_process(env)?, stderr)?;
     let error = command.exec();
-    let program = command.get_program().display();
-    Err(match error.kind() {
+    Err(not_started(command.get_program(), &error))
+}
+
+/// The failure to start Mutagen.
+fn not_started(program: &OsStr, error: &io::Error) -> Error {
+    let program = program.display();
+    match error.kind() {
         io::ErrorKind::NotFound => Error::new(Code::Config, format!("the program `{program}` is not there"))
             .with_hint("install Mutagen (https://mutagen.io), or set TSTUNNEL_MUTAGEN to its file"),
         _ => Error::new(Code::Config, format!("`{program}` cannot be started: {error}"))
             .with_hint("set TSTUNNEL_MUTAGEN to Mutagen's file"),
+    }
+}
+
+impl Surroundings<'_> {
+    fn of_process(env: &Environment) -> Result<Surroundings<'_>> {
+        let path = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let program = std::env::current_exe()
+            .map_err(|error| Error::new(Code::Internal, format!("this program's file is unknown: {error}")))?;
+        Ok(Surroundings {
+            env,
+            program,
+            mutagen_data_directory: path("MUTAGEN_DATA_DIRECTORY"),
+            mutagen: path("TSTUNNEL_MUTAGEN"),
+        })
+    }
+
+    /// The program to run as Mutagen.
+    fn mutagen(&self) -> &OsStr {
+        self.mutagen.as_deref().map_or(OsStr::new("mutagen"), Path::as_os_str)
+    }
+
+    /// Where Mutagen keeps its state; Mutagen itself fails without one, in its own words.
+    fn data_directory(&self) -> Option<PathBuf> {
+        let home = || self.env.home.as_ref().map(|home| home.join(".mutagen"));
+        self.mutagen_data_directory.clone().or_else(home)
+    }
+}
+
+/// The longest version that is one.
+const MAX_VERSION_BYTES: usize = 64;
+/// How long Mutagen may take to say its version.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The version of the Mutagen on this machine, as it says it.
+///
+/// # Errors
+/// `config` where there is none, or one that does not say.
+pub fn version(env: &Environment) -> Result<String> {
+    let surroundings = Surroundings::of_process(env)?;
+    let program = surroundings.mutagen();
+    let mut child = Command::new(program)
+        .arg("version")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::null())
+        .spawn()
+        .map_err(|error| not_started(program, &error))?;
+    let (sender, said) = std::sync::mpsc::channel();
+    let stdout = child.stdout.take();
+    std::thread::spawn(move || {
+        let mut text = String::new();
+        let read = stdout.map(|stdout| stdout.take(2 * MAX_VERSION_BYTES as u64).read_to_string(&mut text));
+        // Nobody waits for it any more after the time-out.
+        drop(sender.send(read.and_then(io::Result::ok).map(|_| text)));
+    });
+    let text = said.recv_timeout(VERSION_TIMEOUT).ok().flatten().unwrap_or_default();
+    // One that hangs, and one that has ended.
+    drop(child.kill());
+    drop(child.wait());
+    let version = text.trim();
+    let is_version = (1..=MAX_VERSION_BYTES).contains(&version.len())
+        && version.starts_with(|first: char| first.is_ascii_digit())
+        && version.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'+' | b'-'));
+    is_version.then(|| version.to_owned()).ok_or_else(|| {
+        Error::new(Code::Config, format!("`{} version` does not say its version", program.display()))
+            .with_hint("set TSTUNNEL_MUTAGEN to Mutagen's file")
     })
 }
+
+/// Whether the Mutagen daemon, if one runs, starts tstunnel as its `ssh`. Changes nothing.
+///
+/// # Errors
+/// `config` where there is no place for the stand-ins or for Mutagen's state.
+pub fn daemon(env: &Environment) -> Result<Daemon> {
+    let surroundings = Surroundings::of_process(env)?;
+    let data_directory = surroundings
+        .data_directory()
+        .ok_or_else(|| Error::new(Code::Config, "there is no home directory for Mutagen").with_hint("set HOME"))?;
+    let folder = folder_of_standins(&surroundings)?;
+    Ok(daemon::find(&data_directory, &Standins { folder: &folder, program: &surroundings.program }))
+}
+
+/// The words for a daemon that starts another `ssh`.
+pub fn is_another(pid: i32, ssh_path: Option<&Path>) -> String {
+    let place = ssh_path.map_or_else(|| "on PATH".to_owned(), |path| format!("in {}", path.display()));
+    format!("the Mutagen daemon, process {pid}, was started without tstunnel: it takes the ssh {place}")
+}
+
+/// The words for a daemon that does not show its environment.
+pub const IS_UNKNOWN: &str = "the running Mutagen daemon does not show whether it takes tstunnel's ssh";
+
+/// What to do about a daemon that was started without tstunnel.
+pub const STOP_HINT: &str = "run `mutagen daemon stop`, then this again: sessions go on by themselves";
 
 /// Everything up to the exec(2).
 fn prepare(args: &[OsString], surroundings: &Surroundings<'_>, stderr: &mut dyn Write) -> Result<Command> {
@@ -66,30 +153,39 @@ fn prepare(args: &[OsString], surroundings: &Surroundings<'_>, stderr: &mut dyn 
     for (alias, remembered) in &rewritten.remember {
         config::remember(alias, remembered, surroundings.env)?;
     }
-    let program = surroundings.mutagen.as_deref().map_or(OsStr::new("mutagen"), Path::as_os_str);
-    let mut command = Command::new(program);
+    let mut command = Command::new(surroundings.mutagen());
     command.args(rewritten.args).env("MUTAGEN_SSH_PATH", folder);
     Ok(command)
 }
 
 /// The folder in which `ssh` and `scp` are this program. Its path stays the same, since a daemon keeps it.
 fn standins(surroundings: &Surroundings<'_>) -> Result<PathBuf> {
-    if let Some(prefix) = surroundings.program.parent().and_then(Path::parent) {
-        let packaged = prefix.join("lib/tstunnel/mutagen");
-        if packaged.join("ssh").exists() && packaged.join("scp").exists() {
-            return Ok(packaged);
-        }
+    let folder = folder_of_standins(surroundings)?;
+    if packaged_standins(surroundings).is_none() {
+        link_all(&folder, &surroundings.program).map_err(|error| {
+            Error::new(Code::Config, format!("{} cannot be made: {error}", folder.display()))
+                .with_hint("make that folder writable, or set XDG_DATA_HOME to another")
+        })?;
+    }
+    Ok(folder)
+}
+
+/// The same folder, whether or not there is anything in it.
+fn folder_of_standins(surroundings: &Surroundings<'_>) -> Result<PathBuf> {
+    if let Some(packaged) = packaged_standins(surroundings) {
+        return Ok(packaged);
     }
     let data_folder = surroundings.env.data_folder().ok_or_else(|| {
         Error::new(Code::Config, "there is no home directory for the links that Mutagen needs")
             .with_hint("set HOME or XDG_DATA_HOME")
     })?;
-    let folder = data_folder.join("mutagen");
-    link_all(&folder, &surroundings.program).map_err(|error| {
-        Error::new(Code::Config, format!("{} cannot be made: {error}", folder.display()))
-            .with_hint("make that folder writable, or set XDG_DATA_HOME to another")
-    })?;
-    Ok(folder)
+    Ok(data_folder.join("mutagen"))
+}
+
+/// The folder that a package brings with this program.
+fn packaged_standins(surroundings: &Surroundings<'_>) -> Option<PathBuf> {
+    let packaged = surroundings.program.parent()?.parent()?.join("lib/tstunnel/mutagen");
+    (packaged.join("ssh").exists() && packaged.join("scp").exists()).then_some(packaged)
 }
 
 fn link_all(folder: &Path, program: &Path) -> io::Result<()> {
@@ -133,12 +229,7 @@ fn check_daemon(
     if need == Need::Never {
         return Ok(());
     }
-    let data_directory = match (&surroundings.mutagen_data_directory, &surroundings.env.home) {
-        (Some(data_directory), _) => data_directory.clone(),
-        (None, Some(home)) => home.join(".mutagen"),
-        // Mutagen itself fails then, in its own words.
-        (None, None) => return Ok(()),
-    };
+    let Some(data_directory) = surroundings.data_directory() else { return Ok(()) };
     let standins = Standins { folder, program: &surroundings.program };
     let mut found = daemon::find(&data_directory, &standins);
     let patience = Instant::now() + STOPPING;
@@ -148,17 +239,12 @@ fn check_daemon(
     }
     let (text, certain) = match found {
         Daemon::None | Daemon::Ours => return Ok(()),
-        Daemon::Other { pid, ssh_path } => {
-            let place = ssh_path.map_or_else(|| "on PATH".to_owned(), |path| format!("in {}", path.display()));
-            (format!("the Mutagen daemon, process {pid}, was started without tstunnel: it takes the ssh {place}"), true)
-        }
+        Daemon::Other { pid, ssh_path } => (is_another(pid, ssh_path.as_deref()), true),
         // One that cannot be seen may well be right.
         Daemon::Unknown if need == Need::May => return Ok(()),
-        Daemon::Unknown => {
-            ("the running Mutagen daemon does not show whether it takes tstunnel's ssh".to_owned(), false)
-        }
+        Daemon::Unknown => (IS_UNKNOWN.to_owned(), false),
     };
-    let hint = "run `mutagen daemon stop`, then this again: sessions go on by themselves";
+    let hint = STOP_HINT;
     if need == Need::Must && certain {
         return Err(Error::new(Code::Config, text).with_hint(hint));
     }

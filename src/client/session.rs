@@ -22,7 +22,7 @@ use crate::protocol::{HEADER_GRACE, HEADER_SESSION, HEADER_USER, HEADER_WINDOW, 
 use crate::stdio::{Counted, Stdio, Stdout, Streams};
 
 /// How long the last words to a server, or its own, may take.
-const GOODBYE: Duration = Duration::from_secs(1);
+pub(super) const GOODBYE: Duration = Duration::from_secs(1);
 /// What a process gets whose stdout nobody reads any more: 128 and the number of SIGPIPE.
 const STATUS_PIPE: u8 = 141;
 
@@ -59,6 +59,23 @@ pub struct Opened {
     /// What it takes to go on after an interruption.
     resumption: Option<Resumption>,
     report: Report,
+}
+
+impl Opened {
+    /// The protocol that the server chose.
+    pub fn protocol(&self) -> &'static str {
+        if self.window_bytes.is_some() { UPGRADE_FRAMED } else { UPGRADE_RAW }
+    }
+
+    /// How long the server keeps the session when it is interrupted; `None` where it cannot be resumed.
+    pub fn grace(&self) -> Option<Duration> {
+        self.resumption.as_ref().map(|resumption| resumption.grace)
+    }
+
+    /// The connection, and what was received behind the upgrade, for a peer that carries no streams of this process's.
+    pub fn into_connection(self) -> (Box<dyn Connection>, BytesMut) {
+        (self.connection, self.leftover)
+    }
 }
 
 impl std::fmt::Debug for Opened {
@@ -269,13 +286,14 @@ async fn close(bridge: &mut Bridge, status: u8) -> u8 {
     status
 }
 
-fn lost(host: &Host, error: Option<&std::io::Error>) -> Error {
+/// The failure of a session whose connection ended before it did.
+pub(super) fn lost(host: &Host, error: Option<&std::io::Error>) -> Error {
     let why = error.map_or_else(|| "it was closed".to_owned(), reason);
     Error::new(Code::NetworkLost, format!("the connection to {} was lost: {why}", host.endpoint.host))
 }
 
 /// The error that an ERROR frame's `code: text` names.
-fn last_word(text: &str) -> Error {
+pub(super) fn last_word(text: &str) -> Error {
     match text.split_once(": ") {
         Some((code, text)) if Code::from_name(code).is_some() => {
             Error::new(Code::from_name(code).unwrap_or(Code::Protocol), text)

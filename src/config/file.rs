@@ -318,7 +318,10 @@ mod tests {
             resume: Some(Some(Duration::from_secs(5))),
             min_tls: Some(MinTls::V1_2),
         };
-        assert_eq!(parse(text).unwrap(), [Entry { file: "/c/config.toml".into(), pattern: "dev-*".into(), settings: expected }]);
+        assert_eq!(
+            parse(text).unwrap(),
+            [Entry { file: "/c/config.toml".into(), pattern: "dev-*".into(), settings: expected }]
+        );
         for key in KEYS {
             assert!(text.contains(&format!("{key} = ")), "{key} is not tested");
         }

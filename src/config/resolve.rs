@@ -61,7 +61,9 @@ impl Host {
             "host_id" => Some(self.host_id.to_string()),
             "cert" => Some(self.cert.display().to_string()),
             "key" => Some(self.key.display().to_string()),
-            "ca" => Some(self.ca.as_ref().map_or_else(|| "the system's roots".to_owned(), |ca| ca.display().to_string())),
+            "ca" => {
+                Some(self.ca.as_ref().map_or_else(|| "the system's roots".to_owned(), |ca| ca.display().to_string()))
+            }
             "upgrade_base" => Some(self.upgrade_base.clone()),
             "sni" => Some(self.server_name.clone()),
             _ => None,

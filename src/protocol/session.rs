@@ -59,7 +59,7 @@ impl Exit {
         [kind, a, b, c, d]
     }
 
-    fn decode(payload: &[u8]) -> Option<Exit> {
+    pub(crate) fn decode(payload: &[u8]) -> Option<Exit> {
         let &[kind, a, b, c, d] = payload else { return None };
         let value = u32::from_be_bytes([a, b, c, d]);
         match kind {

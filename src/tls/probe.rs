@@ -17,7 +17,9 @@ use x509_parser::prelude::FromDer as _;
 use crate::config::Host;
 use crate::error::{Code, Error, Result};
 use crate::tls::failure::names;
-use crate::tls::{own_certificate, pem, provider, roots, seconds_since_1970, unusable_pair, versions, without_shortcuts};
+use crate::tls::{
+    own_certificate, pem, provider, roots, seconds_since_1970, unusable_pair, versions, without_shortcuts,
+};
 
 /// Most certificates of a chain that are remembered.
 const MAX_CHAIN: usize = 8;
@@ -92,7 +94,9 @@ impl Probe {
         let presented = Arc::default();
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(host.ca.as_deref())?), provider())
             .build()
-            .map_err(|error| Error::new(Code::Config, format!("the server's certificate cannot be verified: {error}")))?;
+            .map_err(|error| {
+                Error::new(Code::Config, format!("the server's certificate cannot be verified: {error}"))
+            })?;
         let memory = Arc::new(Remembering { verifier, presented: Arc::clone(&presented) });
         let builder = versions(host)?.dangerous().with_custom_certificate_verifier(memory);
         let with_own = own_certificate(host).and_then(|(chain, key)| {

@@ -1,6 +1,6 @@
 //! The rows of the commands, and of the groups that some are in. Data alone.
 
-use super::Commanded::{Connect, Exec, Mutagen, PkiClient, PkiInit, PkiRevoke, PkiServer, Scp, Serve, Ssh};
+use super::Commanded::{Check, Connect, Exec, Mutagen, PkiClient, PkiInit, PkiRevoke, PkiServer, Scp, Serve, Ssh};
 use super::{CommandRow, Commanded, Words};
 
 /// Every command, in the order of the main help.
@@ -73,13 +73,34 @@ pub const COMMANDS: &[CommandRow] = &[
         server: false,
     },
     CommandRow {
+        id: Check,
+        name: "check",
+        operands: "HOST",
+        words: Words::Between(1, 1),
+        sentence: "look at the way to a host, step by step",
+        more: &[
+            "HOST is a host of the configuration, or a tstunnel:// URL. Exits 0 where nothing",
+            "failed, else by what failed first: 3 configuration, 4 name, 5 proxy or TCP,",
+            "6 TLS, 7 own certificate, 8 host or policy, 9 agent, 10 Mutagen, 11 target,",
+            "12 throughput.",
+        ],
+        manual: "It prints a line for each step, `ok`, `warning`, `failed`, or `-` for one that is not taken, with what \
+             to do below it, and stops where the rest makes no sense. The steps are the configuration, with the source of \
+             each value; the endpoint's name, proxy and TCP; TLS, with the server's certificates; the own certificate; what \
+             the server thinks of the client; the upgrade; `uname -s -m`, which is what Mutagen asks a host first; a round \
+             trip; and whether the agent of the Mutagen on this machine is installed there. A warning is what works, but \
+             will not for long or not for everything, such as a certificate that ends within 14 days. Nothing is changed \
+             there.",
+        server: false,
+    },
+    CommandRow {
         id: Commanded::Classify,
         name: "classify",
         operands: "",
         words: Words::Between(0, 0),
         sentence: "say what a failed command's stderr means",
         more: &["Reads that stderr from stdin. Exits 0 when it knew what happened, 1 when not."],
-        manual: "It knows what tstunnel, OpenSSH and shells say, and answers like Mutagen's own `ClassifyError` where \
+        manual: "It knows what tstunnel, OpenSSH, shells, cmd.exe and PowerShell say, and answers like Mutagen's own `ClassifyError` where \
              that has an answer.",
         server: false,
     },

@@ -1,9 +1,9 @@
 //! The rows of the options. Data alone.
 
-use super::Commanded::{Connect, Exec, PkiClient, PkiInit, PkiRevoke, PkiServer, Serve};
+use super::Commanded::{Check, Connect, Exec, PkiClient, PkiInit, PkiRevoke, PkiServer, Serve};
 use super::{Commanded, On, Opt, OptionRow};
 
-const HOST: On = On::These(&[Connect, Exec, Commanded::Upload]);
+const HOST: On = On::These(&[Connect, Exec, Commanded::Upload, Check]);
 const PKI: On = On::These(&[PkiInit, PkiServer, PkiClient, PkiRevoke]);
 
 /// Every option, in the order of help.
@@ -17,6 +17,35 @@ pub const OPTIONS: &[OptionRow] = &[
         manual: "The stream on the host: `tcp:HOST:PORT` or `unix:PATH`. The host's configuration must allow it. \
              Without it that is what the URL names, else the host's own default.",
         commands: On::These(&[Connect]),
+    },
+    OptionRow {
+        id: Opt::Target,
+        long: "target",
+        short: None,
+        value: Some("TARGET"),
+        sentence: "see whether this target takes connections",
+        manual: "Also connects to this target, `tcp:HOST:PORT` or `unix:PATH`, and ends the connection at once.",
+        commands: On::These(&[Check]),
+    },
+    OptionRow {
+        id: Opt::Throughput,
+        long: "throughput",
+        short: None,
+        value: Some("[=SIZE]"),
+        sentence: "measure it with so many bytes; default: 32M",
+        manual: "Also sends SIZE bytes, which may end in `K`, `M` or `G`, to the server's echo, for ten seconds at most, and \
+             measures how fast they come back. A server sends back no more than its `max_upload_bytes`.",
+        commands: On::These(&[Check]),
+    },
+    OptionRow {
+        id: Opt::Mutagen,
+        long: "mutagen",
+        short: None,
+        value: None,
+        sentence: "look at Mutagen and its daemon too",
+        manual: "Also looks whether there is a Mutagen, and whether its daemon, if one runs, takes tstunnel's `ssh`. A host that \
+             does not allow what Mutagen asks for is then a failure, not a warning.",
+        commands: On::These(&[Check]),
     },
     OptionRow {
         id: Opt::Env,
@@ -77,6 +106,17 @@ pub const OPTIONS: &[OptionRow] = &[
              installing the agent would help, whether the host is Windows, and whether the same may succeed later; \
              and `hint`, what to do.",
         commands: On::These(&[Commanded::Classify]),
+    },
+    OptionRow {
+        id: Opt::Json,
+        long: "json",
+        short: None,
+        value: None,
+        sentence: "print a JSON object",
+        manual: "Prints one JSON object instead: `host`, `status`, which is the exit status, `failed`, the name of the step that \
+             failed first or null, and `steps`, each with `step`, `outcome` (`ok`, `warning`, `failed` or `skipped`), `text`, \
+             `code`, one of DIAGNOSTICS or null, `hints`, and what there is to know of it, such as `chain` or `ms`.",
+        commands: On::These(&[Check]),
     },
     OptionRow {
         id: Opt::Json,

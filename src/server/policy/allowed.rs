@@ -91,7 +91,9 @@ fn upload(commands: &Commands, filename: &str) -> Option<&'static str> {
 pub(super) fn stream(host: &HostConfig, terms: &Terms, asked: Option<&str>) -> Result<Allowed> {
     let denied = |text: String| Error::new(Code::CommandDenied, text);
     let target = match asked {
-        Some(ECHO) => return Ok(Allowed { action: Action::Stream { target: Target::Echo }, by_host: None, by_grant: None }),
+        Some(ECHO) => {
+            return Ok(Allowed { action: Action::Stream { target: Target::Echo }, by_host: None, by_grant: None });
+        }
         Some(text) => Target::parse(text).map_err(|why| Error::new(Code::BadRequest, why))?,
         None => host
             .targets

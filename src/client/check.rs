@@ -1,0 +1,492 @@
+//! `tstunnel check`: the way to a host, step by step, and what to do about the first that fails.
+//!
+//! It goes the way that every command goes, by the same code, and only looks closer. It changes nothing: what it runs on the
+//! host is what Mutagen runs first, and a step behind which nothing makes sense is the last.
+
+mod echo;
+pub mod report;
+mod talk;
+
+use std::io::Write;
+use std::time::SystemTime;
+
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::client::dial::{Connection, Dialler};
+use crate::client::mutagen::{self, daemon::Daemon};
+use crate::client::session::{self, Offer, Opened, Opening};
+use crate::config::{self, Environment, Host, Overrides};
+use crate::error::{Code, Error, Result, printable};
+use crate::protocol::encoding::percent_encode;
+use crate::protocol::frame::Kind;
+use crate::protocol::head::Request;
+use crate::protocol::session::Exit;
+use crate::protocol::{CommandRequest, HEADER_USER, UPGRADE_FRAMED};
+use crate::tls::probe::{Certificate, Probe};
+use report::{Part, Report, Step, Stop, columns};
+use talk::Talk;
+
+/// From how many days before its end a certificate is warned of.
+const SOON_DAYS: i64 = 14;
+/// What Mutagen asks a host first, and every policy that serves Mutagen allows.
+const PROBE: &str = "uname -s -m";
+/// What a Mutagen agent and its client begin with (`pkg/agent/handshake.go`).
+const AGENT_MAGIC: [u8; 3] = [0x05, 0x27, 0x87];
+const CLIENT_MAGIC: [u8; 3] = [0x87, 0x27, 0x05];
+/// What an agent has said when its version is known: the magic number, and three numbers (`pkg/mutagen/version.go`).
+const AGENT_GREETING_BYTES: usize = AGENT_MAGIC.len() + 3 * 4;
+
+/// What is to be checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// A host, or a `tstunnel://` URL.
+    pub host: String,
+    /// What the options say about it.
+    pub overrides: Overrides,
+    /// A target that must take connections.
+    pub target: Option<String>,
+    /// How many bytes measure the throughput, where it is measured.
+    pub throughput: Option<u64>,
+    /// Whether Mutagen is looked at too.
+    pub mutagen: bool,
+    /// Print JSON.
+    pub json: bool,
+}
+
+/// Checks, says what it finds, and returns the exit status: 0, or that of the first [`Part`] that failed.
+///
+/// # Errors
+/// `usage` where the host is no host or URL; `internal` where stdout cannot be written.
+pub async fn run(check: &Check, env: &Environment, stdout: &mut dyn Write) -> Result<u8> {
+    let mut report = Report::new(stdout, check.json);
+    match config::explain(&check.host, &check.overrides, env) {
+        Err(error) if error.code == Code::Usage => return Err(error),
+        Err(error) => {
+            report.stop(Part::Configuration, &error);
+        }
+        Ok((host, stated)) => {
+            let _ = Walk { check, report: &mut report, env }.go(host, &stated).await;
+        }
+    }
+    if check.mutagen {
+        report.add(of_mutagen(env));
+    }
+    report.end(&check.host)
+}
+
+/// A check on its way.
+struct Walk<'a, 'r> {
+    check: &'a Check,
+    env: &'a Environment,
+    report: &'a mut Report<'r>,
+}
+
+impl Walk<'_, '_> {
+    async fn go(&mut self, host: Host, stated: &[config::Stated]) -> Result<(), Stop> {
+        let probe = self.configuration(&host, stated)?;
+        let dialler = Dialler::with_config(host, probe.config.clone());
+        let connection = self.connect(&dialler, &probe).await?;
+        let answer = self.host(&dialler, &probe, connection).await?;
+        self.command(&dialler).await?;
+        self.agent(&dialler).await?;
+        if let Some(target) = &self.check.target {
+            self.target(&dialler, target).await;
+        }
+        if let Some(bytes) = self.check.throughput {
+            self.throughput(&dialler, &answer, bytes).await;
+        }
+        Ok(())
+    }
+
+    /// What the host's settings are, and where each comes from.
+    fn configuration(&mut self, host: &Host, stated: &[config::Stated]) -> Result<Probe, Stop> {
+        let probe = Probe::new(host).map_err(|error| self.report.stop(Part::Configuration, &error))?;
+        let rows: Vec<[String; 3]> =
+            stated.iter().map(|stated| [stated.key.to_owned(), stated.value.clone(), stated.from.clone()]).collect();
+        let mut step = Step::ok(Part::Configuration, &host.alias).with_details(columns(&rows));
+        for stated in stated {
+            step = step.with(stated.key, json!({"value": stated.value, "from": stated.from}));
+        }
+        self.report.add(step);
+        Ok(probe)
+    }
+
+    /// Names, TCP and TLS.
+    async fn connect(&mut self, dialler: &Dialler, probe: &Probe) -> Result<Connection, Stop> {
+        let deadline = dialler.deadline();
+        let found = dialler.look_up(deadline).await;
+        let addresses = found.map_err(|error| self.report.stop(Part::Name, &error))?;
+        let endpoint = &dialler.host().endpoint;
+        let list = addresses.iter().map(|address| address.ip().to_string()).collect::<Vec<_>>();
+        self.report.add(match endpoint.ip() {
+            Some(_) => Step::skipped(Part::Name, format!("{} is an address", endpoint.host)),
+            None => Step::ok(Part::Name, format!("{} is {}", endpoint.host, list.join(", "))).with("addresses", list),
+        });
+        self.report.add(Step::skipped(Part::Proxy, "direct"));
+        let connected = dialler.connect(&addresses, deadline).await;
+        let tcp = connected.map_err(|error| self.report.stop(Part::Tcp, &error))?;
+        let peer = tcp.peer_addr().map_or_else(|_| endpoint.to_string(), |address| address.to_string());
+        self.report.add(Step::ok(Part::Tcp, &peer).with("address", peer));
+        let secured = dialler.secure(tcp, deadline).await;
+        let chain = probe.presented();
+        let connection = match secured {
+            Ok(connection) => connection,
+            // With TLS 1.2 the server judges us within the handshake, and has been judged itself by then.
+            Err(error) if error.code == Code::ClientCert => {
+                self.report.add(with_chain(Step::ok(Part::Tls, "the server's certificate is good"), &chain));
+                self.own_certificate(dialler.host(), probe, Some(&error))?;
+                return Err(Stop);
+            }
+            Err(error) => {
+                self.report.add(with_chain(Step::failed(Part::Tls, &error), &chain));
+                return Err(Stop);
+            }
+        };
+        self.report.add(of_tls(&connection, &chain));
+        Ok(connection)
+    }
+
+    /// What the client shows for itself, and what the server said to it.
+    fn own_certificate(&mut self, host: &Host, probe: &Probe, refused: Option<&Error>) -> Result<(), Stop> {
+        let own = probe.own.as_ref().map_err(|error| self.report.stop(Part::OwnCertificate, error))?;
+        if let Some(error) = refused {
+            let step = Step::failed(Part::OwnCertificate, error).with_details([described(own)]);
+            self.report.add(with_certificate(step, own));
+            return Err(Stop);
+        }
+        let mut step = with_certificate(Step::ok(Part::OwnCertificate, described(own)), own);
+        if own.days_left(SystemTime::now()) <= SOON_DAYS {
+            step = step.warn("it ends soon", "get a new certificate, and set `cert` and `key` to it");
+        }
+        if let Some(doubt) = probe.doubt {
+            step = step.warn(doubt, format!("chmod 600 {}", host.key.display()));
+        }
+        self.report.add(step);
+        Ok(())
+    }
+
+    /// What the server thinks of this client; the first answer is also where it refuses a certificate.
+    async fn host(&mut self, dialler: &Dialler, probe: &Probe, mut connection: Connection) -> Result<HostAnswer, Stop> {
+        let host = dialler.host();
+        if probe.own.is_err() {
+            self.own_certificate(host, probe, None)?;
+        }
+        let answer = ask_host(&mut connection, host).await;
+        let refused = answer.as_ref().err().filter(|error| error.code == Code::ClientCert);
+        self.own_certificate(host, probe, refused)?;
+        let answer = answer.map_err(|error| {
+            let hint = format!("check `upgrade_base`, which is {}, and that client and server fit", host.upgrade_base);
+            let error = if error.code == Code::BadRequest { error.with_hint(hint) } else { error };
+            self.report.stop(Part::Host, &error)
+        })?;
+        let HostAnswer { server, host, principal, user, features } = &answer;
+        let text = format!("{host} of {server}, as {principal} in the account {user}");
+        let step = Step::ok(Part::Host, text).with("server", server.as_str()).with("host", host.as_str());
+        let step = step.with("principal", principal.as_str()).with("user", user.as_str());
+        self.report.add(step.with("features", features.clone()));
+        Ok(answer)
+    }
+
+    /// The upgrade, what the policy says to Mutagen's first question, and round trips.
+    async fn command(&mut self, dialler: &Dialler) -> Result<(), Stop> {
+        let opened = match session::open(dialler, &command(PROBE, dialler.host())).await {
+            Ok(opened) => opened,
+            Err(error) if error.code == Code::CommandDenied => {
+                self.report.add(Step::skipped(Part::Upgrade, "nothing was allowed that needs one"));
+                // Who has other plans for this host than Mutagen may well be served.
+                let denied = if self.check.mutagen { Step::failed } else { Step::doubtful };
+                self.report.add(denied(Part::Policy, &error));
+                return Ok(());
+            }
+            Err(error) => return Err(self.report.stop(Part::Upgrade, &error)),
+        };
+        self.report.add(of_upgrade(&opened));
+        if opened.protocol() != UPGRADE_FRAMED {
+            self.report.add(Step::ok(Part::Policy, format!("allows `{PROBE}`")));
+            self.report.add(Step::skipped(Part::RoundTrip, "not to be measured without frames"));
+            return Ok(());
+        }
+        let mut talk = Talk::new(opened, dialler.host());
+        let ran = async {
+            talk.send(Kind::Stdin, &[]).await?;
+            talk.until(|_| false).await
+        };
+        ran.await.map_err(|error| self.report.stop(Part::Policy, &error))?;
+        self.report.add(of_probe(&talk));
+        let measured = talk.round_trip().await;
+        let shortest = measured.map_err(|error| self.report.stop(Part::RoundTrip, &error))?;
+        let milliseconds = shortest.as_secs_f64() * 1000.0;
+        self.report.add(Step::ok(Part::RoundTrip, format!("{milliseconds:.2} ms")).with("ms", milliseconds));
+        talk.end().await;
+        Ok(())
+    }
+
+    /// Whether the agent of this machine's Mutagen is installed there.
+    async fn agent(&mut self, dialler: &Dialler) -> Result<(), Stop> {
+        let version = match mutagen::version(self.env) {
+            Ok(version) => version,
+            Err(error) => {
+                let why = format!("{}, which would say which agent to look for", error.text);
+                self.report.add(Step::skipped(Part::Agent, why));
+                return Ok(());
+            }
+        };
+        // What Mutagen itself starts; it says who it is, and waits for us to do the same.
+        let line = format!(".mutagen/agents/{version}/mutagen-agent synchronizer --log-level=disabled");
+        let opened = match session::open(dialler, &command(&line, dialler.host())).await {
+            Ok(opened) => opened,
+            Err(error) if matches!(error.code, Code::CommandDenied) => {
+                self.report.add(Step::skipped(Part::Agent, format!("not to be asked: {}", error.text)));
+                return Ok(());
+            }
+            Err(error) => {
+                self.report.add(absent(error, &version));
+                return Ok(());
+            }
+        };
+        if opened.protocol() != UPGRADE_FRAMED {
+            self.report.add(Step::skipped(Part::Agent, "not to be asked without frames"));
+            return Ok(());
+        }
+        let mut talk = Talk::new(opened, dialler.host());
+        let greeted = async {
+            talk.until(|talk| talk.stdout.len() >= AGENT_MAGIC.len()).await?;
+            if talk.stdout.starts_with(&AGENT_MAGIC) {
+                talk.send(Kind::Stdin, &CLIENT_MAGIC).await?;
+                talk.until(|talk| talk.stdout.len() >= AGENT_GREETING_BYTES).await?;
+            }
+            Ok(())
+        };
+        greeted.await.map_err(|error| self.report.stop(Part::Agent, &error))?;
+        self.report.add(of_agent(&talk, &version));
+        talk.end().await;
+        Ok(())
+    }
+
+    /// Whether a target takes connections.
+    async fn target(&mut self, dialler: &Dialler, target: &str) {
+        self.report.add(match session::open(dialler, &stream(target, Offer::FramedFirst)).await {
+            Ok(opened) => {
+                if opened.protocol() == UPGRADE_FRAMED {
+                    Talk::new(opened, dialler.host()).end().await;
+                }
+                Step::ok(Part::Target, format!("{target} takes connections"))
+            }
+            Err(error) => Step::failed(Part::Target, &error),
+        });
+    }
+
+    /// How fast bytes go there and come back.
+    async fn throughput(&mut self, dialler: &Dialler, answer: &HostAnswer, bytes: u64) {
+        if !answer.features.iter().any(|feature| feature == "echo") {
+            self.report.add(Step::skipped(Part::Throughput, format!("{} has no echo", answer.server)));
+            return;
+        }
+        let measured = match session::open(dialler, &stream("echo", Offer::Raw)).await {
+            Ok(opened) => echo::measure(opened, dialler.host(), bytes).await,
+            Err(error) => Err(error),
+        };
+        self.report.add(match measured {
+            Ok(measured) => {
+                let (megabytes, seconds) = (measured.rate() / 1e6, measured.took.as_secs_f64());
+                let text =
+                    format!("{megabytes:.1} MB/s there and back at once: {} bytes in {seconds:.2} s", measured.bytes);
+                let step = Step::ok(Part::Throughput, text).with("bytes", measured.bytes).with("seconds", seconds);
+                step.with("bytes_per_second", measured.rate())
+            }
+            Err(error) => Step::failed(Part::Throughput, &error),
+        });
+    }
+}
+
+/// What a server says of a client (tstunnel-protocol(7), `GET /host`).
+#[derive(Clone, Debug, Deserialize)]
+struct HostAnswer {
+    server: String,
+    host: String,
+    principal: String,
+    user: String,
+    features: Vec<String>,
+}
+
+async fn ask_host(connection: &mut Connection, host: &Host) -> Result<HostAnswer> {
+    let mut request = Request::new("GET", &format!("{}/host", host.upgrade_base), &host.server_name);
+    if let Some(user) = &host.user {
+        request = request.field(HEADER_USER, user);
+    }
+    connection.send(&request.field("Connection", "close").into_bytes()).await?;
+    let response = connection.answer().await?;
+    if response.status == 200 {
+        let body = connection.body(&response).await;
+        if let Ok(answer) = serde_json::from_slice(&body) {
+            return Ok(answer);
+        }
+        let text = format!("{} under {} answered 200 and not in this protocol", host.endpoint.host, host.upgrade_base);
+        return Err(Error::new(Code::NotTstunnel, text));
+    }
+    Err(connection.refusal(&response).await)
+}
+
+fn command(line: &str, host: &Host) -> Opening {
+    let request = CommandRequest { command: line.to_owned(), user: host.user.clone(), ..CommandRequest::default() };
+    let body = serde_json::to_vec(&request).unwrap_or_default();
+    Opening { path: "/command".to_owned(), body: Some(body), offer: Offer::FramedFirst, command: Some(line.to_owned()) }
+}
+
+fn stream(target: &str, offer: Offer) -> Opening {
+    let path = format!("/stream?target={}", percent_encode(target));
+    Opening { path, body: None, offer, command: Some(target.to_owned()) }
+}
+
+/// The versions and algorithms that were agreed on, and who the server is.
+fn of_tls(connection: &Connection, chain: &[Certificate]) -> Step {
+    let tls = connection.tls();
+    let version = match tls.protocol_version() {
+        Some(rustls::ProtocolVersion::TLSv1_3) => "TLS 1.3",
+        Some(rustls::ProtocolVersion::TLSv1_2) => "TLS 1.2",
+        _ => "TLS",
+    };
+    let suite = tls.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite())).unwrap_or_default();
+    let group = tls.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name())).unwrap_or_default();
+    let mut step = Step::ok(Part::Tls, format!("{version}, {suite}, {group}")).with("version", version);
+    step = step.with("cipher_suite", suite).with("key_exchange", group);
+    if version != "TLS 1.3" {
+        step = step.warn("an old version", "ask whoever runs the endpoint for TLS 1.3");
+    }
+    if chain.first().is_some_and(|leaf| leaf.days_left(SystemTime::now()) <= SOON_DAYS) {
+        let hint = "ask whoever runs the endpoint to renew its certificate";
+        step = step.warn("the server's certificate ends soon", hint);
+    }
+    with_chain(step, chain)
+}
+
+/// Adds what the server has presented.
+fn with_chain(step: Step, chain: &[Certificate]) -> Step {
+    let described = chain.iter().map(|certificate| format!("{}, by {}", described(certificate), certificate.issuer));
+    step.with_details(described.collect::<Vec<_>>()).with("chain", chain.iter().map(facts).collect::<Vec<_>>())
+}
+
+fn with_certificate(step: Step, certificate: &Certificate) -> Step {
+    step.with("certificate", facts(certificate))
+}
+
+fn facts(certificate: &Certificate) -> serde_json::Value {
+    json!({
+        "subject": certificate.subject,
+        "names": certificate.names,
+        "issuer": certificate.issuer,
+        "not_after": certificate.not_after,
+        "days_left": certificate.days_left(SystemTime::now()),
+    })
+}
+
+/// Whose a certificate is, and for how long.
+fn described(certificate: &Certificate) -> String {
+    let left = match certificate.days_left(SystemTime::now()) {
+        ended if ended < 0 => "ended".to_owned(),
+        0 => "less than a day left".to_owned(),
+        1 => "1 day left".to_owned(),
+        days => format!("{days} days left"),
+    };
+    format!("{}, {left}", certificate.shown())
+}
+
+fn of_upgrade(opened: &Opened) -> Step {
+    let protocol = opened.protocol();
+    let step = match opened.grace() {
+        Some(grace) => {
+            let text = format!("{protocol}, an interrupted session is kept for {} s", grace.as_secs());
+            Step::ok(Part::Upgrade, text).with("grace_seconds", grace.as_secs())
+        }
+        None if protocol == UPGRADE_FRAMED => Step::ok(Part::Upgrade, format!("{protocol}, without resuming")),
+        None => Step::ok(Part::Upgrade, protocol)
+            .warn("no stderr, exit status or resuming", "ask whoever runs the endpoint for a server with frames"),
+    };
+    step.with("protocol", protocol)
+}
+
+/// What became of Mutagen's first question.
+fn of_probe(talk: &Talk<'_>) -> Step {
+    let said = first_line(&talk.stdout);
+    match talk.exit {
+        Some(Exit::Status(0)) => {
+            Step::ok(Part::Policy, format!("allows `{PROBE}`, which says {said}")).with("uname", said)
+        }
+        exit => {
+            let status = exit.map_or(0, Exit::status);
+            let text = format!("allows `{PROBE}`, which ended with status {status}: {}", first_line(&talk.stderr));
+            Step::ok(Part::Policy, text).warn(
+                "Mutagen needs it to install its agent",
+                "ask whoever runs the endpoint to look at the host's `wrapper`, and at what is on its PATH",
+            )
+        }
+    }
+}
+
+/// What an agent has said for itself.
+fn of_agent(talk: &Talk<'_>, version: &str) -> Step {
+    if let Some(exit @ (Exit::Status(126) | Exit::Status(127))) = talk.exit {
+        let code = if exit == Exit::Status(127) { Code::AgentMissing } else { Code::AgentNotExecutable };
+        return absent(Error::new(code, first_line(&talk.stderr)), version);
+    }
+    let Some(numbers) = talk.stdout.strip_prefix(&AGENT_MAGIC).and_then(|numbers| numbers.get(..12)) else {
+        let said = if talk.stdout.is_empty() { &talk.stderr } else { &talk.stdout };
+        let text = format!("the program in the place of agent {version} says `{}`", first_line(said));
+        return Step::failed(Part::Agent, &Error::new(Code::Protocol, text).with_hint(reinstall(version)));
+    };
+    let numbers = numbers.chunks_exact(4).map(|bytes| bytes.iter().fold(0u32, |sum, byte| sum << 8 | u32::from(*byte)));
+    let found = numbers.map(|number| number.to_string()).collect::<Vec<_>>().join(".");
+    // The wire has no tag such as `-rc1`.
+    if version.split(['-', '+']).next() != Some(&found) {
+        let text = format!("the agent {version} says that it is {found}");
+        return Step::failed(Part::Agent, &Error::new(Code::Protocol, text).with_hint(reinstall(version)));
+    }
+    Step::ok(Part::Agent, format!("mutagen-agent {found} is installed")).with("version", found)
+}
+
+/// An agent that cannot be run: Mutagen installs one that is missing by itself.
+fn absent(error: Error, version: &str) -> Step {
+    match error.code {
+        Code::AgentMissing => {
+            let error = error.with_hint("Mutagen installs it with the first session");
+            Step::doubtful(Part::Agent, &error).with("wanted", version)
+        }
+        Code::AgentNotExecutable => Step::failed(Part::Agent, &error.with_hint(reinstall(version))),
+        _ => Step::failed(Part::Agent, &error),
+    }
+}
+
+fn reinstall(version: &str) -> String {
+    format!("remove .mutagen/agents/{version} there; Mutagen installs it again with the first session")
+}
+
+/// The first line of what a command wrote, as far as a line of ours has room for it.
+fn first_line(output: &[u8]) -> String {
+    let text = String::from_utf8_lossy(output);
+    printable(text.lines().next().unwrap_or_default().trim()).chars().take(200).collect()
+}
+
+/// Whether this machine's Mutagen is there, and takes tstunnel for its `ssh`.
+fn of_mutagen(env: &Environment) -> Step {
+    let found = mutagen::version(env).and_then(|version| Ok((version, mutagen::daemon(env)?)));
+    let (version, daemon) = match found {
+        Ok(found) => found,
+        Err(error) => return Step::failed(Part::Mutagen, &error),
+    };
+    let step = match daemon {
+        Daemon::Ours => Step::ok(Part::Mutagen, format!("mutagen {version}, whose daemon takes tstunnel's ssh")),
+        Daemon::None => Step::ok(
+            Part::Mutagen,
+            format!("mutagen {version}, no daemon: `tstunnel mutagen` starts one as it should be"),
+        ),
+        Daemon::Other { pid, ssh_path } => {
+            let error = Error::new(Code::Config, mutagen::is_another(pid, ssh_path.as_deref()));
+            Step::failed(Part::Mutagen, &error.with_hint(mutagen::STOP_HINT))
+        }
+        Daemon::Unknown => {
+            Step::ok(Part::Mutagen, format!("mutagen {version}")).warn(mutagen::IS_UNKNOWN, mutagen::STOP_HINT)
+        }
+    };
+    step.with("version", version)
+}
