@@ -237,7 +237,7 @@ impl Walk<'_, '_> {
         let opened = match session::open(dialler, &command(&line, dialler.host())).await {
             Ok(opened) => opened,
             Err(error) if matches!(error.code, Code::CommandDenied) => {
-                self.report.add(Step::skipped(Part::Agent, format!("not to be asked: {}", error.text)));
+                self.report.add(Step::skipped(Part::Agent, format!("the policy does not allow mutagen-agent {version}")));
                 return Ok(());
             }
             Err(error) => {
@@ -464,7 +464,8 @@ fn reinstall(version: &str) -> String {
 /// The first line of what a command wrote, as far as a line of ours has room for it.
 fn first_line(output: &[u8]) -> String {
     let text = String::from_utf8_lossy(output);
-    printable(text.lines().next().unwrap_or_default().trim()).chars().take(200).collect()
+    let line = text.lines().next().unwrap_or_default().trim();
+    printable(line.strip_prefix("tstunnel: ").unwrap_or(line)).chars().take(200).collect()
 }
 
 /// Whether this machine's Mutagen is there, and takes tstunnel for its `ssh`.

@@ -288,7 +288,12 @@ async fn close(bridge: &mut Bridge, status: u8) -> u8 {
 
 /// The failure of a session whose connection ended before it did.
 pub(super) fn lost(host: &Host, error: Option<&std::io::Error>) -> Error {
-    let why = error.map_or_else(|| "it was closed".to_owned(), reason);
+    let why = match error {
+        None => "it was closed".to_owned(),
+        // rustls says this in a sentence for programmers.
+        Some(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => "it was cut".to_owned(),
+        Some(error) => reason(error),
+    };
     Error::new(Code::NetworkLost, format!("the connection to {} was lost: {why}", host.endpoint.host))
 }
 
