@@ -237,7 +237,8 @@ impl Walk<'_, '_> {
         let opened = match session::open(dialler, &command(&line, dialler.host())).await {
             Ok(opened) => opened,
             Err(error) if matches!(error.code, Code::CommandDenied) => {
-                self.report.add(Step::skipped(Part::Agent, format!("the policy does not allow mutagen-agent {version}")));
+                self.report
+                    .add(Step::skipped(Part::Agent, format!("the policy does not allow mutagen-agent {version}")));
                 return Ok(());
             }
             Err(error) => {

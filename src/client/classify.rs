@@ -86,18 +86,73 @@ pub fn classify(stderr: &str, exit_status: Option<i32>) -> Verdict {
     if stderr.contains("The system cannot find the path specified") {
         return Verdict { windows: true, ..Verdict::of(Code::AgentMissing, None) };
     }
+    if is_powershells(stderr) {
+        return Verdict { windows: true, ..Verdict::of(Code::AgentMissing, Some(POWERSHELL_HINT.to_owned())) };
+    }
     let said = SSH_MESSAGES
         .iter()
         .find(|(fragments, ..)| stderr.lines().any(|line| fragments.iter().all(|fragment| line.contains(fragment))));
     if let Some((_, code, hint)) = said {
         return Verdict::of(*code, (!hint.is_empty()).then(|| (*hint).to_owned()));
     }
-    let hint = match (stderr.trim().is_empty(), exit_status) {
-        (true, Some(0)) => "the command succeeded and said nothing",
-        (true, _) => "the command said nothing: run it by hand, with `-v`, to see where it stops",
-        (false, _) => "nothing known: read the command's own words",
-    };
-    Verdict { code: None, install: false, windows: false, retry: false, hint: hint.to_owned() }
+    // Without its exit status a shell can only be taken at its word.
+    if exit_status.is_none() && stderr.lines().any(is_shells_not_found) {
+        return Verdict::of(Code::AgentMissing, None);
+    }
+    Verdict { code: None, install: false, windows: false, retry: false, hint: unknown(stderr, exit_status) }
+}
+
+/// PowerShell has no program of the name. It breaks its lines at the width of a terminal that is not there.
+fn is_powershells(stderr: &str) -> bool {
+    let words = stderr.split_whitespace().collect::<Vec<_>>().join(" ");
+    ["is not recognized as the name of a cmdlet", "is not recognized as a name of a cmdlet", "CommandNotFoundException"]
+        .into_iter()
+        .any(|fragment| words.contains(fragment))
+}
+
+const POWERSHELL_HINT: &str = "install the program on the host, whose shell is PowerShell";
+
+/// What shells say of a program that is not there, where it is not `command not found`: `sh: 1: NAME: not found` of dash and
+/// BusyBox, `fish: Unknown command: NAME`. What bash says of one with a slash it also says of any other file.
+fn is_shells_not_found(line: &str) -> bool {
+    let line = line.trim_end();
+    let is_of = |shells: &[&str]| shells.iter().any(|shell| line.starts_with(shell));
+    (is_of(&["sh: ", "-sh: ", "ash: ", "-ash: ", "/bin/sh: ", "dash: ", "ksh: "]) && line.ends_with(": not found"))
+        || is_of(&["fish: Unknown command"])
+}
+
+/// What to do about a failure that says nothing known.
+fn unknown(stderr: &str, exit_status: Option<i32>) -> String {
+    match (stderr.trim().is_empty(), exit_status) {
+        (true, Some(0)) => "the command succeeded and said nothing".to_owned(),
+        (_, Some(255)) => {
+            "ssh itself failed, or lost its connection: run it by hand, with `-v`, to see where".to_owned()
+        }
+        (_, Some(status @ 129..=192)) => match signal_name(status - 128) {
+            Some(name) => format!("the command was ended by SIG{name}: look for who sent that"),
+            None => format!("the command was ended by signal {}: look for who sent that", status - 128),
+        },
+        (true, _) => "the command said nothing: run it by hand, with `-v`, to see where it stops".to_owned(),
+        (false, _) => "nothing known: read the command's own words".to_owned(),
+    }
+}
+
+/// The signals that end commands, by the numbers that they have on every Linux and most other systems.
+fn signal_name(number: i32) -> Option<&'static str> {
+    Some(match number {
+        1 => "HUP",
+        2 => "INT",
+        3 => "QUIT",
+        4 => "ILL",
+        6 => "ABRT",
+        8 => "FPE",
+        9 => "KILL",
+        11 => "SEGV",
+        13 => "PIPE",
+        14 => "ALRM",
+        15 => "TERM",
+        _ => return None,
+    })
 }
 
 /// The last `tstunnel: error[CODE]: …`, and the hint below it.
@@ -111,20 +166,45 @@ fn own_report(stderr: &str) -> Option<(Code, Option<String>)> {
 }
 
 /// Fragments that stand in one line of OpenSSH's messages, what they mean, and a hint where the code's own would
-/// mislead, since it is not tstunnel that failed.
+/// mislead, since it is not tstunnel that failed. The first that is found counts, so causes stand before their consequences.
 const SSH_MESSAGES: &[(&[&str], Code, &str)] = &[
     (
         &["Could not resolve hostname"],
         Code::Dns,
         "check the host's spelling; ssh took it, so tstunnel's configuration has no entry for it",
     ),
-    (&["Connection refused"], Code::ConnectRefused, "check that the host's ssh server is running, and its port"),
+    (
+        &["open failed: administratively prohibited"],
+        Code::CommandDenied,
+        "ask whoever runs the host to allow it: AllowTcpForwarding, PermitOpen and DisableForwarding of its sshd",
+    ),
+    (&["open failed: unknown channel type"], Code::CommandDenied, "use a host whose ssh server has such a service"),
+    (&["stdio forwarding failed"], Code::TargetUnreachable, ""),
+    (
+        &["open failed: connect failed: open failed"],
+        Code::TooMany,
+        "raise MaxSessions of the host's sshd, or connect anew",
+    ),
+    (&["Session open refused by peer"], Code::TooMany, "raise MaxSessions of the host's sshd, or connect anew"),
+    (&["subsystem request failed"], Code::CommandDenied, "ask whoever runs the host to enable sftp, or use `scp -O`"),
+    (&["ssh: connect to host", "Connection refused"], Code::ConnectRefused, SSH_REFUSED),
+    (
+        &["REMOTE HOST IDENTIFICATION HAS CHANGED"],
+        Code::TlsUntrusted,
+        "ask the host's owner why its key has changed, and correct ~/.ssh/known_hosts",
+    ),
     (
         &["Host key verification failed"],
         Code::TlsUntrusted,
         "compare the host's key with its owner, and correct ~/.ssh/known_hosts",
     ),
-    (&["REMOTE HOST IDENTIFICATION HAS CHANGED"], Code::TlsUntrusted, "ask the host's owner why its key has changed"),
+    (&["Unable to negotiate with"], Code::TlsHandshake, "one side is too old: allow an algorithm that both know"),
+    (&["Protocol major versions differ"], Code::NotTstunnel, NOT_SSH),
+    (&["banner exchange:", "invalid format"], Code::NotTstunnel, NOT_SSH),
+    (&["banner exchange:", "could not read protocol version"], Code::NotTstunnel, NOT_SSH),
+    (&["banner line contains invalid characters"], Code::NotTstunnel, NOT_SSH),
+    (&["UNPROTECTED PRIVATE KEY FILE"], Code::Config, "let nobody else read the key: chmod 600"),
+    (&["Bad owner or permissions on"], Code::Config, "let nobody else write ssh's configuration: chmod 600"),
     (
         &["Permission denied ("],
         Code::Unauthorized,
@@ -132,19 +212,39 @@ const SSH_MESSAGES: &[(&[&str], Code, &str)] = &[
     ),
     (&["Permission denied, please try again"], Code::Unauthorized, "check the account and the password"),
     (&["Too many authentication failures"], Code::Unauthorized, "offer one key alone: IdentitiesOnly and IdentityFile"),
+    (&["This account is currently not available"], Code::Unauthorized, "use an account that has a login shell"),
     (&["Bad configuration option"], Code::Config, "correct ssh's configuration"),
+    (&["terminating,", "bad configuration options"], Code::Config, "correct ssh's configuration"),
+    (&["Can't open user config file"], Code::Config, "correct the file that follows ssh's -F"),
     (&["usage: ssh "], Code::Usage, "correct ssh's arguments"),
+    (&["usage: scp "], Code::Usage, "correct scp's arguments"),
+    (&["scp: stat local"], Code::Usage, "check the file's name and permissions"),
+    (&["scp: dest open"], Code::Storage, "check that the account may write there, and that there is space"),
+    (&["scp: write remote"], Code::Storage, ""),
+    (&["scp: ", "No space left on device"], Code::Storage, ""),
+    (&["scp: ", ": No such file or directory"], Code::Storage, "check the folder's name on the host"),
+    (&["scp: ", ": Permission denied"], Code::Storage, "check that the account may write there"),
     (&["No route to host"], Code::ConnectTimeout, "check the route and firewall to the host"),
     (&["Network is unreachable"], Code::ConnectTimeout, "check this machine's network"),
     (&["ssh: connect to host", "timed out"], Code::ConnectTimeout, "check the route and firewall to the host"),
     (&["Connection timed out"], Code::ConnectTimeout, "check the route and firewall to the host"),
+    (&["Connection refused"], Code::ConnectRefused, SSH_REFUSED),
+    (&["Connection closed by UNKNOWN port 65535"], Code::Proxy, "run ssh's ProxyCommand or ProxyJump by hand"),
     (&["Timeout, server ", " not responding"], Code::NetworkLost, ""),
+    (
+        &["kex_exchange_identification:"],
+        Code::NetworkLost,
+        "check that this is the ssh server's port, and that the server is not full (MaxStartups)",
+    ),
     (&["Connection closed by"], Code::NetworkLost, ""),
     (&["Connection reset by"], Code::NetworkLost, ""),
     (&["closed by remote host"], Code::NetworkLost, ""),
     (&["client_loop: send disconnect"], Code::NetworkLost, ""),
     (&["Broken pipe"], Code::NetworkLost, ""),
 ];
+
+const SSH_REFUSED: &str = "check that the host's ssh server is running, and its port";
+const NOT_SSH: &str = "check the port: what answered is not an ssh server of today";
 
 /// Most bytes of stderr that are read; Mutagen itself looks at the first 32 KiB.
 const MAX_STDERR_BYTES: u64 = 1024 * 1024;
@@ -215,31 +315,14 @@ mod tests {
     }
 
     #[test]
-    fn opensshs_messages_are_known() {
-        for (stderr, code) in [
-            ("ssh: connect to host h port 22: Connection refused", Code::ConnectRefused),
-            ("ssh: connect to host h port 22: Connection timed out", Code::ConnectTimeout),
-            ("ssh: connect to host h port 22: Operation timed out", Code::ConnectTimeout),
-            ("ssh: connect to host h port 22: No route to host", Code::ConnectTimeout),
-            ("ssh: connect to host h port 22: Network is unreachable", Code::ConnectTimeout),
-            ("ssh: Could not resolve hostname h: Name or service not known", Code::Dns),
-            ("dev@h: Permission denied (publickey,password).", Code::Unauthorized),
-            ("Permission denied, please try again.", Code::Unauthorized),
-            ("Received disconnect from ::1 port 22:2: Too many authentication failures", Code::Unauthorized),
-            ("No ED25519 host key is known for h\nHost key verification failed.", Code::TlsUntrusted),
-            ("kex_exchange_identification: Connection closed by remote host", Code::NetworkLost),
-            ("Connection closed by 10.0.0.1 port 22", Code::NetworkLost),
-            ("kex_exchange_identification: read: Connection reset by peer", Code::NetworkLost),
-            ("Connection to h closed by remote host.", Code::NetworkLost),
-            ("client_loop: send disconnect: Broken pipe", Code::NetworkLost),
-            ("Timeout, server h not responding.", Code::NetworkLost),
-            ("command-line: line 0: Bad configuration option: foo", Code::Config),
-            ("usage: ssh [-46AaCf] ...", Code::Usage),
-        ] {
-            let verdict = classify(&format!("Warning: something\r\n{stderr}\r\n"), Some(255));
-            assert_eq!(verdict.code, Some(code), "{stderr}");
-            assert!(!verdict.hint.is_empty() && !verdict.install && !verdict.windows);
-        }
+    fn a_cause_counts_before_its_consequence() {
+        let refused = "channel 0: open failed: connect failed: Connection refused\r\nstdio forwarding failed\r\n";
+        assert_eq!(said(refused, Some(255)).0, Some(Code::TargetUnreachable));
+        let ended =
+            "kex_exchange_identification: Connection closed by remote host\r\nConnection closed by UNKNOWN port 65535";
+        assert_eq!(said(ended, Some(255)).0, Some(Code::Proxy));
+        // A ProxyCommand of ours says it better.
+        assert_eq!(said(&format!("tstunnel: error[dns]: x\n{ended}"), Some(255)).0, Some(Code::Dns));
     }
 
     #[test]
