@@ -13,15 +13,19 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use rustls::pki_types::pem::PemObject;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+use rustls::server::WebPkiClientVerifier;
+use rustls::{RootCertStore, ServerConfig, ServerConnection, StreamOwned};
 use serde_json::Value;
 use support::mutagen::{Daemon, programs};
 use support::pki::{Authority, Usage, Validity, params, uri_params};
-use support::wait::SOON;
 use support::{port, script};
-use support_net::child::{Ran, Watched, run};
+use support_net::child::{Ran, Watched, run, run_with_input};
 use support_net::fake::{Request, Tls, finish, hang_up, https_server, https_server_of, tcp_server};
 use support_net::frames::{self, frame};
 use support_net::site::{HOST, PRINCIPAL, Plan, SERVER_NAME, Site, text};
@@ -751,13 +755,10 @@ fn a_server_of_tls_1_2_fails_where_that_is_not_allowed_and_is_warned_of_where_it
     site.configure(server, "");
     let refused = good_until("tcp")
         + "\
-tls             failed   tls-handshake: the TLS handshake with 127.0.0.1:PORT failed: received fatal alert: ProtocolVersion
+tls             failed   tls-handshake: the TLS handshake with 127.0.0.1:PORT failed: the server refused the TLS version (alert protocol_version)
                          hint: ask whoever runs the endpoint for TLS 1.3, or allow the older with `min_tls = \"1.2\"`
 ";
-    let ran = check(&site, &[]);
-    assert_eq!(ran.code(), Some(6));
-    let tail = |text: &str| text.lines().rev().take(1).collect::<String>();
-    assert_eq!(tail(&said(&site, &ran)), tail(&refused));
+    assert_says(&site, &check(&site, &[]), 6, &refused);
     site.configure(server, "min_tls = \"1.2\"");
     let ran = check(&site, &[]);
     let expected = "\
@@ -766,6 +767,40 @@ tls             warning  TLS 1.2, TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384, X2551
                          hint: ask whoever runs the endpoint for TLS 1.3
 ";
     assert!(said(&site, &ran).contains(expected), "{}", said(&site, &ran));
+}
+
+/// In TLS 1.2 a client is judged within the handshake.
+#[test]
+fn a_certificate_that_a_server_of_tls_1_2_rejects_is_no_failure_of_the_servers() {
+    let site = Site::new();
+    let identity = site.servers.server(&["*.tunnel.test"]);
+    let mut clients = RootCertStore::empty();
+    clients.add(CertificateDer::from_pem_slice(site.clients.certificate().as_bytes()).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(clients), provider.clone()).build().unwrap();
+    let chain = vec![CertificateDer::from_pem_slice(identity.certificate.as_bytes()).unwrap()];
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .unwrap()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain, PrivateKeyDer::from_pem_slice(identity.key.as_bytes()).unwrap())
+        .unwrap();
+    let config = Arc::new(config);
+    let server = tcp_server(move |connection| {
+        let mut tls = StreamOwned::new(ServerConnection::new(config.clone()).unwrap(), connection);
+        let _ = tls.read(&mut [0; 1]);
+        let _ = io::copy(&mut tls.sock, &mut io::sink());
+    });
+    site.configure(server, "min_tls = \"1.2\"");
+    site.write(&Authority::new("somebody else").client(PRINCIPAL), "client");
+    let ran = check(&site, &[]);
+    let expected = "\
+tls             ok       the server's certificate is good
+                         *.tunnel.test, N days left, by CN=the servers' authority
+own certificate failed   client-cert: 127.0.0.1 rejected the certificate ROOT/client.crt (alert unknown_ca)
+";
+    assert!(said(&site, &ran).contains(expected), "{}", ran.text());
+    assert_eq!(ran.code(), Some(7));
 }
 
 #[test]
@@ -871,6 +906,18 @@ fn throughput_is_measured_where_it_is_asked_for() {
     let throughput = "throughput      ok       R MB/s there and back at once: 3145728 bytes in T s\n";
     assert_says(&site, &ran, 0, &(good_until("round trip") + AGENT_MISSING + throughput));
     site.wait_until_idle();
+}
+
+#[test]
+fn the_echo_is_a_target_like_any_other_and_needs_no_list() {
+    let site = Site::start(&Plan::mutagen());
+    for raw in [&[][..], &["--raw"]] {
+        let mut command = site.tstunnel(&["connect", HOST, "--target", "echo"]);
+        let ran = run_with_input(command.args(raw), b"there and back").ok();
+        assert_eq!(ran.text(), "there and back");
+    }
+    site.write(&site.clients.client("spiffe://tunnel.test/users/bob"), "client");
+    support_net::report::fails(&mut site.tstunnel(&["connect", HOST, "--target", "echo"]), 255, "host-unknown");
 }
 
 #[test]
@@ -1013,7 +1060,7 @@ fn json_has_every_step_and_what_a_script_asks_for() {
 
 #[test]
 fn json_says_which_part_failed() {
-    let (site, _) = (Site::new(), SOON);
+    let site = Site::new();
     site.configure(format_args!("127.0.0.1:{}", port::free()), "");
     let ran = check(&site, &["--json"]);
     let report: Value = serde_json::from_slice(&ran.stdout).unwrap();

@@ -471,7 +471,7 @@ fn first_line(output: &[u8]) -> String {
 
 /// Whether this machine's Mutagen is there, and takes tstunnel for its `ssh`.
 fn of_mutagen(env: &Environment) -> Step {
-    let found = mutagen::version(env).and_then(|version| Ok((version, mutagen::daemon(env)?)));
+    let found = mutagen::version(env).and_then(|version| Ok((version, mutagen::running_daemon(env)?)));
     let (version, daemon) = match found {
         Ok(found) => found,
         Err(error) => return Step::failed(Part::Mutagen, &error),

@@ -124,7 +124,7 @@ pub fn version(env: &Environment) -> Result<String> {
 ///
 /// # Errors
 /// `config` where there is no place for the stand-ins or for Mutagen's state.
-pub fn daemon(env: &Environment) -> Result<Daemon> {
+pub fn running_daemon(env: &Environment) -> Result<Daemon> {
     let surroundings = Surroundings::of_process(env)?;
     let data_directory = surroundings
         .data_directory()

@@ -361,3 +361,41 @@ fn every_key_and_its_default_stand_in_the_manual_page() {
     }
     assert_eq!(MinTls::default(), MinTls::V1_3);
 }
+
+#[test]
+fn each_value_is_told_with_the_source_that_counts() {
+    let machine = Machine::new()
+        .user_file("[host.\"dev-*\"]\nuser = \"x\"\nconnect_timeout = \"90s\"\n")
+        .system_file("[host.\"*\"]\nca = \"ca.crt\"\n");
+    let url = "tstunnel://dev-7/p?endpoint=a.example.net&cert=/c.crt&key=/k.key";
+    let remembered = Remembered::of(&TunnelUrl::parse(url).unwrap(), &machine.env).unwrap();
+    remember("alias", &remembered, &machine.env).unwrap();
+    let overrides = Overrides { sni: Some("b.example.net".into()), ..Overrides::default() };
+    let (host, stated) = explain("ann@alias", &overrides, &machine.env).unwrap();
+    assert_eq!(host, resolve("ann@alias", &overrides, &WeakDefaults::default(), &machine.env).unwrap());
+    let said: Vec<_> = stated.iter().map(|said| (said.key, said.value.as_str(), said.from.as_str())).collect();
+    let (etc, user) = (machine.folder.path().join("etc"), machine.env.user_file().unwrap());
+    let (ca, system) = (etc.join("ca.crt").display().to_string(), etc.join("config.toml").display().to_string());
+    assert_eq!(
+        said,
+        [
+            ("endpoint", "a.example.net:443", "`alias`'s `endpoint`"),
+            ("host_id", "dev-7", "default"),
+            ("cert", "/c.crt", "`alias`'s `cert`"),
+            ("key", "/k.key", "`alias`'s `key`"),
+            ("ca", ca.as_str(), format!("{system} [host.\"*\"]").as_str()),
+            ("upgrade_base", "/tinyscale/v1", "default"),
+            ("sni", "b.example.net", "--sni"),
+            ("user", "ann", "the `user` before the host"),
+            ("connect_timeout", "90s", format!("{} [host.\"dev-*\"]", user.display()).as_str()),
+        ]
+    );
+}
+
+#[test]
+fn what_cannot_be_resolved_cannot_be_explained() {
+    let machine = Machine::new();
+    for host in ["nowhere", "tstunnel://h:1/x"] {
+        assert_eq!(explain(host, &Overrides::default(), &machine.env).unwrap_err(), machine.resolve(host).unwrap_err());
+    }
+}
