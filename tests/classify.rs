@@ -277,6 +277,7 @@ fn captured() -> Vec<Failure> {
             Some(255),
             of(Code::TooMany),
         ),
+        ("banner exchange: Connection to UNKNOWN port 65535: Broken pipe\r\n", Some(255), of(Code::Proxy)),
         ("scp: .mutagen-agent1: No space left on device\n", Some(1), of(Code::Storage)),
         ("scp: .mutagen-agent1: Permission denied\n", Some(1), of(Code::Storage)),
         // Statuses alone.

@@ -229,7 +229,7 @@ const SSH_MESSAGES: &[(&[&str], Code, &str)] = &[
     (&["ssh: connect to host", "timed out"], Code::ConnectTimeout, "check the route and firewall to the host"),
     (&["Connection timed out"], Code::ConnectTimeout, "check the route and firewall to the host"),
     (&["Connection refused"], Code::ConnectRefused, SSH_REFUSED),
-    (&["Connection closed by UNKNOWN port 65535"], Code::Proxy, "run ssh's ProxyCommand or ProxyJump by hand"),
+    (&["UNKNOWN port 65535"], Code::Proxy, "run ssh's ProxyCommand or ProxyJump by hand"),
     (&["Timeout, server ", " not responding"], Code::NetworkLost, ""),
     (
         &["kex_exchange_identification:"],
