@@ -25,7 +25,7 @@ _tstunnel() {
     local last=$((${#words[@]} - 1)) next=1 name=${words[0]} commands='' behind='' operands=() flags='' valued=''
     local names
     # {names}
-    names='ssh scp connect exec upload classify mutagen status serve pki help'
+    names='ssh scp connect exec upload check classify mutagen status serve pki help'
     # {/names}
     if ((last == 0)); then
         [[ $current != -* ]] || names='--help --version'
@@ -68,6 +68,11 @@ _tstunnel() {
             operands=(file host)
             flags='--mode --no-compress --endpoint --cert --key --ca --user --sni --upgrade-base --config --help'
             valued='--mode:text --endpoint:text --cert:file --key:file --ca:file --user:text --sni:text --upgrade-base:text --config:file'
+            ;;
+        'check')
+            operands=(host)
+            flags='--target --throughput --mutagen --json --endpoint --cert --key --ca --user --sni --upgrade-base --config --help'
+            valued='--target:text --endpoint:text --cert:file --key:file --ca:file --user:text --sni:text --upgrade-base:text --config:file'
             ;;
         'classify')
             operands=()
