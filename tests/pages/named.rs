@@ -5,6 +5,7 @@ use std::ffi::{OsStr, OsString};
 
 use tstunnel::cli::options::{COMMANDS, Commanded, OPTIONS, options_of};
 use tstunnel::cli::{self, Command};
+use tstunnel::client::check::report::Part;
 use tstunnel::error::Code;
 
 use crate::support::manual::literal_blocks;
@@ -103,6 +104,7 @@ fn every_code_and_exit_status_is_documented_and_no_other() {
     let both = |code: &Code| [true, false].map(|stands_in| code.exit_status(stands_in).to_string());
     let mut statuses: BTreeSet<String> = Code::ALL.iter().flat_map(both).collect();
     statuses.insert("0".to_owned());
+    statuses.extend(Part::ALL.iter().map(|part| part.status().to_string()));
     assert_eq!(tags(section(&page, "EXIT STATUS"), "Li"), statuses);
     let protocol = read("man/tstunnel-protocol.7");
     for code in Code::ALL.iter().filter(|code| code.http_status().is_some()) {

@@ -32,6 +32,24 @@ pub enum Part {
 }
 
 impl Part {
+    /// Every part, in the order of a report.
+    pub const ALL: &'static [Part] = &[
+        Part::Configuration,
+        Part::Name,
+        Part::Proxy,
+        Part::Tcp,
+        Part::Tls,
+        Part::OwnCertificate,
+        Part::Host,
+        Part::Upgrade,
+        Part::Policy,
+        Part::RoundTrip,
+        Part::Agent,
+        Part::Target,
+        Part::Throughput,
+        Part::Mutagen,
+    ];
+
     /// Its name in the report.
     pub fn name(self) -> &'static str {
         match self {
