@@ -245,7 +245,9 @@ impl Case {
                 assert!(!filename.contains(['/', '\0']), "{filename:?}");
             }
             (Action::Stream { target }, Request::Stream { target: asked, .. }) => {
-                assert!(asked.as_ref().is_none_or(|asked| asked == ECHO || Target::parse(asked).as_ref() == Ok(target)));
+                assert!(
+                    asked.as_ref().is_none_or(|asked| asked == ECHO || Target::parse(asked).as_ref() == Ok(target))
+                );
             }
             (Action::Host, Request::Host { .. }) => {}
             (action, request) => panic!("{action:?} for {request:?}"),
