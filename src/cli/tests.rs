@@ -165,6 +165,29 @@ fn upload_splits_host_and_name_and_a_urls_path_is_the_name() {
 }
 
 #[test]
+fn check_measures_with_a_size_that_may_have_a_unit_or_be_left_out() {
+    let throughput = |option: &str| match parsed(&["check", option, "h"]) {
+        Command::Check(check) => check.throughput,
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(throughput("--mutagen"), None);
+    for (option, bytes) in [
+        ("--throughput", 32 << 20),
+        ("--throughput=1", 1),
+        ("--throughput=5k", 5 << 10),
+        ("--throughput=64M", 64 << 20),
+        ("--throughput=2G", 2 << 30),
+    ] {
+        assert_eq!(throughput(option), Some(bytes), "{option}");
+    }
+    for wrong in ["", "0", "M", "-1", "+1", "1T", "1 M", "1.5M", "99999999999999999999", "99999999999999G", "1é"] {
+        let error = refused(&["check", &format!("--throughput={wrong}"), "h"]);
+        assert!(error.text.contains("not a size"), "{wrong}: {}", error.text);
+    }
+    assert!(refused(&["check"]).text.contains("HOST"));
+}
+
+#[test]
 fn classify_takes_a_negative_exit_status() {
     let expected = Classify { exit_status: Some(-1), json: true };
     assert_eq!(parsed(&["classify", "--json", "--exit-status", "-1"]), Command::Classify(expected));

@@ -58,7 +58,7 @@ impl Certificate {
 
     /// Whole days until it ends; negative where it has.
     pub fn days_left(&self, now: SystemTime) -> i64 {
-        (self.not_after - seconds_since_1970(now)).div_euclid(86_400)
+        self.not_after.saturating_sub(seconds_since_1970(now)).div_euclid(86_400)
     }
 }
 
@@ -161,5 +161,52 @@ impl ServerCertVerifier for Remembering {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.verifier.supported_verify_schemes()
+    }
+}
+
+#[cfg(all(test, feature = "server"))]
+mod tests {
+    use std::time::{Duration, UNIX_EPOCH};
+
+    use rustls_pki_types::pem::PemObject as _;
+
+    use super::*;
+    use crate::tls::fixtures::Authority;
+
+    fn certificate() -> CertificateDer<'static> {
+        let pair = Authority::new("servers").server("host123.containers.example.net");
+        CertificateDer::from_pem_slice(pair.cert.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_certificate_is_shown_by_its_names() {
+        let read = Certificate::read(&certificate()).unwrap();
+        assert_eq!(read.shown(), "host123.containers.example.net");
+        assert!(read.issuer.contains("servers"), "{}", read.issuer);
+        let nameless = Certificate { names: Vec::new(), ..read };
+        assert_eq!(nameless.shown(), nameless.subject);
+    }
+
+    #[test]
+    fn days_are_counted_whole_and_below_zero_after_the_end() {
+        let certificate = Certificate { not_after: 10 * 86_400, ..Certificate::read(&certificate()).unwrap() };
+        let left = |seconds: u64| certificate.days_left(UNIX_EPOCH + Duration::from_secs(seconds));
+        assert_eq!((left(9 * 86_400), left(9 * 86_400 + 1), left(10 * 86_400), left(10 * 86_400 + 1)), (1, 0, 0, -1));
+    }
+
+    /// A peer's certificate is read before it is verified.
+    #[test]
+    fn no_damage_to_a_certificate_panics() {
+        let whole = certificate();
+        for at in 0..whole.len() {
+            for value in [0x00, 0x7f, 0x80, 0xff, whole[at] ^ 0x01, whole[at].wrapping_add(1)] {
+                let mut damaged = whole.to_vec();
+                damaged[at] = value;
+                if let Some(read) = Certificate::read(&CertificateDer::from(damaged)) {
+                    let _ = (read.shown(), read.days_left(SystemTime::now()));
+                }
+            }
+            assert_eq!(Certificate::read(&CertificateDer::from(whole[..at].to_vec())), None);
+        }
     }
 }
