@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Makes the packages of one kind of the program that is built, in target/packages, and says how large they are.
+# Usage: build.sh deb|rpm
+#
+# What both kinds take (pages, completions, units, the changelog) is prepared in target/packages/staged, where the tables
+# `package.metadata` of Cargo.toml look for it. The same commit makes the same packages, byte for byte.
+set -euo pipefail
+
+[ $# -eq 1 ] || { printf 'usage: %s deb|rpm\n' "$0" >&2; exit 2; }
+cd "$(dirname "$0")/.."
+packages=target/packages
+staged=$packages/staged
+
+fail() {
+    printf 'packages: %s\n' "$1" >&2
+    exit 1
+}
+
+metadata=$(cargo metadata --locked --offline --no-deps --format-version 1)
+version=$(sed -n 's/.*"name":"tstunnel","version":"\([^"]*\)".*/\1/p' <<<"$metadata")
+[ -n "$version" ] || fail "cargo tells no version"
+# The server belongs to the very program that it is packaged with; the tools cannot say that by themselves.
+for line in "depends = \"tstunnel (= $version-1), " "tstunnel = \"= $version\""; do
+    grep -q "^$line" Cargo.toml || fail "Cargo.toml has no line \`$line\`: tstunnel-server depends on another version"
+done
+
+# Of the commit, where there is one; else of the newest thing that is told of.
+SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
+export SOURCE_DATE_EPOCH
+
+stage() {
+    local page unit
+    rm -rf "$staged"
+    mkdir -p "$staged"/{man,units}
+    for page in man/*; do
+        mkdir -p "$staged/man/man${page##*.}"
+        gzip -9n <"$page" >"$staged/man/man${page##*.}/${page##*/}.gz"
+    done
+    for unit in tstunnel.service tstunnel.socket tstunnel-user.service; do
+        # Debian 12 and RHEL 9 have a systemd before 253, as the unit says.
+        # shellcheck disable=SC2016 # systemd's variable
+        sed -e 's|/usr/local/bin/|/usr/bin/|' -e '/^# Before systemd 253/d' \
+            -e 's|^Type=notify-reload|Type=notify\nExecReload=kill -HUP $MAINPID|' "packaging/$unit" >"$staged/units/$unit"
+    done
+    gzip -9n <CHANGELOG.md >"$staged/changelog.gz"
+    local package
+    for package in tstunnel tstunnel-server; do
+        printf '%s (%s-1) unstable; urgency=medium\n\n  * See changelog.gz for what is new.\n\n -- %s  %s\n' \
+            "$package" "$version" "$(sed -n 's/^maintainer = "\(.*\)"$/\1/p' Cargo.toml)" \
+            "$(date -u -R -d "@$SOURCE_DATE_EPOCH")" | gzip -9n >"$staged/$package.changelog.gz"
+    done
+    # One mode for all, whatever the umask is.
+    chmod -R u=rwX,go=rX "$staged"
+}
+
+case $1 in
+deb)
+    stage
+    rm -f "$packages"/*.deb
+    cargo deb --quiet --locked --offline --no-build --no-strip --output "$packages/" >/dev/null
+    cargo deb --quiet --locked --offline --no-build --no-strip --variant server --output "$packages/" >/dev/null
+    ;;
+rpm)
+    stage
+    rm -f "$packages"/*.rpm
+    # rpm's own procedure for shared libraries, which is another where rpmbuild is there, is not asked: one result everywhere.
+    cargo generate-rpm --auto-req builtin --output "$packages/"
+    cargo generate-rpm --auto-req no --variant server --arch noarch --output "$packages/"
+    ;;
+*) fail "\`$1\` is neither deb nor rpm" ;;
+esac
+
+for file in "$packages"/*."$1"; do
+    printf '%8.2f MiB  %s\n' "$(($(stat -c %s "$file") * 100 / 1048576))e-2" "$file"
+done
