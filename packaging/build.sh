@@ -37,10 +37,10 @@ stage() {
         gzip -9n <"$page" >"$staged/man/man${page##*.}/${page##*/}.gz"
     done
     for unit in tstunnel.service tstunnel.socket tstunnel-user.service; do
-        # Debian 12 and RHEL 9 have a systemd before 253, as the unit says.
+        # Debian 12 and RHEL 9 have a systemd before 253, as the unit says. The shell's own kill(1) is there everywhere.
         # shellcheck disable=SC2016 # systemd's variable
         sed -e 's|/usr/local/bin/|/usr/bin/|' -e '/^# Before systemd 253/d' \
-            -e 's|^Type=notify-reload|Type=notify\nExecReload=kill -HUP $MAINPID|' "packaging/$unit" >"$staged/units/$unit"
+            -e 's|^Type=notify-reload|Type=notify\nExecReload=/bin/sh -c "kill -HUP $$MAINPID"|' "packaging/$unit" >"$staged/units/$unit"
     done
     gzip -9n <CHANGELOG.md >"$staged/changelog.gz"
     local package
@@ -71,5 +71,5 @@ rpm)
 esac
 
 for file in "$packages"/*."$1"; do
-    printf '%8.2f MiB  %s\n' "$(($(stat -c %s "$file") * 100 / 1048576))e-2" "$file"
+    printf '%9d bytes  %s\n' "$(stat -c %s "$file")" "$file"
 done

@@ -62,13 +62,13 @@ stop_machine() {
     kill -KILL "$launcher" 2>/dev/null || true
     wait "$launcher" 2>/dev/null || true
     launcher=
-    await "the machine has ended" no_process
-    find "$cgroups/tstunnel-test.$$" -depth -type d -exec rmdir {} +
+    await "the machine has ended" remove_cgroups
     rm -rf "$root"
 }
 
-no_process() {
-    [ -z "$(find "$cgroups/tstunnel-test.$$" -name cgroup.procs -exec cat {} +)" ]
+# A group can be removed when its last process has not only ended, but is gone.
+remove_cgroups() {
+    find "$cgroups/tstunnel-test.$$" -depth -type d -exec rmdir {} +
 }
 
 # Waits until a command succeeds, for half a minute at most.
