@@ -1,10 +1,14 @@
 # make demo      see it work: a real Mutagen through a real server, on this machine
+#                (PROGRAM=/usr/bin/tstunnel: the installed one, nothing is built)
 # make test      everything that must hold, from formatting to the real Mutagen
 # make fuzz      every fuzz target for FUZZ_SECONDS (5)
 # make pages     what is written from the table of commands and options: in man/tstunnel.1 and packaging/completions
 # make bench     how it compares with OpenSSH and others here: on the terminal, in FIGURES.md and FIGURES.svg
 #                (BENCH_ONLY=start,path: these parts alone; what else there is stands in benches/peers/main.rs)
 # make bench-quick   the main ratios, in two minutes
+# make deb rpm   packages, in target/packages
+# make test-packages
+#                what must hold of those: they are installed, upgraded and removed in machines of their own (needs root)
 # make build     the program: target/release/tstunnel
 # make install   below PREFIX (default /usr/local; DESTDIR is honoured)
 # make audit     known vulnerabilities in the dependencies (needs the network)
@@ -15,19 +19,27 @@ FUZZ_SECONDS ?= 5
 TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Where the tests build it too.
 MUTAGEN := $(TARGET)/mutagen-v0.18.1
-SCRIPTS := .ci/run fuzz/run.sh packaging/completions/tstunnel.bash packaging/demo.sh packaging/check-units.sh tests/setup.sh tests/mutagen/build.sh benches/setup.sh
+SCRIPTS := .ci/run fuzz/run.sh packaging/build.sh packaging/completions/tstunnel.bash packaging/demo.sh packaging/check-units.sh \
+	packaging/deb/p* packaging/rpm/[ps]* tests/setup.sh tests/mutagen/build.sh tests/packages/boot.sh tests/packages/run.sh \
+	benches/setup.sh
 
-.PHONY: build demo test fuzz pages bench bench-quick lint audit setup mutagen install clean
+.PHONY: build demo deb rpm test-packages test fuzz pages bench bench-quick lint audit setup setup-packages mutagen install clean
 
 build:
 	$(CARGO) build --locked --release
 
-demo: setup build mutagen
-	packaging/demo.sh $(TARGET)/release/tstunnel $(MUTAGEN)
+demo: setup mutagen $(if $(PROGRAM),,build)
+	packaging/demo.sh $(or $(PROGRAM),$(TARGET)/release/tstunnel) $(MUTAGEN)
 
 test: setup lint mutagen
 	$(CARGO) test --locked --no-fail-fast
 	fuzz/run.sh $(FUZZ_SECONDS)
+
+deb rpm: build setup-packages
+	packaging/build.sh $@
+
+test-packages: deb rpm mutagen
+	tests/packages/run.sh $(MUTAGEN)
 
 fuzz: setup
 	fuzz/run.sh $(FUZZ_SECONDS)
@@ -51,7 +63,7 @@ lint: setup
 	RUSTDOCFLAGS=-Dwarnings $(CARGO) doc --locked --no-deps
 	$(CARGO) deny --locked check bans licenses sources
 	! mandoc -T lint man/* 2>/dev/null | grep -v 'referenced manual not found'
-	shellcheck $(SCRIPTS)
+	shellcheck --external-sources $(SCRIPTS)
 	packaging/check-units.sh
 
 audit: setup
@@ -59,6 +71,9 @@ audit: setup
 
 setup:
 	tests/setup.sh
+
+setup-packages:
+	tests/setup.sh packages
 
 mutagen: setup
 	tests/mutagen/build.sh $(MUTAGEN)

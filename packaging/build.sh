@@ -2,14 +2,18 @@
 # Makes the packages of one kind of the program that is built, in target/packages, and says how large they are.
 # Usage: build.sh deb|rpm
 #
-# What both kinds take (pages, completions, units, the changelog) is prepared in target/packages/staged, where the tables
-# `package.metadata` of Cargo.toml look for it. The same commit makes the same packages, byte for byte.
+# What is in them is prepared in target/packages/staged, where the tables `package.metadata` of Cargo.toml look for it. The same
+# commit and program make the same packages, byte for byte.
 set -euo pipefail
 
 [ $# -eq 1 ] || { printf 'usage: %s deb|rpm\n' "$0" >&2; exit 2; }
 cd "$(dirname "$0")/.."
 packages=target/packages
 staged=$packages/staged
+mkdir -p "$packages"
+# Two at once take turns.
+exec 9>"$packages/.lock"
+flock 9
 
 fail() {
     printf 'packages: %s\n' "$1" >&2
@@ -49,8 +53,10 @@ stage() {
             "$package" "$version" "$(sed -n 's/^maintainer = "\(.*\)"$/\1/p' Cargo.toml)" \
             "$(date -u -R -d "@$SOURCE_DATE_EPOCH")" | gzip -9n >"$staged/$package.changelog.gz"
     done
-    # One mode for all, whatever the umask is.
-    chmod -R u=rwX,go=rX "$staged"
+    cp -R README.md CHANGELOG.md LICENSE-* packaging/{completions,server.toml,tstunnel-server.sysusers} "$staged/"
+    cp "${CARGO_TARGET_DIR:-target}/release/tstunnel" "$staged/"
+    # cargo-generate-rpm keeps the times of files that are older than the commit.
+    find "$staged" -exec touch --date "@$SOURCE_DATE_EPOCH" {} +
 }
 
 case $1 in

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Installs what the tests, the demonstration and the benchmark need, on Debian 12 with Rust and Go already there.
 # It asks apt-get only for what is missing, and says nothing where nothing is.
+# Usage: setup.sh [packages]; with the word also what packages are made and tried with.
 set -euo pipefail
 
 refuse() {
@@ -42,6 +43,16 @@ testssl:testssl.sh
 sslscan:sslscan
 "
 
+if [ "${1:-}" = packages ]; then
+    wanted+="
+xz:xz-utils
+lintian:lintian
+rpmlint:rpmlint
+rpmbuild:rpm
+debootstrap:debootstrap
+"
+fi
+
 missing=()
 for pair in $wanted; do
     PATH="$PATH:/usr/sbin:/sbin" command -v "${pair%%:*}" >/dev/null || missing+=("${pair#*:}")
@@ -76,9 +87,23 @@ for part in fmt clippy; do
     cargo "$part" --version >/dev/null 2>&1 || refuse "cargo $part is missing: rustup component add rustfmt clippy"
 done
 
-# A debug build of cargo-deny takes half the time of an optimised one and checks the same.
-deny=0.20.2
-if [ "$(cargo deny --version 2>/dev/null)" != "cargo-deny $deny" ]; then
-    printf 'setup: building cargo-deny %s, which takes some minutes\n' "$deny"
-    cargo install --quiet --locked --debug --no-default-features cargo-deny --version "$deny"
+# Installs version $2 of the cargo command $1 unless it is there; the rest is for cargo. A debug build takes half the time of an
+# optimised one and does the same.
+install_command() {
+    local name=$1 version=$2
+    shift 2
+    # Which of them say their version in which words differs; what cargo has installed, it knows.
+    if ! cargo install --list | grep -q "^$name v$version:"; then
+        printf 'setup: building %s %s, which takes some minutes\n' "$name" "$version"
+        cargo install --quiet --locked --debug "$@" "$name" --version "$version"
+    fi
+}
+
+install_command cargo-deny 0.20.2 --no-default-features
+if [ "${1:-}" = packages ]; then
+    # Without its own xz it calls the system's.
+    install_command cargo-deb 3.8.0 --no-default-features
+    # Its compression and digests would take minutes.
+    install_command cargo-generate-rpm 0.21.1 \
+        --config 'profile.dev.package.zstd-sys.opt-level=3' --config 'profile.dev.package.sha2.opt-level=3'
 fi

@@ -133,6 +133,8 @@ describe_to_rpm() {
     quietly rpmbuild --define "_topdir $work/rpmbuild" -bb "$work/debian.spec"
     cp "$work"/rpmbuild/RPMS/noarch/*.rpm "$root/srv/"
     quietly install_rpm /srv/debian-1-1.noarch.rpm
+    # Folders that belong to other packages there, as Fedora's `filesystem`.
+    inside mkdir -p /usr/share/licenses /usr/share/zsh/site-functions /usr/share/fish/vendor_completions.d
 }
 
 # Every file of the machine, but for those that its own life changes.
