@@ -106,7 +106,7 @@ install_deb() {
 }
 
 install_rpm() {
-    inside rpm --force-debian --upgrade "$@"
+    inside rpm --force-debian --upgrade --oldpackage "$@"
 }
 
 remove_deb() {
@@ -123,7 +123,7 @@ describe_to_rpm() {
     {
         # The last is glibc's word that its loader reads DT_GNU_HASH, which no file says.
         printf '%s\n' /bin/sh systemd 'rtld(GNU_HASH)'
-        find "$root"/usr/lib/x86_64-linux-gnu "$root"/usr/lib64 -name '*.so*' -type f | /usr/lib/rpm/find-provides
+        find "$root"/usr/lib/*-linux-gnu -name '*.so*' -type f | /usr/lib/rpm/find-provides
     } | sort -u | sed 's/^/Provides: /' >"$provides"
     {
         printf '%s\n' 'Name: debian' 'Version: 1' 'Release: 1' 'Summary: what debootstrap installed' 'License: none' 'BuildArch: noarch'
@@ -150,6 +150,12 @@ put() {
     printf '/srv/%s\n' "${@##*/}"
 }
 
+# Whether the journal has a line of the service with the pattern $1.
+logged() {
+    inside journalctl --no-pager --unit tstunnel.service >"$work/journal"
+    grep -e "$1" "$work/journal"
+}
+
 check_installed() {
     same "the version" "tstunnel $version" "$(inside tstunnel --version | cut -d ' ' -f 1-2)"
     same "the stand-in ssh" /usr/bin/tstunnel "$(inside readlink -f /usr/lib/tstunnel/mutagen/ssh)"
@@ -164,7 +170,7 @@ check_installed() {
     refused "the socket is enabled" inside systemctl is-enabled --quiet tstunnel.socket
     refused "the service runs" inside systemctl is-active --quiet tstunnel.service
     refused "it starts without certificates" inside systemctl start tstunnel.service
-    inside journalctl --unit tstunnel.service | grep -q 'cannot read /etc/tstunnel/' || fail "nobody learns why it did not start"
+    logged 'cannot read /etc/tstunnel/' >"$work/output" || fail "nobody learns why it did not start"
     quietly inside systemctl stop tstunnel.service
 }
 
@@ -230,7 +236,7 @@ knock() {
 }
 
 upgrade_under_load() {
-    local before after knocking input process
+    local first before after knocking input process which
     quietly inside systemctl enable --now tstunnel.service
     coproc session { inside tstunnel exec host123 -- cat; }
     # shellcheck disable=SC2154 # coproc sets it
@@ -248,21 +254,26 @@ upgrade_under_load() {
         same "the main process, where policy-rc.d forbids a restart" "$before" "$(main_process)"
         rm "$root/usr/sbin/policy-rc.d"
     fi
-    quietly "install_$kind" "${new[@]}"
-    await "a new process serves" succeeded "$before"
-    after=$(main_process)
-    same "the program that serves now" /usr/bin/tstunnel "$(inside readlink "/proc/$after/exe")"
-    ask "after the upgrade"
-    inside tstunnel exec host123 -- true || fail "the new server serves nobody"
+    first=$before
+    for which in new old new; do
+        before=$(main_process)
+        local -n wanted=$which
+        quietly "install_$kind" "${wanted[@]}"
+        await "a new process serves" succeeded "$before"
+        after=$(main_process)
+        same "the program that serves now" /usr/bin/tstunnel "$(inside readlink "/proc/$after/exe")"
+        ask "after the change to the $which packages"
+        inside tstunnel exec host123 -- true || fail "the new server serves nobody"
+    done
     : >"$root/srv/enough"
     wait "$knocking"
     refused "a session failed during the upgrade: $(grep -v came "$root/srv/knocked")" inside grep -qv came /srv/knocked
     same "restarts by systemd" 0 "$(inside systemctl show --property NRestarts --value tstunnel.service)"
-    inside test -e "/proc/$before" || fail "the old process has not waited for its session"
+    inside test -e "/proc/$first" || fail "the first process has not waited for its session"
     exec {input}>&-
     wait "$process" || fail "the session that lived through the upgrade failed"
-    await "the old process has ended" ended "$before"
-    say "upgraded under a live session: it went on, and of $(wc -l <"$root/srv/knocked") others meanwhile none failed"
+    await "the first process has ended" ended "$first"
+    say "upgraded, downgraded and upgraded under a live session: it went on, and of $(wc -l <"$root/srv/knocked") others meanwhile none failed"
 }
 
 demonstrate() {
@@ -301,8 +312,8 @@ take_away_rpm() {
 
 # The server has ended by itself, not by systemd's SIGKILL.
 stopped() {
-    inside journalctl --unit tstunnel.service | grep -q ' tstunnel\[.*"event":"stop"' || fail "the server does not say that it stops"
-    refused "the server was killed" inside sh -c 'journalctl --unit tstunnel.service | grep "signal SIGKILL"'
+    logged ' tstunnel\[.*"event":"stop"' >"$work/output" || fail "the server does not say that it stops"
+    refused "the server was killed" logged 'signal SIGKILL'
     refused "the service runs after its removal" inside systemctl is-active --quiet tstunnel.service
     refused "a process is left" inside sh -c 'readlink /proc/[0-9]*/exe | grep -q /usr/bin/tstunnel'
 }
