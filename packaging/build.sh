@@ -2,8 +2,8 @@
 # Makes the packages of one kind of the program that is built, in target/packages, and says how large they are.
 # Usage: build.sh deb|rpm
 #
-# What is in them is prepared in target/packages/staged, where the tables `package.metadata` of Cargo.toml look for it. The same
-# commit and program make the same packages, byte for byte.
+# What is in them is prepared in target/packages/staged, where the tables `package.metadata` of Cargo.toml look for it.
+# The same commit and program make the same packages, byte for byte.
 set -euo pipefail
 
 [ $# -eq 1 ] || { printf 'usage: %s deb|rpm\n' "$0" >&2; exit 2; }
@@ -44,7 +44,8 @@ stage() {
         # Debian 12 and RHEL 9 have a systemd before 253, as the unit says. The shell's own kill(1) is there everywhere.
         # shellcheck disable=SC2016 # systemd's variable
         sed -e 's|/usr/local/bin/|/usr/bin/|' -e '/^# Before systemd 253/d' \
-            -e 's|^Type=notify-reload|Type=notify\nExecReload=/bin/sh -c "kill -HUP $$MAINPID"|' "packaging/$unit" >"$staged/units/$unit"
+            -e 's|^Type=notify-reload|Type=notify\nExecReload=/bin/sh -c "kill -HUP $$MAINPID"|' \
+            "packaging/$unit" >"$staged/units/$unit"
     done
     gzip -9n <CHANGELOG.md >"$staged/changelog.gz"
     local package
@@ -69,7 +70,7 @@ deb)
 rpm)
     stage
     rm -f "$packages"/*.rpm
-    # rpm's own procedure for shared libraries, which is another where rpmbuild is there, is not asked: one result everywhere.
+    # Not by rpm's own procedure, which is there on some machines only: one result everywhere.
     cargo generate-rpm --auto-req builtin --output "$packages/"
     cargo generate-rpm --auto-req no --variant server --arch noarch --output "$packages/"
     ;;

@@ -18,7 +18,7 @@ make_base() {
     [ ! -e "$base" ] || return 0
     # The mirror that this machine itself uses.
     # shellcheck disable=SC2016 # apt's fields
-    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $suite" 'Component: main' | head -n 1)
+    mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $suite" 'Component: main' | sed -n 1p)
     printf 'packages: making a Debian %s by debootstrap from %s\n' "$suite" "$mirror"
     debootstrap --variant=minbase --include="$(IFS=,; printf '%s' "$*")" "$suite" "$root" "$mirror" >"$work/debootstrap" 2>&1 || {
         tail -n 20 "$work/debootstrap" >&2

@@ -55,7 +55,7 @@ refused() {
     ! "$@" >"$work/output" 2>&1 || fail "$why"
 }
 
-version=$(sed -n 's/^version = "\(.*\)"$/\1/p' Cargo.toml | head -n 1)
+version=$(sed -n '/^version = /{s/.*"\(.*\)"/\1/p;q}' Cargo.toml)
 debs=("$packages"/tstunnel{,-server}_"$version"-1_*.deb)
 rpms=("$packages"/tstunnel{,-server}-"$version"-1.*.rpm)
 
@@ -186,25 +186,31 @@ check_units() {
     done
 }
 
-# As the README has it, but for its paths.
+# The configuration as it comes, with all that it proposes; the `authorize` command grants what it is asked only by its own account.
 configure() {
     inside sh -c '
         set -e
         cd /etc/tstunnel
         tstunnel pki init --dir /root/pki containers.test
         tstunnel pki server --dir /root/pki
-        tstunnel pki client --dir /root/pki spiffe://containers.test/users/ann
+        tstunnel pki client --dir /root/pki spiffe://example.net/users/ann
+        tstunnel pki client --dir /root/pki spiffe://example.org/users/bob
         cp /root/pki/containers.test.crt server.crt
         cp /root/pki/containers.test.key server.key
         cp /root/pki/ca.crt clients-ca.crt
         cp /root/pki/ca.crl clients-ca.crl
-        sed -i -e s/containers.example.net/containers.test/ -e "s/^#crl/crl/" server.toml
-        printf "%s\n" "[host.host123]" "account = \"dev\"" "commands = \"any\"" \
-            "[[grant]]" "principal = \"spiffe://containers.test/users/*\"" "hosts = [\"host123\"]" >>server.toml
+        sed -i -e s/containers.example.net/containers.test/ -e "s/^#\([^ ]\)/\1/" -e "/^account = \"dev\"/a commands = \"any\"" \
+            server.toml
         printf "%s\n" "[host.host123]" "endpoint = \"127.0.0.1:8443\"" "sni = \"host123.containers.test\"" \
-            "cert = \"/root/pki/containers.test_users_ann.crt\"" "key = \"/root/pki/containers.test_users_ann.key\"" \
+            "cert = \"/root/pki/example.net_users_ann.crt\"" "key = \"/root/pki/example.net_users_ann.key\"" \
             "ca = \"/root/pki/ca.crt\"" >config.toml
     ' >"$work/output" 2>&1 || fail "the server cannot be configured"
+}
+
+check_accounts() {
+    same "whose a session is" dev "$(inside tstunnel exec host123 -- id -un)"
+    same "whose one is that the authorize command grants" dev "$(inside tstunnel exec \
+        --cert /root/pki/example.org_users_bob.crt --key /root/pki/example.org_users_bob.key host123 -- id -un)"
 }
 
 main_process() {
@@ -237,7 +243,6 @@ knock() {
 
 upgrade_under_load() {
     local first before after knocking input process which
-    quietly inside systemctl enable --now tstunnel.service
     coproc session { inside tstunnel exec host123 -- cat; }
     # shellcheck disable=SC2154 # coproc sets it
     process=$session_PID
@@ -324,6 +329,9 @@ test_kind() {
     start_machine "$base"
     [ "$kind" = deb ] || describe_to_rpm
     quietly inside useradd --create-home --password '*' dev
+    # shellcheck disable=SC2016 # the machine's shell
+    printf '%s\n' '#!/bin/sh' '[ "$(id -un)" = _tstunnel ] && echo "{}"' >"$root/usr/local/bin/grants"
+    chmod +x "$root/usr/local/bin/grants"
     list_files >"$work/before"
     mapfile -t old < <(put "$work/earlier"/*."$kind")
     local -n built="${kind}s"
@@ -333,6 +341,8 @@ test_kind() {
     check_installed
     check_units
     configure
+    quietly inside systemctl enable --now tstunnel.service
+    check_accounts
     upgrade_under_load
     demonstrate
     "take_away_$kind"
