@@ -92,13 +92,14 @@ done
 install_command() {
     local name=$1 version=$2
     shift 2
-    # Which of them say their version in which words differs; what cargo has installed, it knows.
-    if ! cargo install --list | grep -q "^$name v$version:"; then
+    # In which words they say their version differs; what cargo has installed, it knows.
+    if ! grep -q "^$name v$version:" <<<"$installed"; then
         printf 'setup: building %s %s, which takes some minutes\n' "$name" "$version"
         cargo install --quiet --locked --debug "$@" "$name" --version "$version"
     fi
 }
 
+installed=$(cargo install --list)
 install_command cargo-deny 0.20.2 --no-default-features
 if [ "${1:-}" = packages ]; then
     # Without its own xz it calls the system's.
