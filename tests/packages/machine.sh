@@ -20,7 +20,9 @@ make_base() {
     # shellcheck disable=SC2016 # apt's fields
     mirror=$(apt-get indextargets --format '$(REPO_URI)' 'Created-By: Packages' "Codename: $suite" 'Component: main' | sed -n 1p)
     printf 'packages: making a Debian %s by debootstrap from %s\n' "$suite" "$mirror"
-    debootstrap --variant=minbase --include="$(IFS=,; printf '%s' "$*")" "$suite" "$root" "$mirror" >"$work/debootstrap" 2>&1 || {
+    # What it mounts is gone with it, even if it fails.
+    unshare --mount debootstrap --variant=minbase --include="$(IFS=,; printf '%s' "$*")" "$suite" "$root" "$mirror" \
+        >"$work/debootstrap" 2>&1 || {
         tail -n 20 "$work/debootstrap" >&2
         fail "debootstrap made no root"
     }

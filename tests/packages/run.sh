@@ -31,7 +31,7 @@ finish() {
         inside journalctl --no-pager --quiet --unit tstunnel.service --lines 20 --output cat | cut -c 1-200 >&2 || true
         [ ! -s "$work/output" ] || cat "$work/output" >&2
     fi
-    stop_machine
+    (stop_machine) || true
     umount "$cgroups" 2>/dev/null || true
     rm -rf "$work"
     exit "$status"
