@@ -13,20 +13,24 @@ use std::task::{Context, Poll};
 use std::time::Instant;
 
 use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
 use tokio::time::Sleep;
 
 use crate::protocol::frame::{HEADER_BYTES, Kind};
 use crate::protocol::liveness::Verdict;
 use crate::protocol::session::{Event as PeerEvent, Exit, Session};
 
-/// Most bytes of one read from a source or the connection: as much as a pipe of 256 KiB gives at once without letting
-/// a frame grow so large that it delays what is behind it.
-const READ_BYTES: usize = 64 << 10;
+/// Most bytes of a frame: eight TLS records, full ones. Half of what a pipe of ours holds, so that it is filled and emptied at
+/// the same time.
+const FRAME_BYTES: usize = 128 << 10;
+/// Most bytes of one read from a source.
+const READ_BYTES: usize = FRAME_BYTES - HEADER_BYTES;
+/// What TLS gives at once.
+const RECORD_BYTES: usize = 16 << 10;
 /// A read shorter than this is copied into a frame of its own size, so that what is kept is what was sent.
-const COPY_BELOW_BYTES: usize = READ_BYTES / 4;
+const COPY_BELOW_BYTES: usize = RECORD_BYTES;
 /// Most bytes that wait for the connection before sources are left alone: whatever comes later waits behind them.
-const MAX_UNSENT_BYTES: usize = READ_BYTES;
+const MAX_UNSENT_BYTES: usize = FRAME_BYTES;
 /// How many pieces one write to the connection gathers.
 const SLICES: usize = 16;
 
@@ -97,6 +101,8 @@ impl Sink {
 pub struct Bridge {
     session: Session,
     connection: Option<Box<dyn Connection>>,
+    /// The connection has ended, behind what was just received.
+    end: Option<Option<io::Error>>,
     sources: Vec<Source>,
     sinks: Vec<Sink>,
     /// A frame's buffer: the header's place, then what is read.
@@ -130,6 +136,7 @@ impl Bridge {
         Bridge {
             session,
             connection: Some(connection),
+            end: None,
             sources: sources.into_iter().map(|(stream, reader)| Source { stream, reader: Some(reader) }).collect(),
             sinks: sinks
                 .into_iter()
@@ -235,21 +242,27 @@ impl Bridge {
         }
     }
 
-    /// Connection → session, one read at a time.
+    /// Connection → session, as much as is there, or about a frame.
     fn receive(&mut self, cx: &mut Context<'_>) -> bool {
         let mut progress = self.take_events();
-        let Some(connection) = &mut self.connection else { return progress };
-        let buffer = self.session.receive_buffer();
-        buffer.reserve(READ_BYTES);
-        let Poll::Ready(result) = pin!(connection.read_buf(buffer)).poll(cx) else { return progress };
-        progress = true;
-        match result {
-            Ok(0) => self.lose(None),
-            Ok(_) => {
-                self.session.received(Instant::now());
-                self.take_events();
+        if let Some(end) = self.end.take() {
+            self.lose(end);
+            return true;
+        }
+        let mut received = 0;
+        while received < FRAME_BYTES && self.end.is_none() {
+            let Some(connection) = &mut self.connection else { break };
+            let buffer = self.session.room_to_receive(FRAME_BYTES, RECORD_BYTES);
+            let Poll::Ready(result) = pin!(connection.read_buf(buffer)).poll(cx) else { break };
+            progress = true;
+            match result {
+                Ok(count) if count > 0 => received += count,
+                ended => self.end = Some(ended.err()),
             }
-            Err(error) => self.lose(Some(error)),
+        }
+        if received > 0 {
+            self.session.received(Instant::now());
+            self.take_events();
         }
         progress
     }
@@ -264,6 +277,7 @@ impl Bridge {
     /// Leaves the connection: nothing that it still brings counts.
     pub fn detach(&mut self) {
         self.connection = None;
+        self.end = None;
         self.needs_flush = false;
     }
 
@@ -337,21 +351,22 @@ impl Bridge {
             let room = self.session.room().min(READ_BYTES);
             let Some(source) = self.sources.get_mut(index) else { break };
             let Some(reader) = &mut source.reader else { continue };
-            if self.frame.capacity() < HEADER_BYTES + READ_BYTES {
-                self.frame = BytesMut::with_capacity(HEADER_BYTES + READ_BYTES);
+            if self.frame.is_empty() {
+                self.frame = self.session.spare_frame().unwrap_or_default();
+                self.frame.resize(FRAME_BYTES, 0);
             }
-            self.frame.clear();
-            self.frame.extend_from_slice(&[0; HEADER_BYTES]);
-            let mut bounded = reader.take(room as u64);
-            let Poll::Ready(result) = pin!(bounded.read_buf(&mut self.frame)).poll(cx) else { continue };
+            let mut place = ReadBuf::new(&mut self.frame[HEADER_BYTES..HEADER_BYTES + room]);
+            let Poll::Ready(result) = Pin::new(reader).poll_read(cx, &mut place) else { continue };
             progress = true;
-            match result {
+            match result.map(|()| place.filled().len()) {
                 Ok(count) if count > 0 => {
                     self.source_bytes += count as u64;
                     let wire = if count < COPY_BELOW_BYTES {
-                        BytesMut::from(&self.frame[..])
+                        BytesMut::from(&self.frame[..HEADER_BYTES + count])
                     } else {
-                        std::mem::take(&mut self.frame)
+                        let mut frame = std::mem::take(&mut self.frame);
+                        frame.truncate(HEADER_BYTES + count);
+                        frame
                     };
                     self.session.queue_data(source.stream, wire);
                 }
@@ -412,8 +427,7 @@ impl Bridge {
     /// A failed write may have left the peer's reason unread: a TLS alert, or an ERROR frame before its close.
     fn lose_writing(&mut self, error: io::Error) {
         if let Some(connection) = &mut self.connection {
-            let buffer = self.session.receive_buffer();
-            buffer.reserve(READ_BYTES);
+            let buffer = self.session.room_to_receive(FRAME_BYTES, RECORD_BYTES);
             let mut cx = Context::from_waker(std::task::Waker::noop());
             let read = pin!(connection.read_buf(buffer)).poll(&mut cx);
             self.take_events();
@@ -428,11 +442,15 @@ impl Bridge {
         if self.connection.is_none() {
             return false;
         }
+        // A timer that comes too early costs less than one that is set anew with each byte.
         let deadline = self.session.deadline().into();
-        if self.timer.deadline() != deadline {
+        if self.timer.deadline() > deadline {
             self.timer.as_mut().reset(deadline);
         }
-        if self.timer.as_mut().poll(cx).is_pending() {
+        while self.timer.as_mut().poll(cx).is_ready() && self.timer.deadline() < deadline {
+            self.timer.as_mut().reset(deadline);
+        }
+        if !self.timer.is_elapsed() {
             return false;
         }
         match self.session.on_time(Instant::now()) {
@@ -527,8 +545,8 @@ pub async fn raw(
     end: RawEnd,
 ) -> io::Result<()> {
     let (from_peer, mut to_peer) = tokio::io::split(connection);
-    let mut reader = BufReader::with_capacity(READ_BYTES, reader);
-    let mut from_peer = BufReader::with_capacity(READ_BYTES, from_peer);
+    let mut reader = BufReader::with_capacity(FRAME_BYTES, reader);
+    let mut from_peer = BufReader::with_capacity(FRAME_BYTES, from_peer);
     let mut outgoing = pin!(async {
         tokio::io::copy_buf(&mut reader, &mut to_peer).await?;
         to_peer.shutdown().await

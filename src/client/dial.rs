@@ -29,7 +29,7 @@ use crate::{socket, tls};
 /// How long a connection attempt has before the next address is tried beside it (RFC 8305 §5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 /// Bytes read ahead of TLS: rustls by itself asks the kernel for 4 KiB at a time.
-const READ_AHEAD_BYTES: usize = 64 << 10;
+const READ_AHEAD_BYTES: usize = 256 << 10;
 
 /// An authenticated TLS stream.
 pub type Stream = TlsStream<BufReader<TcpStream>>;
@@ -126,10 +126,11 @@ impl Dialler {
             .map_err(|_| Error::new(Code::Config, format!("`{}` is not a server name", self.host.server_name)))?;
         let greeted = Instant::now();
         let handshake = self.connector.connect(name, BufReader::with_capacity(READ_AHEAD_BYTES, tcp));
-        let stream = timeout_at(deadline, handshake)
+        let mut stream = timeout_at(deadline, handshake)
             .await
             .map_err(|_| self.timed_out("the TLS handshake with"))?
             .map_err(|error| self.tls_error(&error))?;
+        stream.get_mut().1.set_buffer_limit(Some(tls::MAX_UNSENT_BYTES));
         Ok(Connection { stream, buffer: BytesMut::new(), round_trip: greeted.elapsed(), dialler: self.clone() })
     }
 

@@ -166,6 +166,14 @@ impl Decoder {
         &mut self.buffer
     }
 
+    /// How many bytes are missing of the frame at hand, as its header says; `None` where there is no header.
+    pub fn missing_bytes(&self) -> Option<usize> {
+        let (&[_, high, middle, low], _) = self.buffer.split_first_chunk()?;
+        let length = u32::from_be_bytes([0, high, middle, low]) as usize;
+        (self.skip == 0 && length <= MAX_PAYLOAD_BYTES)
+            .then(|| (HEADER_BYTES + length).saturating_sub(self.buffer.len()))
+    }
+
     /// The next frame, or `None` until more bytes have come.
     ///
     /// # Errors

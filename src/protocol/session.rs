@@ -37,6 +37,9 @@ const MIN_ROOM_BYTES: usize = 4 << 10;
 /// A shorter payload is handed on in an allocation of its own: a slow consumer of small frames must not keep the large
 /// buffers that they came in.
 const COPY_BELOW_BYTES: usize = 16 << 10;
+/// Frames of at least so many bytes have their memory used again, at most so many at a time.
+const SPARED_FROM_BYTES: usize = 64 << 10;
+const MAX_SPARES: usize = 8;
 /// Most bytes of an ERROR frame's text that are looked at.
 const MAX_ERROR_BYTES: usize = 1024;
 
@@ -163,6 +166,8 @@ pub struct Session {
 
     /// Unacknowledged frames as they stand on the wire; the first has number `acked`.
     kept: VecDeque<Bytes>,
+    /// Memory of frames that were acknowledged, for the next ones.
+    spares: Vec<BytesMut>,
     kept_bytes: usize,
     acked: u64,
     /// Index into `kept` of the next frame for this connection.
@@ -201,6 +206,7 @@ impl Session {
             role,
             window_bytes,
             kept: VecDeque::new(),
+            spares: Vec::new(),
             kept_bytes: 0,
             acked: 0,
             cursor: 0,
@@ -400,6 +406,20 @@ impl Session {
         self.decoder.buffer()
     }
 
+    /// The same with room for what is missing of a frame that has begun; for `frame_bytes` where none has, and there is not
+    /// even room for `least_bytes`.
+    pub fn room_to_receive(&mut self, frame_bytes: usize, least_bytes: usize) -> &mut BytesMut {
+        let missing = self.decoder.missing_bytes().filter(|missing| *missing > 0);
+        let buffer = self.decoder.buffer();
+        let spare = buffer.capacity() - buffer.len();
+        match missing {
+            Some(missing) => buffer.reserve(missing),
+            None if spare < least_bytes => buffer.reserve(frame_bytes),
+            None => {}
+        }
+        buffer
+    }
+
     /// Reports that bytes were appended to [`Session::receive_buffer`].
     pub fn received(&mut self, now: Instant) {
         self.liveness.heard(now);
@@ -479,12 +499,28 @@ impl Session {
         while self.acked < count {
             if let Some(wire) = self.kept.pop_front() {
                 self.kept_bytes -= wire.len();
+                self.spare(wire);
             }
             self.acked += 1;
             self.cursor -= 1;
         }
         self.flight.acknowledged(count, kept_bytes - self.kept_bytes, now);
         Ok(())
+    }
+
+    /// Keeps the memory of a frame that is not needed any more, if it was a large one, for another.
+    fn spare(&mut self, wire: Bytes) {
+        if wire.len() >= SPARED_FROM_BYTES
+            && self.spares.len() < MAX_SPARES
+            && let Ok(wire) = wire.try_into_mut()
+        {
+            self.spares.push(wire);
+        }
+    }
+
+    /// The memory of an earlier frame, with its bytes.
+    pub fn spare_frame(&mut self) -> Option<BytesMut> {
+        self.spares.pop()
     }
 
     // What this side has consumed.
@@ -561,6 +597,9 @@ impl Session {
     pub fn on_time(&mut self, now: Instant) -> Verdict {
         if self.ack_due.is_some_and(|due| due <= now) {
             self.queue_ack(now);
+        }
+        if self.kept.is_empty() {
+            self.spares = Vec::new();
         }
         let verdict = self.liveness.on_time(now);
         if let Verdict::Ask(opaque) | Verdict::Suspect(opaque) = verdict

@@ -15,7 +15,7 @@ use crate::server::descriptors::Connection;
 use crate::socket;
 
 /// Bytes read ahead.
-const READ_AHEAD_BYTES: usize = 64 << 10;
+const READ_AHEAD_BYTES: usize = 256 << 10;
 
 /// A connection that counts while it is open.
 #[derive(Debug)]

@@ -351,7 +351,7 @@ mod tests {
         let (near, far) = (Duration::from_millis(1), Duration::from_millis(100));
         let mut promised = Vec::new();
         assert_eq!(registry.window_bytes(near), DEFAULT_WINDOW_BYTES);
-        assert_eq!(registry.window_bytes(far), 100_000_000);
+        assert_eq!(registry.window_bytes(far), 90_000_000);
         for _ in 0..100 {
             let window_bytes = registry.window_bytes(far);
             promised.push(enrol_with(&registry, "ann", window_bytes).unwrap());
@@ -360,6 +360,6 @@ mod tests {
         let large = promised.iter().map(|enrolment| registry.lock().entries[&enrolment.id].window_bytes);
         assert!(large.map(|bytes| bytes.saturating_sub(DEFAULT_WINDOW_BYTES)).sum::<usize>() <= 512 << 20);
         drop(promised);
-        assert_eq!(registry.window_bytes(far), 100_000_000);
+        assert_eq!(registry.window_bytes(far), 90_000_000);
     }
 }
