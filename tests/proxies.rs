@@ -12,7 +12,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::process::{Command, Stdio};
 
-use programs::{ENCODED_PASSWORD, INSIDE, PASSWORD, USER, dante, stunnel, tinyproxy};
+use programs::{ENCODED_PASSWORD, INSIDE, SIMPLE_PASSWORD, USER, dante, stunnel, tinyproxy};
 use support::pki::Authority;
 use support::port;
 use support::relay::Relay;
@@ -77,9 +77,9 @@ fn megabytes_are_exact_through_each_kind_of_proxy() {
 #[test]
 fn an_http_proxy_is_told_who_asks() {
     let site = site();
-    let proxy = tinyproxy(&site, "proxy", &format!("BasicAuth {USER} {PASSWORD}"));
+    let proxy = tinyproxy(&site, "proxy", &format!("BasicAuth {USER} {SIMPLE_PASSWORD}"));
     let at = format!("127.0.0.1:{}", proxy.port);
-    site.configure_more(&format!("proxy = \"http://{USER}:{ENCODED_PASSWORD}@{at}\""));
+    site.configure_more(&format!("proxy = \"http://{USER}:{}@{at}\"", SIMPLE_PASSWORD.replace('_', "%5f")));
     reaches(&mut says(&site));
 
     site.configure_more(&format!("proxy = \"http://{at}\""));

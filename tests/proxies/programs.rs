@@ -13,6 +13,8 @@ use crate::support::wait::{SOON, wait_until};
 use crate::support_net::site::Site;
 
 pub(crate) const USER: &str = "proxyuser";
+/// What tinyproxy can read in its own configuration.
+pub(crate) const SIMPLE_PASSWORD: &str = "s.cr-t_1";
 /// With what a URL cannot hold as it is.
 pub(crate) const PASSWORD: &str = "s:cr/t%1";
 pub(crate) const ENCODED_PASSWORD: &str = "s%3Acr%2Ft%251";
