@@ -278,3 +278,38 @@ fn an_alias_of_mutagens_keeps_the_proxy_that_its_url_was_given_with() {
     }
     proxy.logs(&request(site.address()), 2);
 }
+
+#[test]
+fn check_tells_which_proxy_is_gone_through_and_who_named_it() {
+    let site = site();
+    let proxy = tinyproxy(&site, "proxy", "");
+    let at = format!("http://127.0.0.1:{}", proxy.port);
+    let steps = |command: &mut Command| {
+        let ran = run(command);
+        let report: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
+        let step = |name: &str| report["steps"].as_array().unwrap().iter().find(|step| step["step"] == name).cloned();
+        (ran.code(), step("configuration").unwrap()["proxy"].clone(), step("proxy").unwrap(), step("tcp"))
+    };
+    let check = || site.tstunnel(&["check", "--json", HOST]);
+
+    let (status, configured, step, tcp) =
+        steps(check().env("HTTPS_PROXY", format!("http://{USER}:secret@127.0.0.1:{}", proxy.port)));
+    assert_eq!(
+        (status, &configured["value"], &configured["from"]),
+        (Some(0), &at.as_str().into(), &"HTTPS_PROXY".into())
+    );
+    assert_eq!((&step["outcome"], &step["proxy"]), (&"ok".into(), &at.as_str().into()));
+    assert_eq!(step["text"], format!("{at} connects to {}", site.address()));
+    assert_eq!(tcp.unwrap()["address"], format!("127.0.0.1:{}", proxy.port));
+
+    site.configure_more("proxy = \"none\"");
+    let (status, configured, step, _) = steps(check().env("HTTPS_PROXY", &at));
+    assert_eq!((status, &configured["value"], &step["text"]), (Some(0), &"none".into(), &"direct".into()));
+
+    let nowhere = port::free();
+    site.configure_more(&format!("proxy = \"socks5://ann:secret@127.0.0.1:{nowhere}\""));
+    let (status, configured, step, tcp) = steps(&mut check());
+    assert_eq!((status, &step["outcome"], &step["code"]), (Some(5), &"failed".into(), &"proxy".into()));
+    assert_eq!((configured["value"].as_str(), tcp), (Some(format!("socks5://127.0.0.1:{nowhere}").as_str()), None));
+    assert!(step["text"].as_str().unwrap().contains("connection refused"), "{step}");
+}

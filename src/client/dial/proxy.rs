@@ -30,6 +30,9 @@ const IPV4: u8 = 1;
 const NAME: u8 = 3;
 const IPV6: u8 = 4;
 
+/// How much of a proxy's own words is repeated.
+const MAX_REASON_CHARS: usize = 100;
+
 const NO_CREDENTIALS: &str =
     "put them into the proxy's URL, in `proxy` or the variable: SCHEME://USER:PASSWORD@HOST:PORT";
 const WRONG_CREDENTIALS: &str =
@@ -66,7 +69,8 @@ impl<S: AsyncBufRead + AsyncWrite + Unpin> Exchange<'_, S> {
         head += "\r\n";
         self.send(head.as_bytes()).await?;
         let response = self.response().await?;
-        let said = format!("{} {}", response.status, response.reason);
+        let reason: String = response.reason.chars().take(MAX_REASON_CHARS).collect();
+        let said = format!("{} {reason}", response.status);
         let said = said.trim();
         match (response.status, &self.proxy.credentials) {
             (200..300, _) => Ok(()),
@@ -247,6 +251,7 @@ fn counted(text: &str) -> impl Iterator<Item = u8> + '_ {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use tokio::io::{BufReader, duplex};
 
     use super::*;
@@ -295,6 +300,7 @@ mod tests {
 
     #[tokio::test]
     async fn every_other_answer_is_a_refusal() {
+        let talkative = [b"HTTP/1.1 403 ".to_vec(), vec![b'x'; 1000], b"\r\n\r\n".to_vec()].concat();
         let endless = [b"HTTP/1.1 200 OK\r\nX: ".to_vec(), vec![b'x'; 2 * MAX_HEAD_BYTES]].concat();
         for (answer, said) in [
             (&b""[..], "closed the connection before its answer was whole"),
@@ -303,10 +309,11 @@ mod tests {
             (b"HTTP/1.1 407 Who is it?\r\n\r\n", "asks who is there: `407 Who is it?`"),
             (b"HTTP/1.1 403 Filtered\r\n\r\n", "refuses a.net:443: `403 Filtered`"),
             (b"HTTP/1.1 502\r\n\r\n", "could not connect to a.net:443: `502`"),
+            (&talkative, "xx`"),
             (&endless, "longer than"),
         ] {
             let error = outcome("http://p:1", "a.net", answer).await.0.unwrap_err();
-            assert!(error.code == Code::Proxy && error.text.contains(said), "{error}");
+            assert!(error.code == Code::Proxy && error.text.contains(said) && error.text.len() < 200, "{error}");
         }
         for (answer, said) in [
             (&b""[..], "closed the connection"),
@@ -323,6 +330,22 @@ mod tests {
         ] {
             let error = outcome("socks5://p:1", "a.net", answer).await.0.unwrap_err();
             assert!(error.code == Code::Proxy && error.text.contains(said), "{answer:?}: {error}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_answer_panics_or_takes_more_than_it_is(
+            begin in prop::sample::select(vec!["", "HTTP/1.1 200 OK\r\n", "HTTP/1.1 100 \r\n\r\n", "\x05\0\x05\0\0\x03", "\x05\x02\x01\0\x05"]),
+            rest in prop::collection::vec(any::<u8>(), 0..400),
+        ) {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let answer = [begin.as_bytes(), &rest].concat();
+            for proxy in ["http://p:1", "socks5://ann:secret@p:1"] {
+                let (result, left, _) = runtime.block_on(outcome(proxy, "a.net", &answer));
+                prop_assert!(answer.ends_with(&left));
+                prop_assert!(result.is_ok() || result.unwrap_err().code == Code::Proxy);
+            }
         }
     }
 }
