@@ -1,6 +1,6 @@
 //! A resolved host → a connected session, and a file for each command that a person or Mutagen runs.
 //!
-//! [`dial`] makes the connection and asks for the upgrade; [`session`] carries streams over it, and
+//! [`dial`] makes the connection and asks for the upgrade, and [`passphrase`] asks a person what the key needs; [`session`] carries streams over it, and
 //! [`redial`] keeps that going when the network does not, with [`disturbance`] as its early warning; the rest are commands.
 
 pub mod check;
@@ -10,6 +10,7 @@ pub mod dial;
 pub mod disturbance;
 pub mod exec;
 pub mod mutagen;
+pub mod passphrase;
 pub mod redial;
 pub mod session;
 pub mod standin;

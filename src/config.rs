@@ -5,12 +5,15 @@
 //! environment that the URL was given in. A source that is there but cannot be read or understood is an error, also where none
 //! of it would have counted: a host is never reached with other settings than somebody wrote down.
 //!
+//! The proxy stands apart: it is in the files, or else in the variables that every program reads ([`proxy`]).
+//!
 //! [`url`] parses `tstunnel://`, [`pattern`] matches names, [`value`] reads single values.
 
 pub mod duration;
 mod environment;
 mod file;
 pub mod pattern;
+pub mod proxy;
 mod remembered;
 mod resolve;
 pub mod toml_file;
@@ -21,6 +24,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 pub use environment::Environment;
+pub use proxy::Proxy;
 pub use remembered::{Remembered, recall, remember};
 pub use resolve::{Stated, explain, is_ours, resolve};
 
@@ -128,7 +132,9 @@ pub struct Host {
     pub ca: Option<PathBuf>,
     /// The account asked for.
     pub user: Option<String>,
-    /// Bounds name lookup, TCP and TLS together.
+    /// The proxy that connections go through.
+    pub proxy: Option<Proxy>,
+    /// Bounds name lookup, TCP, the proxy and TLS together.
     pub connect_timeout: Duration,
     /// Bounds the wait for the answer to the request.
     pub answer_timeout: Duration,

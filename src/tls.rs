@@ -7,6 +7,7 @@
 //!
 //! [`classify_client_error`] says what a failed handshake means to a person, [`probe`] shows more of it.
 
+mod encrypted;
 mod failure;
 mod pem;
 pub mod probe;
@@ -26,6 +27,7 @@ use rustls::{ClientConfig, ConfigBuilder, InconsistentKeys, RootCertStore, Wants
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{ASN1Time, FromDer as _, X509Certificate};
 
+pub use encrypted::Ask;
 pub use failure::{classify_client_error, classify_tls_error};
 #[cfg(feature = "server")]
 pub use server::{
@@ -33,6 +35,7 @@ pub use server::{
     linger, server_config, verify_again,
 };
 
+#[cfg(feature = "server")]
 pub(crate) use pem::private_key;
 
 use crate::config::{Host, MinTls};
@@ -43,13 +46,14 @@ pub(crate) const MAX_UNSENT_BYTES: usize = 128 << 10;
 /// What both sides offer by ALPN (RFC 7301 §6).
 const ALPN: &[u8] = b"http/1.1";
 
-/// Makes the client's configuration for one host.
+/// Makes the client's configuration for one host; `ask` is called for the passphrase of a key that has one.
 ///
 /// # Errors
-/// `config`, with the file's name, where a file cannot be read, holds nothing usable, is readable by others though it is a
-/// private key, or does not fit the other; where the client's certificate is not valid now; and where there is no root.
-pub fn client_config(host: &Host) -> Result<ClientConfig> {
-    let (chain, key) = own_certificate(host)?;
+/// What `ask` says; and `config`, with the file's name, where a file cannot be read, holds nothing usable, is readable by
+/// others though it is a private key, or does not fit the other; where the client's certificate is not valid now; and where
+/// there is no root.
+pub fn client_config(host: &Host, ask: &mut Ask<'_>) -> Result<ClientConfig> {
+    let (chain, key) = own_certificate(host, ask)?;
     let config = versions(host)?
         .with_root_certificates(roots(host.ca.as_deref())?)
         .with_client_auth_cert(chain, key)
@@ -58,12 +62,12 @@ pub fn client_config(host: &Host) -> Result<ClientConfig> {
 }
 
 /// The client's certificate chain, valid now, and its key.
-fn own_certificate(host: &Host) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
+fn own_certificate(host: &Host, ask: &mut Ask<'_>) -> Result<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)> {
     let chain = pem::certificates(&host.cert)?;
     if let Some(leaf) = chain.first() {
         check_validity(&host.cert, leaf, SystemTime::now())?;
     }
-    Ok((chain, private_key(&host.key)?))
+    Ok((chain, pem::private_key_asking(&host.key, ask)?))
 }
 
 /// A client's configuration of the versions that the host allows, and nothing else yet.
@@ -82,6 +86,20 @@ fn without_shortcuts(mut config: ClientConfig) -> ClientConfig {
     config.resumption = Resumption::disabled();
     config.enable_early_data = false;
     config
+}
+
+/// Makes the configuration for a proxy over TLS: one that the system trusts, in the versions that such proxies speak, and
+/// without a certificate of ours.
+///
+/// # Errors
+/// `config` where there is no root.
+pub fn proxy_config() -> Result<ClientConfig> {
+    let config = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|error| Error::new(Code::Internal, format!("the TLS library refuses its own versions: {error}")))?
+        .with_root_certificates(roots(None)?)
+        .with_no_client_auth();
+    Ok(without_shortcuts(config))
 }
 
 /// The one provider, handed to each configuration: nothing depends on what is installed for the process.

@@ -27,6 +27,8 @@ rsync:rsync
 haproxy:haproxy
 socat:socat
 stunnel:stunnel4
+tinyproxy:tinyproxy-bin
+danted:dante-server
 pkg-config:pkg-config
 strace:strace
 zstd:zstd

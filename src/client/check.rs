@@ -12,11 +12,13 @@ use std::io::Write;
 
 use serde::Deserialize;
 use serde_json::json;
+use tokio::io::BufReader;
+use tokio::time::Instant;
 
-use crate::client::dial::{Connection, Dialler};
-use crate::client::mutagen;
+use crate::client::dial::{Connection, Dialler, Transport};
 use crate::client::session::{self, Offer, Opening};
-use crate::config::{self, Environment, Host, Overrides};
+use crate::client::{mutagen, passphrase};
+use crate::config::{self, Endpoint, Environment, Host, Overrides, Proxy};
 use crate::error::{Code, Error, Result};
 use crate::protocol::encoding::percent_encode;
 use crate::protocol::frame::Kind;
@@ -86,6 +88,7 @@ impl Walk<'_, '_> {
     async fn go(&mut self, host: Host, stated: &[config::Stated]) -> Result<(), Stop> {
         let probe = self.configuration(&host, stated)?;
         let dialler = Dialler::with_config(host, probe.config.clone());
+        let dialler = dialler.map_err(|error| self.report.stop(Part::Proxy, &error))?;
         let connection = self.connect(&dialler, &probe).await?;
         let answer = self.host(&dialler, &probe, connection).await?;
         self.command(&dialler).await?;
@@ -101,7 +104,8 @@ impl Walk<'_, '_> {
 
     /// What the host's settings are, and where each comes from.
     fn configuration(&mut self, host: &Host, stated: &[config::Stated]) -> Result<Probe, Stop> {
-        let probe = Probe::new(host).map_err(|error| self.report.stop(Part::Configuration, &error))?;
+        let probe =
+            Probe::new(host, &mut passphrase::ask).map_err(|error| self.report.stop(Part::Configuration, &error))?;
         let rows: Vec<[String; 3]> =
             stated.iter().map(|stated| [stated.key.to_owned(), stated.value.clone(), stated.from.clone()]).collect();
         let mut step = Step::ok(Part::Configuration, &host.alias).with_details(columns(&rows));
@@ -115,20 +119,11 @@ impl Walk<'_, '_> {
     /// Names, TCP and TLS.
     async fn connect(&mut self, dialler: &Dialler, probe: &Probe) -> Result<Connection, Stop> {
         let deadline = dialler.deadline();
-        let found = dialler.look_up(deadline).await;
-        let addresses = found.map_err(|error| self.report.stop(Part::Name, &error))?;
-        let endpoint = &dialler.host().endpoint;
-        let list = addresses.iter().map(|address| address.ip().to_string()).collect::<Vec<_>>();
-        self.report.add(match endpoint.ip() {
-            Some(_) => Step::skipped(Part::Name, format!("{} is an address", endpoint.host)),
-            None => Step::ok(Part::Name, format!("{} is {}", endpoint.host, list.join(", "))).with("addresses", list),
-        });
-        self.report.add(Step::skipped(Part::Proxy, "direct"));
-        let connected = dialler.connect(&addresses, deadline).await;
-        let tcp = connected.map_err(|error| self.report.stop(Part::Tcp, &error))?;
-        let peer = tcp.peer_addr().map_or_else(|_| endpoint.to_string(), |address| address.to_string());
-        self.report.add(Step::ok(Part::Tcp, &peer).with("address", peer));
-        let secured = dialler.secure(tcp, deadline).await;
+        let transport = match &dialler.host().proxy {
+            None => self.connect_directly(dialler, deadline).await?,
+            Some(proxy) => self.connect_through(dialler, proxy, deadline).await?,
+        };
+        let secured = dialler.secure(transport, b"", deadline).await;
         let chain = probe.presented();
         let connection = match secured {
             Ok(connection) => connection,
@@ -145,6 +140,46 @@ impl Walk<'_, '_> {
         };
         self.report.add(of_tls(&connection, &chain));
         Ok(connection)
+    }
+
+    /// The endpoint's name, and TCP to it.
+    async fn connect_directly(&mut self, dialler: &Dialler, deadline: Instant) -> Result<BufReader<Transport>, Stop> {
+        let endpoint = &dialler.host().endpoint;
+        let found = dialler.look_up(endpoint, deadline).await;
+        let addresses = found.map_err(|error| self.report.stop(Part::Name, &error))?;
+        let list = addresses.iter().map(|address| address.ip().to_string()).collect::<Vec<_>>();
+        self.report.add(match endpoint.ip() {
+            Some(_) => is_address(endpoint),
+            None => Step::ok(Part::Name, format!("{} is {}", endpoint.host, list.join(", "))).with("addresses", list),
+        });
+        self.report.add(Step::skipped(Part::Proxy, "direct"));
+        let connected = dialler.connect(endpoint, &addresses, deadline).await;
+        let tcp = connected.map_err(|error| self.report.stop(Part::Tcp, &error))?;
+        let transport = Transport::Tcp(tcp).read_ahead();
+        let peer = peer(&transport);
+        self.report.add(Step::ok(Part::Tcp, &peer).with("address", peer));
+        Ok(transport)
+    }
+
+    /// The proxy, which looks up the name itself, and what it is asked for.
+    async fn connect_through(
+        &mut self,
+        dialler: &Dialler,
+        proxy: &Proxy,
+        deadline: Instant,
+    ) -> Result<BufReader<Transport>, Stop> {
+        let endpoint = &dialler.host().endpoint;
+        self.report.add(match endpoint.ip() {
+            Some(_) => is_address(endpoint),
+            None => Step::skipped(Part::Name, format!("the proxy looks up {}", endpoint.host)),
+        });
+        let connected = dialler.connect_through(proxy, deadline).await;
+        let transport = connected.map_err(|error| self.report.stop(Part::Proxy, &error))?;
+        let text = format!("{proxy} connects to {endpoint}");
+        self.report.add(Step::ok(Part::Proxy, text).with("proxy", proxy.to_string()));
+        let peer = peer(&transport);
+        self.report.add(Step::ok(Part::Tcp, format!("{peer}, the proxy")).with("address", peer));
+        Ok(transport)
     }
 
     /// What the client shows for itself, and what the server said to it.
@@ -299,6 +334,16 @@ impl Walk<'_, '_> {
             Err(error) => Step::failed(Part::Throughput, &error),
         });
     }
+}
+
+fn is_address(endpoint: &Endpoint) -> Step {
+    Step::skipped(Part::Name, format!("{} is an address", endpoint.host))
+}
+
+/// The address at the other end of TCP.
+fn peer(transport: &BufReader<Transport>) -> String {
+    let address = transport.get_ref().tcp().peer_addr();
+    address.map_or_else(|error| error.to_string(), |address| address.to_string())
 }
 
 /// What a server says of a client (tstunnel-protocol(7), `GET /host`).

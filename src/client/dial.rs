@@ -1,10 +1,13 @@
-//! Host → an authenticated connection → an answer: names, address racing (RFC 8305), TLS, one HTTP/1.1 request.
+//! Host → an authenticated connection → an answer: names, address racing (RFC 8305), a proxy, TLS, one HTTP/1.1 request.
 //!
 //! Each step fails with a code of its own. The connection's set-up is bounded by `connect_timeout`, the answer by
 //! `answer_timeout`.
 
+mod proxy;
+mod transport;
+
 use std::collections::VecDeque;
-use std::io;
+use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,8 +22,12 @@ use tokio::time::{Instant, timeout_at};
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+pub use transport::Transport;
+
 use crate::cli::openssh::AddressFamily;
-use crate::config::Host;
+use crate::client::passphrase;
+use crate::config::proxy::Scheme;
+use crate::config::{Endpoint, Host, Proxy};
 use crate::error::{Code, Error, Result};
 use crate::protocol::MAX_PROBLEM_BYTES;
 use crate::protocol::head::Response;
@@ -28,17 +35,17 @@ use crate::{socket, tls};
 
 /// How long a connection attempt has before the next address is tried beside it (RFC 8305 §5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
-/// Bytes read ahead of TLS: rustls by itself asks the kernel for 4 KiB at a time.
-const READ_AHEAD_BYTES: usize = 256 << 10;
 
 /// An authenticated TLS stream.
-pub type Stream = TlsStream<BufReader<TcpStream>>;
+pub type Stream = TlsStream<BufReader<Transport>>;
 
 /// Makes connections to one host.
 #[derive(Clone)]
 pub struct Dialler {
     host: Arc<Host>,
     connector: TlsConnector,
+    /// For TLS to the proxy, where that speaks it.
+    proxy_connector: Option<TlsConnector>,
     family: AddressFamily,
 }
 
@@ -49,18 +56,26 @@ impl std::fmt::Debug for Dialler {
 }
 
 impl Dialler {
-    /// Loads what TLS needs.
+    /// Loads what TLS needs, once for all connections; asks for the key's passphrase where it has one.
     ///
     /// # Errors
-    /// `config` for files that are missing or wrong.
+    /// `config` for files that are missing or wrong, and for a passphrase that nobody gives.
     pub fn new(host: Host) -> Result<Dialler> {
-        let config = tls::client_config(&host)?;
-        Ok(Dialler::with_config(host, config))
+        let config = tls::client_config(&host, &mut passphrase::ask)?;
+        Dialler::with_config(host, config)
     }
 
     /// Makes connections by a TLS configuration for `host` that is loaded already.
-    pub fn with_config(host: Host, config: ClientConfig) -> Dialler {
-        Dialler { host: Arc::new(host), connector: TlsConnector::from(Arc::new(config)), family: AddressFamily::Any }
+    ///
+    /// # Errors
+    /// `config` where the proxy speaks TLS and the system trusts nobody.
+    pub fn with_config(host: Host, config: ClientConfig) -> Result<Dialler> {
+        let proxy_connector = match &host.proxy {
+            Some(proxy) if proxy.scheme == Scheme::Https => Some(TlsConnector::from(Arc::new(tls::proxy_config()?))),
+            _ => None,
+        };
+        let connector = TlsConnector::from(Arc::new(config));
+        Ok(Dialler { host: Arc::new(host), connector, proxy_connector, family: AddressFamily::Any })
     }
 
     /// Dials only addresses of `family`.
@@ -78,12 +93,25 @@ impl Dialler {
     /// Connects and authenticates.
     ///
     /// # Errors
-    /// `dns`, `connect-refused`, `connect-timeout`, and the `tls-…` codes.
+    /// `dns`, `connect-refused`, `connect-timeout`, `proxy`, and the `tls-…` codes.
     pub async fn dial(&self) -> Result<Connection> {
+        self.dial_with(b"").await
+    }
+
+    /// The same with a request, or its beginning, which costs no round trip of its own.
+    ///
+    /// # Errors
+    /// Those of [`Dialler::dial`] and [`Connection::send`].
+    pub async fn dial_with(&self, request: &[u8]) -> Result<Connection> {
         let deadline = self.deadline();
-        let addresses = self.look_up(deadline).await?;
-        let tcp = self.connect(&addresses, deadline).await?;
-        self.secure(tcp, deadline).await
+        let transport = match &self.host.proxy {
+            None => {
+                let addresses = self.look_up(&self.host.endpoint, deadline).await?;
+                Transport::Tcp(self.connect(&self.host.endpoint, &addresses, deadline).await?).read_ahead()
+            }
+            Some(proxy) => self.connect_through(proxy, deadline).await?,
+        };
+        self.secure(transport, request, deadline).await
     }
 
     /// When a connection that is begun now must stand.
@@ -91,57 +119,116 @@ impl Dialler {
         Instant::now() + self.host.connect_timeout
     }
 
-    /// The endpoint's addresses, in the order in which they are tried.
+    /// The addresses of `target`, in the order in which they are tried.
     ///
     /// # Errors
     /// `dns`, `connect-timeout`.
-    pub(super) async fn look_up(&self, deadline: Instant) -> Result<Vec<SocketAddr>> {
-        let found = timeout_at(deadline, lookup(&self.host, self.family)).await;
-        found.map_err(|_| self.timed_out("looking up"))?
+    pub(super) async fn look_up(&self, target: &Endpoint, deadline: Instant) -> Result<Vec<SocketAddr>> {
+        let found = timeout_at(deadline, lookup(target, self.family)).await;
+        found.map_err(|_| self.timed_out("looking up", target))?
     }
 
-    /// The first of `addresses` that takes a connection.
+    /// The first of `addresses`, which are those of `target`, that takes a connection.
     ///
     /// # Errors
     /// `connect-refused`, `connect-timeout`.
-    pub(super) async fn connect(&self, addresses: &[SocketAddr], deadline: Instant) -> Result<TcpStream> {
-        let connected = timeout_at(deadline, race(addresses)).await.map_err(|_| self.timed_out("connecting to"))?;
-        let tcp = connected.map_err(|error| {
+    pub(super) async fn connect(
+        &self,
+        target: &Endpoint,
+        addresses: &[SocketAddr],
+        deadline: Instant,
+    ) -> Result<TcpStream> {
+        let connected = timeout_at(deadline, race(addresses)).await;
+        let tcp = connected.map_err(|_| self.timed_out("connecting to", target))?.map_err(|error| {
             let code = match error.kind() {
                 io::ErrorKind::ConnectionRefused => Code::ConnectRefused,
                 _ => Code::ConnectTimeout,
             };
-            Error::new(code, format!("cannot connect to {}: {}", self.host.endpoint, reason(&error)))
+            Error::new(code, format!("cannot connect to {target}: {}", reason(&error)))
         })?;
         socket::tune(&tcp);
         Ok(tcp)
     }
 
-    /// Authenticates both sides of a connection.
+    /// A stream to the endpoint through `proxy`.
     ///
     /// # Errors
-    /// The `tls-…` codes, `connect-timeout`, `not-tstunnel`.
-    pub(super) async fn secure(&self, tcp: TcpStream, deadline: Instant) -> Result<Connection> {
-        let name = ServerName::try_from(self.host.server_name.clone())
-            .map_err(|_| Error::new(Code::Config, format!("`{}` is not a server name", self.host.server_name)))?;
-        let greeted = Instant::now();
-        let handshake = self.connector.connect(name, BufReader::with_capacity(READ_AHEAD_BYTES, tcp));
-        let mut stream = timeout_at(deadline, handshake)
-            .await
-            .map_err(|_| self.timed_out("the TLS handshake with"))?
-            .map_err(|error| self.tls_error(&error))?;
-        stream.get_mut().1.set_buffer_limit(Some(tls::MAX_UNSENT_BYTES));
-        Ok(Connection { stream, buffer: BytesMut::new(), round_trip: greeted.elapsed(), dialler: self.clone() })
+    /// `proxy`.
+    pub(super) async fn connect_through(&self, proxy: &Proxy, deadline: Instant) -> Result<BufReader<Transport>> {
+        let reached = self.reach(proxy, deadline).await;
+        let mut transport = reached
+            .map_err(|error| Error::new(Code::Proxy, format!("the proxy {proxy} cannot be reached: {}", error.text)))?;
+        let asking = timeout_at(deadline, proxy::through(&mut transport, proxy, &self.host.endpoint)).await;
+        asking.unwrap_or_else(|_| {
+            let seconds = self.host.connect_timeout.as_secs_f32();
+            let text = format!("the proxy {proxy} did not connect to {} within {seconds} s", self.host.endpoint);
+            Err(Error::new(Code::Proxy, text).with_hint("check the endpoint's address, or raise `connect_timeout`"))
+        })?;
+        Ok(transport)
     }
 
-    fn timed_out(&self, doing: &str) -> Error {
+    /// A connection to `proxy` itself, over TLS where it speaks that.
+    async fn reach(&self, proxy: &Proxy, deadline: Instant) -> Result<BufReader<Transport>> {
+        let addresses = self.look_up(&proxy.endpoint, deadline).await?;
+        let tcp = self.connect(&proxy.endpoint, &addresses, deadline).await?;
+        let Some(connector) = &self.proxy_connector else { return Ok(Transport::Tcp(tcp).read_ahead()) };
+        let name = server_name(&proxy.endpoint.host)?;
+        let stream = timeout_at(deadline, connector.connect(name, tcp))
+            .await
+            .map_err(|_| self.timed_out("the TLS handshake with", &proxy.endpoint))?
+            .map_err(|error| self.proxy_tls_error(proxy, &error))?;
+        Ok(Transport::Tls(Box::new(stream)).read_ahead())
+    }
+
+    /// Authenticates both sides of a connection. `request` leaves together with the end of the handshake, once the server is
+    /// known to be the right one.
+    ///
+    /// # Errors
+    /// The `tls-…` codes, `connect-timeout`, `not-tstunnel`; and those of [`Connection::send`].
+    pub(super) async fn secure(
+        &self,
+        transport: BufReader<Transport>,
+        request: &[u8],
+        deadline: Instant,
+    ) -> Result<Connection> {
+        let name = server_name(&self.host.server_name)?;
+        let greeted = Instant::now();
+        let mut begun = 0;
+        let handshake = self.connector.connect_with(name, transport, |tls| {
+            begun = tls.writer().write(request).unwrap_or_default();
+        });
+        let mut stream = timeout_at(deadline, handshake)
+            .await
+            .map_err(|_| self.timed_out("the TLS handshake with", &self.host.endpoint))?
+            .map_err(|error| self.tls_error(&error))?;
+        stream.get_mut().1.set_buffer_limit(Some(tls::MAX_UNSENT_BYTES));
+        let round_trip = greeted.elapsed();
+        let mut connection = Connection { stream, buffer: BytesMut::new(), round_trip, dialler: self.clone() };
+        if let Some(rest) = request.get(begun..).filter(|rest| !rest.is_empty()) {
+            connection.send(rest).await?;
+        }
+        Ok(connection)
+    }
+
+    fn timed_out(&self, doing: &str, target: &Endpoint) -> Error {
         let seconds = self.host.connect_timeout.as_secs_f32();
-        Error::new(Code::ConnectTimeout, format!("{doing} {} took longer than {seconds} s", self.host.endpoint))
+        Error::new(Code::ConnectTimeout, format!("{doing} {target} took longer than {seconds} s"))
+    }
+
+    /// What a failed handshake with a proxy means, in the words for one with a server.
+    fn proxy_tls_error(&self, proxy: &Proxy, error: &io::Error) -> Error {
+        let (endpoint, server_name) = (proxy.endpoint.clone(), proxy.endpoint.host.clone());
+        tls::classify_client_error(error, &Host { endpoint, server_name, ca: None, ..Host::clone(&self.host) })
     }
 
     fn tls_error(&self, error: &io::Error) -> Error {
         tls::classify_client_error(error, &self.host)
     }
+}
+
+fn server_name(name: &str) -> Result<ServerName<'static>> {
+    ServerName::try_from(name.to_owned())
+        .map_err(|_| Error::new(Code::Config, format!("`{name}` is not a server name")))
 }
 
 /// What an I/O error says, without Rust's number behind it.
@@ -150,8 +237,8 @@ pub fn reason(error: &io::Error) -> String {
     text.split(" (os error").next().unwrap_or(&text).to_lowercase()
 }
 
-async fn lookup(host: &Host, family: AddressFamily) -> Result<Vec<SocketAddr>> {
-    let (name, port) = (host.endpoint.host.as_str(), host.endpoint.port);
+async fn lookup(target: &Endpoint, family: AddressFamily) -> Result<Vec<SocketAddr>> {
+    let (name, port) = (target.host.as_str(), target.port);
     if let Ok(address) = name.parse::<IpAddr>() {
         return Ok(vec![SocketAddr::new(address, port)]);
     }

@@ -90,7 +90,6 @@ impl std::fmt::Debug for Opened {
 /// Those of [`Dialler::dial`], and the server's refusal.
 pub async fn open(dialler: &Dialler, opening: &Opening) -> Result<Opened> {
     let host = dialler.host();
-    let mut connection = dialler.dial().await?;
     let offered = match opening.offer {
         Offer::FramedFirst => [UPGRADE_FRAMED, UPGRADE_RAW].join(", "),
         Offer::Raw => UPGRADE_RAW.to_owned(),
@@ -107,7 +106,7 @@ pub async fn open(dialler: &Dialler, opening: &Opening) -> Result<Opened> {
     let body = opening.body.as_deref().unwrap_or_default();
     let mut bytes = request.field("Content-Length", body.len()).into_bytes();
     bytes.extend_from_slice(body);
-    connection.send(&bytes).await?;
+    let mut connection = dialler.dial_with(&bytes).await?;
     let response = connection.answer().await?;
     if response.status != 101 {
         let refusal = connection.refusal(&response).await;

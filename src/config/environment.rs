@@ -3,7 +3,7 @@
 use std::env;
 use std::path::{Path, PathBuf};
 
-use crate::config::{Overrides, value};
+use crate::config::{Overrides, proxy, value};
 use crate::error::{Code, Error, Result};
 
 /// The system's file.
@@ -26,6 +26,8 @@ pub struct Environment {
     pub config: Option<PathBuf>,
     /// `TSTUNNEL_HOSTS`: patterns of hosts that are ours, separated by spaces.
     pub hosts: Option<String>,
+    /// `HTTPS_PROXY` and its kind.
+    pub proxies: proxy::Variables,
     /// `HOME`.
     pub home: Option<PathBuf>,
     /// `XDG_CONFIG_HOME`; a relative one does not count, as its specification says.
@@ -55,6 +57,7 @@ impl Environment {
             upgrade_base: text("TSTUNNEL_UPGRADE_BASE"),
             config: path("TSTUNNEL_CONFIG"),
             hosts: text("TSTUNNEL_HOSTS"),
+            proxies: proxy::Variables::read(text),
             home: path("HOME"),
             xdg_config_home: path("XDG_CONFIG_HOME"),
             xdg_state_home: path("XDG_STATE_HOME"),

@@ -10,7 +10,7 @@ use std::time::Duration;
 use toml::Spanned;
 use toml::de::{DeTable, DeValue};
 
-use crate::config::{Endpoint, MinTls, duration, toml_file, value};
+use crate::config::{Endpoint, MinTls, Proxy, duration, toml_file, value};
 use crate::error::{Code, Error, Result, nearest};
 use crate::protocol::HostId;
 
@@ -25,6 +25,7 @@ pub(super) struct Settings {
     pub(super) upgrade_base: Option<String>,
     pub(super) sni: Option<String>,
     pub(super) user: Option<String>,
+    pub(super) proxy: Option<Option<Proxy>>,
     pub(super) connect_timeout: Option<Duration>,
     pub(super) answer_timeout: Option<Duration>,
     pub(super) alive_interval: Option<Duration>,
@@ -46,6 +47,7 @@ impl Settings {
             upgrade_base: self.upgrade_base.or(weaker.upgrade_base),
             sni: self.sni.or(weaker.sni),
             user: self.user.or(weaker.user),
+            proxy: self.proxy.or(weaker.proxy),
             connect_timeout: self.connect_timeout.or(weaker.connect_timeout),
             answer_timeout: self.answer_timeout.or(weaker.answer_timeout),
             alive_interval: self.alive_interval.or(weaker.alive_interval),
@@ -67,6 +69,9 @@ impl Settings {
             "upgrade_base" => self.upgrade_base.clone(),
             "sni" => self.sni.clone(),
             "user" => self.user.clone(),
+            "proxy" => {
+                self.proxy.as_ref().map(|proxy| proxy.as_ref().map_or_else(|| "none".to_owned(), Proxy::to_string))
+            }
             "connect_timeout" => self.connect_timeout.map(duration::text),
             "answer_timeout" => self.answer_timeout.map(duration::text),
             "alive_interval" => self.alive_interval.map(duration::text),
@@ -87,7 +92,7 @@ pub(super) struct Entry {
 }
 
 /// The keys of a `[host."pattern"]` table.
-pub(super) const KEYS: [&str; 14] = [
+pub(super) const KEYS: [&str; 15] = [
     "endpoint",
     "host_id",
     "cert",
@@ -96,6 +101,7 @@ pub(super) const KEYS: [&str; 14] = [
     "upgrade_base",
     "sni",
     "user",
+    "proxy",
     "connect_timeout",
     "answer_timeout",
     "alive_interval",
@@ -166,6 +172,7 @@ impl Source<'_> {
                 "upgrade_base" => settings.upgrade_base = Some(self.parsed(key, value, value::upgrade_base)?),
                 "sni" => settings.sni = Some(self.parsed(key, value, value::server_name)?),
                 "user" => settings.user = Some(self.parsed(key, value, value::user)?),
+                "proxy" => settings.proxy = Some(self.parsed(key, value, Proxy::parse_key)?),
                 "connect_timeout" => settings.connect_timeout = Some(self.parsed(key, value, some_time)?),
                 "answer_timeout" => settings.answer_timeout = Some(self.parsed(key, value, some_time)?),
                 "alive_interval" => settings.alive_interval = Some(self.parsed(key, value, some_time)?),
@@ -295,6 +302,7 @@ mod tests {
             upgrade_base = "/x"
             sni = "b.example.net"
             user = "dev"
+            proxy = "socks5://10.0.0.1:9050"
             connect_timeout = "1s"
             answer_timeout = "2s"
             alive_interval = "3s"
@@ -311,6 +319,7 @@ mod tests {
             upgrade_base: Some("/x".into()),
             sni: Some("b.example.net".into()),
             user: Some("dev".into()),
+            proxy: Some(Some(Proxy::parse("socks5://10.0.0.1:9050").unwrap())),
             connect_timeout: Some(Duration::from_secs(1)),
             answer_timeout: Some(Duration::from_secs(2)),
             alive_interval: Some(Duration::from_secs(3)),
@@ -345,7 +354,7 @@ mod tests {
         let error = refusal("[host.a]\n\nendpont = \"x\"\n");
         assert_eq!(error.text, "/c/config.toml:3: unknown key `endpont`");
         assert_eq!(error.hint(), "did you mean `endpoint`?");
-        assert!(refusal("[host.a]\nproxy = \"none\"").hint().starts_with("a host's keys are"));
+        assert!(refusal("[host.a]\ncolour = \"red\"").hint().starts_with("a host's keys are"));
     }
 
     #[test]
@@ -358,6 +367,8 @@ mod tests {
             ("upgrade_base = \"x/\"", 2, "does not begin with `/`"),
             ("sni = \"10.0.0.1\"", 2, "not a DNS name"),
             ("user = \"\"", 2, "not a user"),
+            ("proxy = \"ftp://ann:secret@x\"", 2, "`proxy`: `x` is not a proxy: its URL begins with http://"),
+            ("proxy = false", 2, "`proxy` must be a string, not a boolean"),
             ("connect_timeout = 5", 2, "`connect_timeout` must be a string, not an integer"),
             ("connect_timeout = \"5\"", 2, "not a duration"),
             ("answer_timeout = \"0s\"", 2, "longer than nothing"),

@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use serde::Deserialize;
 
 use crate::config::url::TunnelUrl;
-use crate::config::{Environment, Parameters, toml_file};
+use crate::config::{Environment, Parameters, proxy, toml_file};
 use crate::error::{Code, Error, Result};
 use crate::protocol::encoding::{hex, percent_encode};
 
@@ -32,6 +32,9 @@ pub struct Remembered {
     /// What the URL said, and the variables where it said nothing.
     #[serde(default)]
     pub parameters: Parameters,
+    /// The variables that name proxies: the files, which come before them, may say something else by the time it matters.
+    #[serde(default)]
+    pub proxies: proxy::Variables,
 }
 
 impl Remembered {
@@ -63,6 +66,7 @@ impl Remembered {
                 sni: said.sni,
                 user: said.user,
             },
+            proxies: env.proxies.clone(),
         })
     }
 }
@@ -131,6 +135,10 @@ impl Remembered {
         line("parameters.upgrade_base", upgrade_base.as_ref());
         line("parameters.sni", sni.as_ref());
         line("parameters.user", user.as_ref());
+        let proxy::Variables { https_proxy, all_proxy, no_proxy } = &self.proxies;
+        line("proxies.https_proxy", https_proxy.as_ref());
+        line("proxies.all_proxy", all_proxy.as_ref());
+        line("proxies.no_proxy", no_proxy.as_ref());
         text
     }
 }
@@ -192,11 +200,13 @@ mod tests {
     #[test]
     fn what_a_url_and_the_variables_say_is_kept_with_absolute_paths() {
         let home = tempfile::tempdir().unwrap();
+        let proxies = proxy::Variables { all_proxy: Some("ann:secret@proxy".into()), ..Default::default() };
         let env = Environment {
             config: Some("config.toml".into()),
             key: Some("~/client.key".into()),
             cert: Some("of-the-variable.crt".into()),
             upgrade_base: Some("/x".into()),
+            proxies: proxies.clone(),
             ..environment(home.path())
         };
         let url =
@@ -212,7 +222,7 @@ mod tests {
             user: Some("d\\ev".into()),
         };
         let config = Some("/work/here/config.toml".into());
-        assert_eq!(remembered, Remembered { host: "host123".into(), config, parameters });
+        assert_eq!(remembered, Remembered { host: "host123".into(), config, parameters, proxies });
         remember("alias", &remembered, &env).unwrap();
         assert_eq!(recall("ALIAS", &env), Ok(Some(remembered)));
     }
@@ -231,7 +241,8 @@ mod tests {
             sni: some("f"),
             user: some("g"),
         };
-        let remembered = Remembered { host: "h".into(), config: some("i"), parameters };
+        let proxies = proxy::Variables { https_proxy: some("j"), all_proxy: some("k"), no_proxy: some("l") };
+        let remembered = Remembered { host: "h".into(), config: some("i"), parameters, proxies };
         remember("h", &remembered, &env).unwrap();
         assert_eq!(recall("h", &env), Ok(Some(remembered)));
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use crate::config::file::{self, Entry, Settings};
 use crate::config::remembered::{basic_string, recall};
 use crate::config::url::{self, TunnelUrl};
-use crate::config::{Endpoint, Environment, Host, Overrides, Parameters, WeakDefaults, pattern, value};
+use crate::config::{Endpoint, Environment, Host, Overrides, Parameters, WeakDefaults, pattern, proxy, value};
 use crate::error::{Code, Error, Result};
 use crate::protocol::{DEFAULT_UPGRADE_BASE, HostId};
 
@@ -22,8 +22,7 @@ const RESUME: Duration = Duration::from_secs(120);
 /// # Errors
 /// `usage` where a URL is malformed; `config` where a file, variable or value is wrong, or something required is missing.
 pub fn resolve(host_or_url: &str, overrides: &Overrides, weak: &WeakDefaults, env: &Environment) -> Result<Host> {
-    let Gathered { alias, sources, overrides } = gather(host_or_url, overrides, env)?;
-    complete(alias, merged(&sources), weak, &overrides, env)
+    complete(&gather(host_or_url, overrides, env)?, weak, env)
 }
 
 /// The same, and what each key of the host's has for a value, from where. Keys that nobody set are there where the host is of
@@ -32,10 +31,14 @@ pub fn resolve(host_or_url: &str, overrides: &Overrides, weak: &WeakDefaults, en
 /// # Errors
 /// Those of [`resolve`].
 pub fn explain(host_or_url: &str, overrides: &Overrides, env: &Environment) -> Result<(Host, Vec<Stated>)> {
-    let Gathered { alias, sources, overrides } = gather(host_or_url, overrides, env)?;
-    let host = complete(alias, merged(&sources), &WeakDefaults::default(), &overrides, env)?;
+    let gathered = gather(host_or_url, overrides, env)?;
+    let host = complete(&gathered, &WeakDefaults::default(), env)?;
     let stated = |key: &'static str| {
-        let said = sources.iter().find_map(|source| Some((source.settings.text(key)?, source.origin.label(key))));
+        let mut sources = gathered.sources.iter();
+        let said = sources.find_map(|source| Some((source.settings.text(key)?, source.origin.label(key))));
+        let said = said.or_else(|| {
+            Some((host.proxy.as_ref()?.to_string(), gathered.proxies.name()?.to_owned())).filter(|_| key == "proxy")
+        });
         let (value, from) = said.or_else(|| Some((host.text(key)?, "default".to_owned())))?;
         Some(Stated { key, value, from })
     };
@@ -77,6 +80,8 @@ struct Gathered {
     alias: String,
     sources: Vec<Source>,
     overrides: Overrides,
+    /// What counts where they name no proxy.
+    proxies: proxy::Variables,
 }
 
 /// One source of settings.
@@ -117,7 +122,7 @@ fn merged(sources: &[Source]) -> Settings {
 
 fn gather(host_or_url: &str, overrides: &Overrides, env: &Environment) -> Result<Gathered> {
     let mut sources = vec![read(Origin::Option, overrides, env)?];
-    let mut overrides = overrides.clone();
+    let (mut overrides, mut proxies) = (overrides.clone(), env.proxies.clone());
     let alias = if url::is_tunnel_url(host_or_url) {
         let url = TunnelUrl::parse(host_or_url)?;
         let parameters = Parameters { user: url.user.or(url.parameters.user), ..url.parameters };
@@ -137,6 +142,7 @@ fn gather(host_or_url: &str, overrides: &Overrides, env: &Environment) -> Result
             Some(remembered) => {
                 sources.push(read(Origin::Remembered(alias.to_owned()), &remembered.parameters.into(), env)?);
                 overrides.config = overrides.config.or_else(|| remembered.config.map(PathBuf::from));
+                proxies = remembered.proxies;
                 remembered.host
             }
         }
@@ -145,7 +151,7 @@ fn gather(host_or_url: &str, overrides: &Overrides, env: &Environment) -> Result
     sources.extend(
         entries.map(|entry| Source { origin: Origin::File(entry.file, entry.pattern), settings: entry.settings }),
     );
-    Ok(Gathered { alias, sources, overrides })
+    Ok(Gathered { alias, sources, overrides, proxies })
 }
 
 /// Whether the `ssh` and `scp` stand-ins serve `host` themselves: an entry of a file matches it, it ends in `.` and the
@@ -252,14 +258,9 @@ fn located<T>(value: Result<T, String>, label: &str) -> Result<T> {
 }
 
 /// Adds the weak and the built-in defaults to what the sources said, and refuses what lacks something.
-fn complete(
-    alias: String,
-    settings: Settings,
-    weak: &WeakDefaults,
-    overrides: &Overrides,
-    env: &Environment,
-) -> Result<Host> {
-    let missing = missing(&alias, &settings, overrides, env);
+fn complete(gathered: &Gathered, weak: &WeakDefaults, env: &Environment) -> Result<Host> {
+    let (alias, settings) = (gathered.alias.clone(), merged(&gathered.sources));
+    let missing = missing(&alias, &settings, &gathered.overrides, env);
     let (Some(endpoint), Some(cert), Some(key)) = (settings.endpoint, settings.cert, settings.key) else {
         return Err(missing);
     };
@@ -270,6 +271,10 @@ fn complete(
     let server_name = match settings.sni {
         Some(sni) => sni,
         None => default_server_name(&alias, &host_id, &endpoint)?,
+    };
+    let proxy = match settings.proxy {
+        Some(proxy) => proxy,
+        None => gathered.proxies.proxy_for(&endpoint)?,
     };
     // OpenSSH's 0 means "not at all" there; a session that never notices a dead peer is nobody's wish here.
     let time = |weak: Option<Duration>| weak.filter(|time| !time.is_zero());
@@ -282,6 +287,7 @@ fn complete(
         key,
         ca: settings.ca,
         user: settings.user,
+        proxy,
         connect_timeout: settings.connect_timeout.or(time(weak.connect_timeout)).unwrap_or(CONNECT_TIMEOUT),
         answer_timeout: settings.answer_timeout.unwrap_or(ANSWER_TIMEOUT),
         alive_interval: settings.alive_interval.or(time(weak.alive_interval)).unwrap_or(ALIVE_INTERVAL),

@@ -42,6 +42,8 @@ impl Request {
 pub struct Response {
     /// The status code.
     pub status: u16,
+    /// What stands behind it, perhaps nothing.
+    pub reason: String,
     fields: Vec<(String, String)>,
 }
 
@@ -63,7 +65,8 @@ impl Response {
                         (field.name.to_ascii_lowercase(), String::from_utf8_lossy(field.value).trim().to_owned())
                     })
                     .collect();
-                Ok(Some((Response { status: response.code.unwrap_or(0), fields }, length)))
+                let reason = response.reason.unwrap_or_default().to_owned();
+                Ok(Some((Response { status: response.code.unwrap_or(0), reason, fields }, length)))
             }
             Ok(httparse::Status::Partial) if bytes.len() < MAX_HEAD_BYTES => Ok(None),
             Ok(httparse::Status::Partial) => {

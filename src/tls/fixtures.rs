@@ -117,6 +117,7 @@ pub(crate) fn host(cert: &Path, key: &Path, ca: &Path) -> Host {
         key: key.to_owned(),
         ca: Some(ca.to_owned()),
         user: None,
+        proxy: None,
         connect_timeout: Duration::from_secs(5),
         answer_timeout: Duration::from_secs(30),
         alive_interval: Duration::from_secs(10),

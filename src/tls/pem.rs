@@ -5,12 +5,16 @@ use std::io::{self, Read as _};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use rustls_pki_types::pem::{self, PemObject, SectionKind};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 
+use super::encrypted::{self, Ask};
 use crate::error::{Code, Error, Result};
 
 const BEGIN: &[u8] = b"-----BEGIN ";
+const ENCRYPTED: &[u8] = b"-----BEGIN ENCRYPTED PRIVATE KEY-----";
 
 /// Reads a file's certificates, at least one, in its order.
 pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
@@ -23,16 +27,31 @@ pub(super) fn certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> 
     Ok(found)
 }
 
-/// Reads a file's first private key.
+/// Reads a file's first private key, where nobody is there to be asked for a passphrase.
 ///
 /// # Errors
-/// `config` where the file is this account's and others can read it, where it cannot be read, or holds no usable key.
+/// Those of [`private_key_asking`], and `config` where the key has a passphrase.
+#[cfg(any(feature = "server", test))]
 pub(crate) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
+    private_key_asking(path, &mut |_| {
+        Err(wrong(path, "the private key has a passphrase, and nobody is asked for it here").with_hint(
+            "take the passphrase off a copy that only you can read: `umask 77; openssl pkey -in KEY -out NEWKEY`",
+        ))
+    })
+}
+
+/// Reads a file's first private key; one that is encrypted where there is no other, with the passphrase that `ask` gives.
+///
+/// # Errors
+/// `config` where the file is this account's and others can read it, where it cannot be read, or holds no usable key; and
+/// what `ask` says.
+pub(super) fn private_key_asking(path: &Path, ask: &mut Ask<'_>) -> Result<PrivateKeyDer<'static>> {
     let (contents, metadata) = read(path)?;
     check_mode(path, &metadata)?;
-    if let Some((line, _)) = sections(&contents).find(|(_, section)| is_encrypted(section)) {
-        return Err(wrong_at(path, line, "the private key has a passphrase, which is not supported yet")
-            .with_hint("take the passphrase off a copy that only you can read: `openssl pkey -in KEY -out NEWKEY`"));
+    if let Some((line, _)) = sections(&contents).find(|(_, section)| is_encrypted_by_pem(section)) {
+        return Err(wrong_at(path, line, "the private key has a passphrase in the old form of OpenSSL").with_hint(
+            "write a copy in the new one that only you can read: `umask 77; openssl pkcs8 -topk8 -in KEY -out NEWKEY`",
+        ));
     }
     if let Some((line, _)) =
         sections(&contents).find(|(_, section)| section.starts_with(b"-----BEGIN OPENSSH PRIVATE KEY"))
@@ -41,9 +60,22 @@ pub(crate) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
             "name the private key that belongs to the certificate; it begins with `-----BEGIN PRIVATE KEY-----`",
         ));
     }
-    objects(path, &contents, PrivateKeyDer::from_pem)?.into_iter().next().ok_or_else(|| {
-        wrong(path, "no private key in it").with_hint("the file must be PEM, with a line `-----BEGIN PRIVATE KEY-----`")
-    })
+    if let Some(key) = objects(path, &contents, PrivateKeyDer::from_pem)?.into_iter().next() {
+        return Ok(key);
+    }
+    if let Some((line, section)) = sections(&contents).find(|(_, section)| section.starts_with(ENCRYPTED)) {
+        return encrypted::private_key(path, line, &encrypted_contents(path, line, section)?, ask);
+    }
+    Err(wrong(path, "no private key in it")
+        .with_hint("the file must be PEM, with a line `-----BEGIN PRIVATE KEY-----`"))
+}
+
+/// The DER of an encrypted key, whose label the library does not know.
+fn encrypted_contents(path: &Path, line: usize, section: &[u8]) -> Result<Vec<u8>> {
+    let mut lines = section.split(|byte| *byte == b'\n').map(<[u8]>::trim_ascii).skip(1);
+    let encoded: Vec<u8> =
+        lines.by_ref().take_while(|line| !line.starts_with(b"-----END ")).flatten().copied().collect();
+    STANDARD.decode(&encoded).map_err(|_| wrong_at(path, line, "the section that begins here is not base64"))
 }
 
 /// Reads a file's revocation lists, at least one; a file that is not PEM is one list in DER, as authorities publish it.
@@ -123,10 +155,9 @@ fn malformation(error: &pem::Error) -> &'static str {
     }
 }
 
-fn is_encrypted(section: &[u8]) -> bool {
-    section.starts_with(b"-----BEGIN ENCRYPTED PRIVATE KEY")
-        // RFC 1421 §4.6.1.1, as OpenSSL still writes it.
-        || section.split(|byte| *byte == b'\n').any(|line| line.starts_with(b"Proc-Type: 4,ENCRYPTED"))
+/// RFC 1421 §4.6.1.1, as OpenSSL wrote it before PKCS#8.
+fn is_encrypted_by_pem(section: &[u8]) -> bool {
+    section.split(|byte| *byte == b'\n').any(|line| line.starts_with(b"Proc-Type: 4,ENCRYPTED"))
 }
 
 /// Cuts a file before each line that begins a section: the line's number, from 1, and the text up to the next one.
@@ -147,7 +178,7 @@ fn wrong(path: &Path, what: &str) -> Error {
     Error::new(Code::Config, format!("{}: {what}", path.display()))
 }
 
-fn wrong_at(path: &Path, line: usize, what: &str) -> Error {
+pub(super) fn wrong_at(path: &Path, line: usize, what: &str) -> Error {
     Error::new(Code::Config, format!("{}:{line}: {what}", path.display()))
 }
 
@@ -210,19 +241,18 @@ mod tests {
     }
 
     #[test]
-    fn a_key_with_a_passphrase_is_not_supported_yet() {
-        for contents in [
-            "-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
-            "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n",
-        ] {
-            let (_folder, path) = file(&format!("\n{contents}"), 0o600);
-            let error = private_key(&path).unwrap_err();
-            assert!(
-                error.text.starts_with(&format!("{}:2: the private key has a passphrase", path.display())),
-                "{}",
-                error.text
-            );
-        }
+    fn a_key_with_a_passphrase_is_no_key_where_nobody_is_asked() {
+        let pem = |label: &str| format!("\n-----BEGIN {label}-----\nAAAA\n-----END {label}-----\n");
+        let (_folder, path) = file(&pem("ENCRYPTED PRIVATE KEY"), 0o600);
+        assert_eq!(private_key(&path).unwrap_err().text, format!("{}:2: the private key is malformed", path.display()));
+        let key = "-----BEGIN RSA PRIVATE KEY-----\nProc-Type: 4,ENCRYPTED\nDEK-Info: AES-256-CBC,00\n\nAAAA\n-----END RSA PRIVATE KEY-----\n";
+        let (_folder, path) = file(key, 0o600);
+        let error = private_key(&path).unwrap_err();
+        assert!(error.text.contains("in the old form") && error.hint().contains("openssl pkcs8 -topk8"), "{error}");
+        let (_folder, path) = file(&pem("ENCRYPTED PRIVATE KEY").replace("AAAA", "A?AA"), 0o600);
+        assert!(private_key(&path).unwrap_err().text.contains("not base64"));
+        let (_folder, path) = file(&(pem("ENCRYPTED PRIVATE KEY") + KEY), 0o600);
+        assert!(private_key(&path).is_ok(), "a key without a passphrase is preferred");
     }
 
     #[test]

@@ -18,7 +18,7 @@ use crate::config::Host;
 use crate::error::{Code, Error, Result};
 use crate::tls::failure::names;
 use crate::tls::{
-    own_certificate, pem, provider, roots, seconds_since_1970, unusable_pair, versions, without_shortcuts,
+    Ask, own_certificate, pem, provider, roots, seconds_since_1970, unusable_pair, versions, without_shortcuts,
 };
 
 /// Most certificates of a chain that are remembered.
@@ -86,11 +86,11 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Loads what TLS needs.
+    /// Loads what TLS needs; `ask` is called for the passphrase of a key that has one.
     ///
     /// # Errors
     /// `config` where there is no root of trust. What is wrong with the client's own files is in [`Probe::own`].
-    pub fn new(host: &Host) -> Result<Probe> {
+    pub fn new(host: &Host, ask: &mut Ask<'_>) -> Result<Probe> {
         let presented = Arc::default();
         let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(host.ca.as_deref())?), provider())
             .build()
@@ -99,7 +99,7 @@ impl Probe {
             })?;
         let memory = Arc::new(Remembering { verifier, presented: Arc::clone(&presented) });
         let builder = versions(host)?.dangerous().with_custom_certificate_verifier(memory);
-        let with_own = own_certificate(host).and_then(|(chain, key)| {
+        let with_own = own_certificate(host, ask).and_then(|(chain, key)| {
             let own = chain.first().and_then(Certificate::read);
             let own = own.ok_or_else(|| Error::new(Code::Config, "the certificate is malformed"))?;
             let config = builder.clone().with_client_auth_cert(chain, key);

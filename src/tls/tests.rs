@@ -18,6 +18,10 @@ use super::*;
 
 const SERVER_NAME: &str = "host123.containers.example.net";
 
+fn ask_nobody(prompt: &str) -> Result<zeroize::Zeroizing<Vec<u8>>> {
+    Err(Error::new(Code::Internal, prompt))
+}
+
 /// One endpoint, one client, and all their files.
 struct Scene {
     files: Files,
@@ -55,7 +59,7 @@ impl Scene {
 
     /// Connects, and has the server send `hello`: the client's negotiated connection, or what it is told.
     async fn connect(&self) -> Result<ClientConnection> {
-        let client = client_config(&self.host)?;
+        let client = client_config(&self.host, &mut ask_nobody)?;
         self.connect_as(client, ServerName::try_from(SERVER_NAME).unwrap())
             .await
             .map_err(|error| classify_client_error(&error, &self.host))
@@ -243,7 +247,7 @@ async fn an_expired_or_foreign_revocation_list_lets_no_client_in() {
 #[tokio::test]
 async fn a_client_hello_without_sni_gets_unrecognized_name() {
     let scene = Scene::new();
-    let client = client_config(&scene.host).unwrap();
+    let client = client_config(&scene.host, &mut ask_nobody).unwrap();
     let error = scene.connect_as(client, ServerName::try_from("10.0.0.1").unwrap()).await.err().unwrap();
     let tls = error.get_ref().unwrap().downcast_ref::<rustls::Error>().unwrap();
     assert_eq!(*tls, rustls::Error::AlertReceived(rustls::AlertDescription::UnrecognisedName));
@@ -257,7 +261,7 @@ async fn a_client_hello_without_sni_gets_unrecognized_name() {
 #[tokio::test]
 async fn the_configuration_alone_refuses_a_client_hello_without_sni() {
     let scene = Scene::new();
-    let client = client_config(&scene.host).unwrap();
+    let client = client_config(&scene.host, &mut ask_nobody).unwrap();
     let (near, far) = tokio::io::duplex(1 << 16);
     let server = TlsAcceptor::from(Arc::new(scene.server_config().unwrap())).accept(far);
     let client = TlsConnector::from(Arc::new(client)).connect(ServerName::try_from("10.0.0.1").unwrap(), near);
@@ -288,7 +292,7 @@ async fn the_server_does_not_speak_tls_1_2() {
 async fn said_of(answer: &'static [u8], min_tls: MinTls) -> Error {
     let mut scene = Scene::new();
     scene.host.min_tls = min_tls;
-    let client = client_config(&scene.host).unwrap();
+    let client = client_config(&scene.host, &mut ask_nobody).unwrap();
     let (near, mut far) = tokio::io::duplex(1 << 16);
     let peer = tokio::spawn(async move {
         let mut hello = [0; 1024];
@@ -363,7 +367,7 @@ fn a_tls_error_is_found_however_deep_it_is_wrapped() {
 
 /// What is wrong with the client's files.
 fn complaint(scene: &Scene) -> Error {
-    let error = client_config(&scene.host).unwrap_err();
+    let error = client_config(&scene.host, &mut ask_nobody).unwrap_err();
     assert_eq!(error.code, Code::Config);
     error
 }

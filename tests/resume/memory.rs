@@ -10,7 +10,11 @@ const SCRIPT: &str = "seq 1 50000; exec cat";
 #[test]
 fn session_that_was_interrupted_first_gives_way_and_the_others_go_on() {
     // One principal may hold a quarter: two windows of 64 KiB, and not three.
-    let remote = host().with_limit("resume_memory_bytes = 640000").with_limit("resume_window_bytes = 65536").with_server_log("debug").start();
+    let remote = host()
+        .with_limit("resume_memory_bytes = 640000")
+        .with_limit("resume_window_bytes = 65536")
+        .with_server_log("debug")
+        .start();
     let caller = Caller::of(&remote);
     let mut sessions = [(); 3].map(|()| Session::start(&caller, SCRIPT));
     for session in &mut sessions {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use proptest::prelude::*;
 
 use super::*;
-use crate::config::{MinTls, Remembered, remember};
+use crate::config::{MinTls, Remembered, proxy, remember};
 
 /// A home and a system's file in a folder of their own.
 struct Machine {
@@ -66,6 +66,7 @@ fn a_host_with_only_what_is_required_gets_the_defaults() {
         key: folder.join("c.key"),
         ca: None,
         user: None,
+        proxy: None,
         connect_timeout: Duration::from_secs(5),
         answer_timeout: Duration::from_secs(30),
         alive_interval: Duration::from_secs(10),
@@ -163,6 +164,32 @@ fn an_alias_stands_for_its_url_whatever_the_variables_are_now() {
     assert!(machine.is_ours("dev-7+abc123"));
     let user = machine.resolve("ann@dev-7+abc123").unwrap().user;
     assert_eq!((expected.user.as_deref(), user.as_deref()), (Some("file"), Some("ann")));
+}
+
+#[test]
+fn the_files_proxy_beats_the_variables_which_an_alias_keeps() {
+    let proxies = |url: &str| proxy::Variables { https_proxy: Some(url.into()), ..proxy::Variables::default() };
+    let mut machine = Machine::new().user_file(&format!(
+        "[host.direct]\nproxy = \"none\"\n[host.through]\nproxy = \"socks5://file:1\"\n{COMPLETE}"
+    ));
+    machine.env.proxies = proxies("http://variable:1");
+    let proxy = |machine: &Machine, host: &str| machine.resolve(host).unwrap().proxy.map(|proxy| proxy.to_string());
+    assert_eq!(proxy(&machine, "direct"), None);
+    assert_eq!(proxy(&machine, "through").as_deref(), Some("socks5://file:1"));
+    assert_eq!(proxy(&machine, "other").as_deref(), Some("http://variable:1"));
+    assert_eq!(proxy(&machine, "tstunnel://other").as_deref(), Some("http://variable:1"));
+
+    for (alias, host) in [("alias1", "other"), ("alias2", "through")] {
+        let url = TunnelUrl::parse(&format!("tstunnel://{host}/p")).unwrap();
+        remember(alias, &Remembered::of(&url, &machine.env).unwrap(), &machine.env).unwrap();
+    }
+    machine.env.proxies = proxies("http://of-the-daemon:1");
+    assert_eq!(proxy(&machine, "alias1").as_deref(), Some("http://variable:1"));
+    assert_eq!(proxy(&machine, "alias2").as_deref(), Some("socks5://file:1"));
+
+    machine.env.proxies = proxies("ftp://x");
+    assert_eq!(proxy(&machine, "direct"), None);
+    assert!(machine.resolve("other").unwrap_err().text.starts_with("HTTPS_PROXY: "));
 }
 
 #[test]
