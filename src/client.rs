@@ -9,6 +9,7 @@ pub mod connect;
 pub mod dial;
 pub mod disturbance;
 pub mod exec;
+pub mod footprint;
 pub mod mutagen;
 pub mod passphrase;
 pub mod redial;

@@ -1,6 +1,7 @@
 //! One session, idle and then at full speed → the memory that client and server have, from /proc.
 
-use std::fs;
+use std::time::Duration;
+use std::{fs, thread};
 
 use crate::Plan;
 use crate::measure::Direction;
@@ -10,6 +11,8 @@ use crate::servers::{Plain, answering};
 
 /// Enough for a second at full speed, whatever a transfer carries elsewhere.
 const MOST_BYTES: u64 = 512 << 20;
+/// How long a session that counts as idle has been so.
+const IDLE: Duration = Duration::from_secs(2);
 const IDLE_GOAL_MIB: f64 = 6.0;
 const BUSY_GOAL_MIB: f64 = 8.0;
 /// How much more either end may hold at full speed than when it is idle.
@@ -17,7 +20,7 @@ const MORE_GOAL_MIB: f64 = 4.0;
 
 const SECTION: Section = Section {
     title: "Memory of one session",
-    note: "Resident memory while a session is idle, and the peak at full speed. A process's share of it (PSS) counts what it has in \
+    note: "Resident memory of a session that has been idle for two seconds, and the peak at full speed. A process's share of it (PSS) counts what it has in \
            common with others once among all of them.",
 };
 
@@ -32,6 +35,7 @@ pub(crate) fn measure(plan: &Plan, report: &mut Report) {
         for (peer, mut client, server) in [(TSTUNNEL, tunnel.client(&[], &line), Some(tunnel.id())), (SSH, ssh, None)] {
             let mut session = answering(&mut client);
             session.exchange();
+            thread::sleep(IDLE);
             // What sshd is for a session are two processes among others: another part looks at them.
             let sides = [("client", Some(session.id())), ("server", server)];
             let processes: Vec<(&str, u32)> = sides.iter().filter_map(|(side, pid)| Some((*side, (*pid)?))).collect();

@@ -10,6 +10,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use crate::bridge::{self, Bridge, Connection, Event, RawEnd};
 use crate::client::dial::{Dialler, reason};
 use crate::client::disturbance::Disturbances;
+use crate::client::footprint;
 use crate::client::redial::{Path, Resumption, Step};
 use crate::client::status::report::{Measure, Report};
 use crate::config::Host;
@@ -175,6 +176,7 @@ pub async fn run(opened: Opened, streams: Streams, dialler: &Dialler) -> Result<
     let mut signals = Signals::new()?;
     let mut path = resumption.map(|resumption| Path::new(dialler.clone(), resumption));
     let mut disturbances = Disturbances::new();
+    let (mut start, mut has_started) = (std::pin::pin!(tokio::time::sleep(footprint::START)), false);
     loop {
         tokio::select! {
             event = bridge.next() => if let Some(status) = attend(event, &mut bridge, path.as_mut(), host).await? {
@@ -183,6 +185,10 @@ pub async fn run(opened: Opened, streams: Streams, dialler: &Dialler) -> Result<
             step = next_step(&mut path) => if let Some(path) = &mut path {
                 path.follow(step, &mut bridge)?;
             },
+            () = &mut start, if !has_started => {
+                has_started = true;
+                footprint::give_back();
+            }
             () = disturbances.next() => {
                 bridge.session().doubt(Instant::now());
                 if let Some(path) = &path {
