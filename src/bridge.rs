@@ -5,6 +5,7 @@
 //! and what was received is written straight from the buffer that TLS filled. [`Bridge::next`] is cancel-safe, so that
 //! its owner can wait for a child or a signal beside it.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -105,8 +106,6 @@ pub struct Bridge {
     end: Option<Option<io::Error>>,
     sources: Vec<Source>,
     sinks: Vec<Sink>,
-    /// A frame's buffer: the header's place, then what is read.
-    frame: BytesMut,
     exit: Option<(u64, Exit)>,
     events: VecDeque<Event>,
     needs_flush: bool,
@@ -142,7 +141,6 @@ impl Bridge {
                 .into_iter()
                 .map(|(stream, writer)| Sink { stream, writer: Some(writer), queue: VecDeque::new(), unflushed: false })
                 .collect(),
-            frame: BytesMut::new(),
             exit: None,
             events: VecDeque::new(),
             needs_flush: false,
@@ -351,24 +349,25 @@ impl Bridge {
             let room = self.session.room().min(READ_BYTES);
             let Some(source) = self.sources.get_mut(index) else { break };
             let Some(reader) = &mut source.reader else { continue };
-            if self.frame.is_empty() {
-                self.frame = self.session.spare_frame().unwrap_or_default();
-                self.frame.resize(FRAME_BYTES, 0);
-            }
-            let mut place = ReadBuf::new(&mut self.frame[HEADER_BYTES..HEADER_BYTES + room]);
-            let Poll::Ready(result) = Pin::new(reader).poll_read(cx, &mut place) else { continue };
+            let mut frame = blank_frame(&mut self.session);
+            let mut place = ReadBuf::new(&mut frame[HEADER_BYTES..HEADER_BYTES + room]);
+            let read = Pin::new(reader).poll_read(cx, &mut place);
+            let count = place.filled().len();
+            let Poll::Ready(result) = read else {
+                BLANK_FRAME.set(frame);
+                continue;
+            };
             progress = true;
-            match result.map(|()| place.filled().len()) {
-                Ok(count) if count > 0 => {
+            match result {
+                Ok(()) if count >= COPY_BELOW_BYTES => {
                     self.source_bytes += count as u64;
-                    let wire = if count < COPY_BELOW_BYTES {
-                        BytesMut::from(&self.frame[..HEADER_BYTES + count])
-                    } else {
-                        let mut frame = std::mem::take(&mut self.frame);
-                        frame.truncate(HEADER_BYTES + count);
-                        frame
-                    };
-                    self.session.queue_data(source.stream, wire);
+                    frame.truncate(HEADER_BYTES + count);
+                    self.session.queue_data(source.stream, frame);
+                    continue;
+                }
+                Ok(()) if count > 0 => {
+                    self.source_bytes += count as u64;
+                    self.session.queue_data(source.stream, BytesMut::from(&frame[..HEADER_BYTES + count]));
                 }
                 ended => {
                     if let Err(error) = ended {
@@ -382,6 +381,7 @@ impl Bridge {
                     }
                 }
             }
+            BLANK_FRAME.set(frame);
         }
         progress
     }
@@ -463,6 +463,21 @@ impl Bridge {
         }
         true
     }
+}
+
+thread_local! {
+    /// A frame to read into, for whichever bridge of the thread has something to read: one that is idle holds none.
+    static BLANK_FRAME: Cell<BytesMut> = Cell::default();
+}
+
+/// A whole frame whose bytes do not matter: the header's place, then that of what is read.
+fn blank_frame(session: &mut Session) -> BytesMut {
+    let mut frame = BLANK_FRAME.take();
+    if frame.is_empty() {
+        frame = session.spare_frame().unwrap_or_else(|| BytesMut::zeroed(FRAME_BYTES));
+    }
+    frame.resize(FRAME_BYTES, 0);
+    frame
 }
 
 impl Sink {

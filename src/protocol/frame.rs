@@ -209,6 +209,13 @@ impl Decoder {
         }
     }
 
+    /// Gives the buffer's memory back, where there is nothing in it.
+    pub fn let_go(&mut self) {
+        if self.buffer.is_empty() {
+            self.buffer = BytesMut::new();
+        }
+    }
+
     /// Forgets a frame that was cut off by the end of a connection.
     pub fn reset(&mut self) {
         self.buffer.clear();

@@ -238,7 +238,8 @@ impl Session {
         if self.exit_queued {
             0
         } else if self.kept.is_empty() {
-            MAX_PAYLOAD_BYTES
+            // A single frame may be larger than the window; only where that is tiny is it.
+            self.window_bytes.saturating_sub(HEADER_BYTES).clamp(MIN_ROOM_BYTES, MAX_PAYLOAD_BYTES)
         } else {
             let limit = self.window_bytes.min(self.flight.limit_bytes());
             let room = limit.saturating_sub(self.kept_bytes + HEADER_BYTES);
@@ -601,6 +602,7 @@ impl Session {
         if self.kept.is_empty() {
             self.spares = Vec::new();
         }
+        self.decoder.let_go();
         let verdict = self.liveness.on_time(now);
         if let Verdict::Ask(opaque) | Verdict::Suspect(opaque) = verdict
             && self.control.len() < MAX_CONTROL_BYTES
