@@ -1,6 +1,6 @@
 //! What is written from the table of commands and options, and from the list of codes: parts of tstunnel(1) and of the shells'
-//! completions. `make pages` writes them; these tests fail where a committed file says something else, or names what isn't
-//! there.
+//! completions. `make pages` writes them; these tests fail where a committed file says something else, or names what
+//! isn't there. And the recording that the README shows.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -20,6 +20,8 @@ mod named;
 mod offers;
 #[path = "pages/part.rs"]
 mod part;
+#[path = "pages/recording.rs"]
+mod recording;
 #[path = "pages/shells.rs"]
 mod shells;
 #[path = "pages/zsh.rs"]
