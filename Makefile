@@ -1,8 +1,10 @@
 # make demo      see it work: a real Mutagen through a real server, on this machine
 #                (PROGRAM=/usr/bin/tstunnel: the installed one, nothing is built)
+# make recording the same, recorded: docs/demo.svg
 # make test      everything that must hold, from formatting to the real Mutagen
 # make fuzz      every fuzz target for FUZZ_SECONDS (5)
-# make pages     what is written from the table of commands and options: in man/tstunnel.1 and packaging/completions
+# make pages     what is written from the tables of commands, options and codes: in man/tstunnel.1, README.md and
+#                packaging/completions
 # make bench     how it compares with OpenSSH and others here: on the terminal, in FIGURES.md and FIGURES.svg
 #                (BENCH_ONLY=start,path: these parts alone; what else there is stands in benches/peers/main.rs)
 # make bench-quick   the main ratios, in two minutes
@@ -20,16 +22,20 @@ TARGET := $(or $(CARGO_TARGET_DIR),target)
 # Where the tests build it too.
 MUTAGEN := $(TARGET)/mutagen-v0.18.1
 SCRIPTS := .ci/run fuzz/run.sh packaging/build.sh packaging/completions/tstunnel.bash packaging/demo.sh packaging/check-units.sh \
-	packaging/deb/p* packaging/rpm/[ps]* tests/setup.sh tests/mutagen/build.sh tests/packages/boot.sh tests/packages/run.sh \
-	benches/setup.sh
+	packaging/record.sh packaging/deb/p* packaging/rpm/[ps]* tests/setup.sh tests/mutagen/build.sh tests/packages/boot.sh \
+	tests/packages/run.sh benches/setup.sh
 
-.PHONY: build demo deb rpm test-packages test fuzz pages bench bench-quick lint audit setup setup-packages mutagen install clean
+.PHONY: build demo recording deb rpm test-packages test fuzz pages bench bench-quick lint audit setup setup-packages mutagen \
+	install clean
 
 build:
 	$(CARGO) build --locked --release
 
 demo: setup mutagen $(if $(PROGRAM),,build)
 	packaging/demo.sh $(or $(PROGRAM),$(TARGET)/release/tstunnel) $(MUTAGEN)
+
+recording: setup mutagen build
+	packaging/record.sh docs/demo.svg packaging/demo.sh $(TARGET)/release/tstunnel $(MUTAGEN)
 
 test: setup lint mutagen
 	$(CARGO) test --locked --no-fail-fast

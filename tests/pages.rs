@@ -1,6 +1,6 @@
-//! What is written from the table of commands and options, and from the list of codes: parts of tstunnel(1) and of the shells'
-//! completions. `make pages` writes them; these tests fail where a committed file says something else, or names what isn't
-//! there.
+//! What is written from the table of commands and options, and from the list of codes: parts of tstunnel(1), of the README and of
+//! the shells' completions. `make pages` writes them; these tests fail where a committed file says something else, or names what
+//! isn't there. And the recording that the README shows.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -20,6 +20,10 @@ mod named;
 mod offers;
 #[path = "pages/part.rs"]
 mod part;
+#[path = "pages/readme.rs"]
+mod readme;
+#[path = "pages/recording.rs"]
+mod recording;
 #[path = "pages/shells.rs"]
 mod shells;
 #[path = "pages/zsh.rs"]
@@ -54,4 +58,9 @@ fn the_completions_for_zsh_are_what_the_table_says() {
 #[test]
 fn the_completions_for_fish_are_what_the_table_says() {
     hold("packaging/completions/tstunnel.fish", "#", &fish::parts());
+}
+
+#[test]
+fn the_readmes_table_of_codes_is_what_the_table_says() {
+    hold("README.md", "<!--", &readme::parts());
 }

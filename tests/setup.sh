@@ -41,6 +41,7 @@ script:bsdutils
 systemd-analyze:systemd
 setpriv:util-linux
 shellcheck:shellcheck
+xmllint:libxml2-utils
 testssl:testssl.sh
 sslscan:sslscan
 "

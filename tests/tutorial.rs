@@ -1,5 +1,5 @@
-//! tstunnel-mutagen(7), command by command, with a real Mutagen: only addresses, homes and the words that enter a container are
-//! this machine's.
+//! tstunnel-mutagen(7) and the five minutes of the README, command by command, with a real Mutagen: only addresses, homes and the
+//! words that enter a container are this machine's.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -15,7 +15,10 @@ use support::serve::{Server, TSTUNNEL};
 use support::user::User;
 use support::wait::{SOON, wait_until};
 
-/// Both machines of the tutorial: one user, whose home is the client's and the folder of the server.
+/// What starts the server, and does not come back.
+const SERVE: &str = "tstunnel serve --config server.toml\n";
+
+/// Both machines of the reader: one user, whose home is the client's and the folder of the server.
 struct Reader {
     user: User,
     server: Option<Server>,
@@ -45,6 +48,7 @@ impl Reader {
         let container = container.display();
         block
             .replace("0.0.0.0:8443", "127.0.0.1:0")
+            .replace("127.0.0.1:8443", &format!("127.0.0.1:{port}"))
             .replace(
                 "endpoint = \"containers.example.net:8443\"",
                 &format!("endpoint = \"127.0.0.1:{port}\"\nsni = \"{host}.containers.example.net\""),
@@ -64,14 +68,14 @@ impl Reader {
             .replace("tcp:localhost:8080 host123", &format!("unix:{} host123", self.home("forward.sock").display()))
     }
 
-    /// Does what a block says; returns what it printed.
-    fn follow(&mut self, block: &str) -> String {
-        if block == "tstunnel serve --config server.toml\n" {
+    /// Does what a block says in a folder of the home; returns what it printed.
+    fn follow(&mut self, block: &str, folder: &str) -> String {
+        if block == SERVE {
             self.server = Some(Server::start(&self.home("server.toml")));
             return String::new();
         }
-        let folder = if block.contains("cert=ann.crt") { self.home(".config/tstunnel") } else { self.user.home() };
-        let output = self.user.run("sh").args(["-ec", &self.adapted(block)]).current_dir(folder).output().unwrap();
+        let script = self.adapted(block);
+        let output = self.user.run("sh").args(["-ec", &script]).current_dir(self.home(folder)).output().unwrap();
         let (stdout, stderr) = (String::from_utf8(output.stdout).unwrap(), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{block}{stdout}{stderr}");
         if let Some(server) = self.server.as_ref().filter(|_| block.contains(">>server.toml")) {
@@ -88,7 +92,8 @@ fn the_tutorial_leads_to_a_folder_that_is_synchronised() {
     let mut reader = Reader::new();
     let mut printed = String::new();
     for block in literal_blocks(&page) {
-        printed.push_str(&reader.follow(&block));
+        let folder = if block.contains("cert=ann.crt") { ".config/tstunnel" } else { "" };
+        printed.push_str(&reader.follow(&block, folder));
     }
     assert!(printed.contains("Linux x86_64\n") || printed.contains("Linux aarch64\n"), "{printed}");
     assert!(printed.contains("allowed"), "{printed}");
@@ -96,4 +101,23 @@ fn the_tutorial_leads_to_a_folder_that_is_synchronised() {
         assert_eq!(fs::read_to_string(reader.home(host).join("app/hello.txt")).unwrap(), "hello\n");
     }
     assert!(reader.home("forward.sock").exists());
+}
+
+#[test]
+fn the_five_minutes_of_the_readme_lead_to_a_folder_that_is_synchronised() {
+    let readme = fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join("README.md")).unwrap();
+    let (_, section) = readme.split_once("\n## Five minutes\n").unwrap();
+    let section = section.split("\n## ").next().unwrap();
+    let lines = section.lines().filter(|line| line.is_empty() || line.starts_with("    "));
+    let commands: String = lines.map(|line| format!("{}\n", line.strip_prefix("    ").unwrap_or(line))).collect();
+    let (on_the_host, on_your_machine) = commands.split_once(SERVE).unwrap();
+
+    let mut reader = Reader::new();
+    reader.follow(on_the_host, "");
+    reader.follow(SERVE, "");
+    fs::create_dir(reader.home("app")).unwrap();
+    fs::write(reader.home("app/hello.txt"), "hello\n").unwrap();
+    reader.follow(on_your_machine, "tstunnel-pki");
+
+    assert_eq!(fs::read_to_string(reader.home("host123/app-there/hello.txt")).unwrap(), "hello\n");
 }
