@@ -14,8 +14,8 @@ work=$(mktemp -d "${TMPDIR:-/tmp}/tstunnel-demo.XXXXXX")
 mkdir "$work"/{client,host,logs}
 processes=()
 
-# Nothing of the user's own settings, agents or daemons takes part.
-for variable in $(compgen -v | grep -E '^(TSTUNNEL|MUTAGEN|XDG)_' | grep -vx TSTUNNEL_MUTAGEN || true); do
+# Nothing of the user's own settings, proxies, agents or daemons takes part.
+for variable in $(compgen -v | grep -E '^(TSTUNNEL|MUTAGEN|XDG)_|_(proxy|PROXY)$' | grep -vx TSTUNNEL_MUTAGEN || true); do
     unset "$variable"
 done
 export HOME=$work/client MUTAGEN_DATA_DIRECTORY=$work/client/mutagen

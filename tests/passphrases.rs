@@ -174,7 +174,8 @@ fn a_signal_finds_the_terminals_echo_as_it_was() {
 
     let mut session = Watched::start(&mut on_terminal(&site, &line));
     session.wait_for_output("Enter passphrase for key '");
-    let client = process::descendants(session.id()).into_iter().rfind(|process| process.mentions(TSTUNNEL)).unwrap();
+    let client =
+        process::descendants(session.id()).into_iter().find(|process| process.arguments[0] == TSTUNNEL).unwrap();
     client.signal(Signal::TERM);
     session.wait_for_output("status 143");
     session.wait_for_output(" echo ");

@@ -69,7 +69,8 @@ impl Host {
              sni = \"{SERVER_NAME}\"\n\
              cert = \"client.crt\"\n\
              key = \"client.key\"\n\
-             ca = \"ca.crt\"\n",
+             ca = \"ca.crt\"\n\
+             proxy = \"none\"\n",
             server.address()
         );
         fs::write(folder.join("config.toml"), text).unwrap();

@@ -6,7 +6,7 @@ use std::ffi::OsString;
 use libfuzzer_sys::fuzz_target;
 use tstunnel::client::mutagen::rewrite::rewrite;
 use tstunnel::config::url::{Target, TunnelUrl, is_tunnel_url};
-use tstunnel::config::{Endpoint, Environment, Parameters, duration, value};
+use tstunnel::config::{Endpoint, Environment, Parameters, Proxy, duration, value};
 use tstunnel::error::Code;
 use tstunnel::protocol::encoding::{percent_decode, percent_encode};
 use tstunnel::server::policy::target::Target as StreamTarget;
@@ -69,6 +69,10 @@ fn single_values(text: &str) {
     if let Ok(endpoint) = Endpoint::parse(text) {
         assert!(endpoint.port > 0);
         assert_eq!(Endpoint::parse(&endpoint.to_string()), Ok(endpoint));
+    }
+    if let Ok(proxy) = Proxy::parse(text) {
+        // What is shown of it is the same place, without the credentials.
+        assert_eq!(Proxy::parse(&proxy.to_string()), Ok(Proxy { credentials: None, ..proxy }));
     }
     if let Ok(target) = StreamTarget::parse(text) {
         match &target {

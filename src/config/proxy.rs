@@ -354,7 +354,9 @@ mod tests {
     proptest! {
         #[test]
         fn no_text_panics(text in "\\PC*", list in "\\PC*") {
-            let _ = Proxy::parse(&text);
+            if let Ok(proxy) = Proxy::parse(&text) {
+                prop_assert_eq!(Proxy::parse(&proxy.to_string()), Ok(Proxy { credentials: None, ..proxy }));
+            }
             let _ = (is_exempt(&list, &endpoint("a.example.net")), is_exempt(&list, &endpoint("[::1]")));
         }
     }

@@ -481,7 +481,8 @@ fn write_client_configuration(folder: &Path, setup: &Setup, address: SocketAddr)
          sni = \"{host}.{DOMAIN}\"\n\
          cert = \"client.crt\"\n\
          key = \"client.key\"\n\
-         ca = \"servers-ca.crt\"\n"
+         ca = \"servers-ca.crt\"\n\
+         proxy = \"none\"\n"
     );
     for line in &setup.client_settings {
         text += &format!("{line}\n");
