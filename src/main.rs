@@ -108,7 +108,8 @@ fn dispatch(command: Command) -> Result<u8> {
             let tunnels = &found.tunnels;
             print(&if command.json { status::to_json(tunnels) } else { status::to_text(tunnels, now) })
         }
-        Command::Mutagen(args) => mutagen::run(&args, &env, &mut std::io::stderr()).map(|never| match never {}),
+        Command::Mutagen(args) => block_on(mutagen::run(&args, &env, &mut std::io::stderr())),
+        Command::MutagenEnv(shell) => print(&shell.line(mutagen::ssh_path(&env)?.as_os_str())),
         #[cfg(feature = "server")]
         Command::Serve(command) => {
             let path = command.config.unwrap_or_else(|| "/etc/tstunnel/server.toml".into());
@@ -199,7 +200,7 @@ fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     result
 }
 
-fn print(text: &str) -> Result<u8> {
-    let written = std::io::stdout().write_all(text.as_bytes());
+fn print(text: &(impl AsRef<[u8]> + ?Sized)) -> Result<u8> {
+    let written = std::io::stdout().write_all(text.as_ref());
     written.map(|()| 0).map_err(|error| Error::new(Code::Internal, format!("cannot write to stdout: {error}")))
 }

@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::path::PathBuf;
 
 use crate::client::check::Check;
+use crate::client::mutagen::env::Shell;
 use crate::config::Overrides;
 
 /// What a command line asks for.
@@ -25,6 +26,8 @@ pub enum Command {
     Classify(Classify),
     /// Run Mutagen with these arguments.
     Mutagen(Vec<OsString>),
+    /// `mutagen env`, for a shell of this kind.
+    MutagenEnv(Shell),
     /// `status`
     Status(Status),
     /// `serve`
