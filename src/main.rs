@@ -90,8 +90,9 @@ fn dispatch(command: Command) -> Result<u8> {
         }
         Command::Upload(command) => {
             let dialler = dialler(&command.host, &command.overrides, &env)?;
-            let cli::Upload { file, name, mode, compress, .. } = command;
-            block_on(upload::run(&dialler, &upload::Upload { file, name, mode, compress })).map(|()| 0)
+            let cli::Upload { content, name, mode, compress, .. } = command;
+            let upload = upload::Upload { content, name, mode, compress };
+            block_on(upload::run(&dialler, &upload, &upload::Progress::on_stderr())).map(|()| 0)
         }
         Command::Check(command) => block_on(check::run(&command, &env, &mut std::io::stdout().lock())),
         Command::Classify(command) => {

@@ -1,7 +1,6 @@
 //! What stood behind a command → that [`Command`]: a reader for each. No I/O.
 
 use std::ffi::OsString;
-use std::path::PathBuf;
 
 use super::options::{self, CommandRow, Commanded, Opt};
 use super::read::{Given, usage, utf8};
@@ -10,6 +9,7 @@ use super::{Classify, Command, Connect, Exec, Status, Upload, WITH_SERVER, comma
 use super::{Pki, PkiAction, Serve, ServeAction};
 use crate::client::check::Check;
 use crate::client::mutagen::env::Shell;
+use crate::client::upload::Content;
 use crate::config::Overrides;
 use crate::config::url::{self, Target, TunnelUrl};
 use crate::error::{Code, Error, Result};
@@ -41,10 +41,16 @@ impl Given {
                 }))
             }
             Commanded::Upload => {
-                let file = PathBuf::from(next());
+                let content = match next() {
+                    stdin if stdin == "-" => Content::Stdin,
+                    file => Content::File(file.into()),
+                };
                 let (host, name) = host_and_name(utf8(next())?)?;
+                if content == Content::Stdin && name.is_none() {
+                    return Err(usage("stdin has no name of its own", "write `tstunnel upload - HOST:NAME`"));
+                }
                 Ok(Command::Upload(Upload {
-                    file,
+                    content,
                     host,
                     name,
                     overrides: self.overrides()?,

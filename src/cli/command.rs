@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use crate::client::check::Check;
 use crate::client::mutagen::env::Shell;
+use crate::client::upload::Content;
 use crate::config::Overrides;
 
 /// What a command line asks for.
@@ -73,11 +74,11 @@ pub struct Exec {
 /// `upload FILE HOST[:NAME]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upload {
-    /// The local file.
-    pub file: PathBuf,
+    /// The local file, or stdin.
+    pub content: Content,
     /// A host, or a `tstunnel://` URL, whose path is then the name.
     pub host: String,
-    /// The name on the host; the file's own if `None`.
+    /// The name on the host; the file's own if `None`, which stdin does not have.
     pub name: Option<String>,
     /// What the options say about the host.
     pub overrides: Overrides,

@@ -16,10 +16,7 @@ const URL: &str = "tstunnel://host123/app?endpoint=localhost&cert=client.crt&key
 
 /// Somebody whose Mutagen is `program`, with the data directory of `daemon`.
 fn user_of(daemon: &Daemon, program: PathBuf) -> User {
-    User::with(vec![
-        ("TSTUNNEL_MUTAGEN", program.into()),
-        ("MUTAGEN_DATA_DIRECTORY", daemon.folder("data").into()),
-    ])
+    User::with(vec![("TSTUNNEL_MUTAGEN", program.into()), ("MUTAGEN_DATA_DIRECTORY", daemon.folder("data").into())])
 }
 
 fn user(daemon: &Daemon) -> User {
@@ -30,7 +27,8 @@ fn user(daemon: &Daemon) -> User {
 fn scripted(daemon: &Daemon, script: &str) -> PathBuf {
     let file = daemon.folder("scripted");
     let mutagen = programs().join("mutagen");
-    fs::write(&file, format!("#!/bin/sh\nmutagen='{}'\n{script}\nexec \"$mutagen\" \"$@\"\n", mutagen.display())).unwrap();
+    fs::write(&file, format!("#!/bin/sh\nmutagen='{}'\n{script}\nexec \"$mutagen\" \"$@\"\n", mutagen.display()))
+        .unwrap();
     fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
     file
 }
@@ -85,7 +83,9 @@ fn two_at_once_restart_a_daemon_once() {
     let start = || mutagen(&user, &["daemon", "start"]).stderr(Stdio::piped()).spawn().unwrap();
     let outputs = [start(), start(), start()].map(|child| child.wait_with_output().unwrap());
     assert!(outputs.iter().all(|output| output.status.success()), "{outputs:?}");
-    wait_until("the new daemon answers", SOON, || plain_mutagen(&user, &["sync", "list"]).output().unwrap().status.success());
+    wait_until("the new daemon answers", SOON, || {
+        plain_mutagen(&user, &["sync", "list"]).output().unwrap().status.success()
+    });
     let listed = mutagen(&user, &["sync", "list"]).output().unwrap();
     assert_eq!(stderr_of(&listed), "");
 }
@@ -96,7 +96,9 @@ fn a_service_takes_the_place_of_a_daemon_that_runs() {
     let user = user(&daemon);
     let mut service = Group::spawn(mutagen(&user, &["daemon", "run"]).stderr(Stdio::null()));
     wait_for("the old daemon has ended", SOON, || daemon.ended());
-    wait_until("the new daemon answers", SOON, || plain_mutagen(&user, &["sync", "list"]).output().unwrap().status.success());
+    wait_until("the new daemon answers", SOON, || {
+        plain_mutagen(&user, &["sync", "list"]).output().unwrap().status.success()
+    });
     assert!(service.ended().is_none());
     run(&mut mutagen(&user, &["daemon", "stop"]));
     assert!(wait_for("the service has ended", SOON, || service.ended()).success());

@@ -97,7 +97,10 @@ fn a_project_is_started_with_urls_and_gone_on_with_by_plain_mutagen() {
         run(&mut project.plain(&["flush"]));
         assert_same(&here, &remote.home().join("tree"));
         run(&mut project.plain(&["run", "where"]));
-        assert_eq!(fs::read_to_string(project.folder().join("where")).unwrap().trim(), project.folder().to_str().unwrap());
+        assert_eq!(
+            fs::read_to_string(project.folder().join("where")).unwrap().trim(),
+            project.folder().to_str().unwrap()
+        );
         run(&mut project.plain(&["terminate"]));
         assert!(sessions(&project.user).is_empty());
         assert!(!project.folder().join(&lock).exists());
@@ -134,7 +137,10 @@ fn a_project_that_mutagen_gives_up_can_be_started_when_it_is_right() {
 #[test]
 fn a_start_that_is_ended_leaves_only_what_mutagen_leaves() {
     let remote = remote();
-    let project = Project::new("mutagen.yml", &yaml(&remote).replace("commands:", "  - 'touch began; exec sleep 1000'\ncommands:"));
+    let project = Project::new(
+        "mutagen.yml",
+        &yaml(&remote).replace("commands:", "  - 'touch began; exec sleep 1000'\ncommands:"),
+    );
     let mut child = project.start().stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
     wait_until("the command runs", SOON, || project.folder().join("began").exists());
     assert_eq!(project.names().iter().filter(|name| name.contains(".tstunnel-")).count(), 2);
