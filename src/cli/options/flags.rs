@@ -74,7 +74,7 @@ pub const OPTIONS: &[OptionRow] = &[
         value: Some("MODE"),
         sentence: "permission bits in octal; default: the file's own",
         manual: "The permission bits that the file gets, in octal and at most 0777. Without it they are the local \
-             file's.",
+             file's, or 0600 for stdin.",
         commands: On::These(&[Commanded::Upload]),
     },
     OptionRow {
