@@ -123,8 +123,8 @@ pub const COMMANDS: &[CommandRow] = &[
             "  tstunnel://HOST/tcp:localhost:8080?endpoint=HOST:PORT&...        a port",
             "",
             "`tstunnel mutagen help` is Mutagen's own help. The variable `TSTUNNEL_MUTAGEN`",
-            "names another mutagen than the one on `PATH`. `tstunnel mutagen env` prints what",
-            "sets a shell up for plain mutagen; for fish with --shell fish behind it.",
+            "names another mutagen than the one on `PATH`. `tstunnel mutagen env` prints the",
+            "line that sets a shell up for plain mutagen, and with --shell fish that for fish.",
         ],
         manual: "What stands behind `mutagen` is Mutagen's own, and so is the exit status, but for `env`. A daemon that is \
              started by it finds tstunnel as its `ssh`. One that runs without is restarted by what starts \
