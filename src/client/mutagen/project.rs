@@ -92,12 +92,25 @@ impl Project {
     /// `config` where that cannot be done.
     pub(super) fn copy(&self) -> Result<Copy> {
         let copy = appended(&self.file, &format!(".tstunnel-{}", std::process::id()));
-        let copy = Copy { link: appended(&copy, LOCK_EXTENSION), lock: appended(&self.file, LOCK_EXTENSION), copy };
-        copy.make(&self.text).map_err(|error| {
-            Error::new(Code::Config, format!("{} cannot be written: {error}", copy.copy.display()))
+        let failed = |error: io::Error| {
+            Error::new(Code::Config, format!("{} cannot be written: {error}", copy.display()))
                 .with_hint("make that folder writable, as Mutagen itself writes there")
-        })?;
-        Ok(copy)
+        };
+        let link = appended(&copy, LOCK_EXTENSION);
+        let lock = appended(&self.file, LOCK_EXTENSION);
+        // What a process of the same number left, when it was killed.
+        for stale in [&copy, &link] {
+            match fs::remove_file(stale) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+                _ => {}
+            }
+        }
+        // First, as that it is gone has a meaning.
+        symlink(lock.file_name().unwrap_or_default(), &link).map_err(failed)?;
+        let made = Copy { copy: copy.clone(), link, lock };
+        let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&copy).map_err(failed)?;
+        file.write_all(self.text.as_bytes()).map_err(failed)?;
+        Ok(made)
     }
 }
 
@@ -109,18 +122,6 @@ pub(super) struct Copy {
 }
 
 impl Copy {
-    fn make(&self, text: &str) -> io::Result<()> {
-        // What a process of the same number left, when it was killed.
-        for stale in [&self.copy, &self.link] {
-            match fs::remove_file(stale) {
-                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-                _ => {}
-            }
-        }
-        OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.copy)?.write_all(text.as_bytes())?;
-        symlink(self.lock.file_name().unwrap_or_default(), &self.link)
-    }
-
     /// Names the copy in Mutagen's arguments, of which the last one counts.
     pub(super) fn put_into(&self, args: &mut Vec<OsString>) {
         let end = args.iter().position(|arg| arg == "--").unwrap_or(args.len());
@@ -264,5 +265,23 @@ mod tests {
             assert_eq!(lock.exists(), !gives_up);
             assert_eq!(fs::read_dir(folder.path()).unwrap().count(), usize::from(!gives_up));
         }
+    }
+
+    #[test]
+    fn a_copy_that_cannot_be_made_leaves_a_project_that_runs_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let project = Project { file: folder.path().join("p.yml"), text: "x".into(), remember: Vec::new() };
+        let lock = folder.path().join("p.yml.lock");
+        fs::write(&lock, "id").unwrap();
+        let name = folder.path().join(format!("p.yml.tstunnel-{}", std::process::id()));
+        // Where a folder is, a file cannot be.
+        for in_the_way in [name.clone(), appended(&name, LOCK_EXTENSION)] {
+            fs::create_dir(&in_the_way).unwrap();
+            assert_eq!(project.copy().err().unwrap().code, Code::Config);
+            fs::remove_dir(&in_the_way).unwrap();
+            assert_eq!(fs::read_to_string(&lock).unwrap(), "id");
+        }
+        let gone = Project { file: "/no/such/folder/p.yml".into(), ..project };
+        assert!(gone.copy().err().unwrap().text.contains("cannot be written"));
     }
 }
