@@ -176,8 +176,7 @@ pub const IS_UNKNOWN: &str = "the running Mutagen daemon does not show whether i
 pub const STOP_HINT: &str = "run `mutagen daemon stop`, then this again: sessions go on by themselves";
 
 /// What to do about a daemon that was started without tstunnel.
-pub const RESTART_HINT: &str =
-    "run `tstunnel mutagen daemon start`, which restarts it: sessions go on by themselves";
+pub const RESTART_HINT: &str = "run `tstunnel mutagen daemon start`, which restarts it: sessions go on by themselves";
 
 /// Everything before it is run.
 fn prepare(args: &[OsString], surroundings: &Surroundings<'_>, stderr: &mut dyn Write) -> Result<Prepared> {
