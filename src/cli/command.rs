@@ -1,6 +1,7 @@
 //! What a command line comes to: one [`Command`], with everything that it says. Data alone.
 
 use std::ffi::OsString;
+#[cfg(feature = "server")]
 use std::path::PathBuf;
 
 use crate::client::check::Check;
