@@ -95,7 +95,7 @@ install: build
 	ln -sfn ../../../bin/tstunnel $(DESTDIR)$(PREFIX)/lib/tstunnel/mutagen/ssh
 	ln -sfn ../../../bin/tstunnel $(DESTDIR)$(PREFIX)/lib/tstunnel/mutagen/scp
 	install -d $(DESTDIR)$(PREFIX)/lib/systemd/system $(DESTDIR)$(PREFIX)/lib/systemd/user
-	for unit in system/tstunnel.service system/tstunnel.socket user/tstunnel-user.service; do \
+	for unit in system/tstunnel.service system/tstunnel.socket user/tstunnel-user.service user/tstunnel-mutagen.service; do \
 		sed 's|/usr/local|$(PREFIX)|' packaging/$${unit#*/} >$(DESTDIR)$(PREFIX)/lib/systemd/$$unit; \
 	done
 

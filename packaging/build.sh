@@ -40,7 +40,7 @@ stage() {
         mkdir -p "$staged/man/man${page##*.}"
         gzip -9n <"$page" >"$staged/man/man${page##*.}/${page##*/}.gz"
     done
-    for unit in tstunnel.service tstunnel.socket tstunnel-user.service; do
+    for unit in tstunnel.service tstunnel.socket tstunnel-user.service tstunnel-mutagen.service; do
         # Debian 12 and RHEL 9 have a systemd before 253, as the unit says. The shell's own kill(1) is there everywhere.
         # shellcheck disable=SC2016 # systemd's variable
         sed -e 's|/usr/local/bin/|/usr/bin/|' -e '/^# Before systemd 253/d' \

@@ -11,7 +11,7 @@ most_user=80
 copies=$(mktemp -d)
 trap 'rm -rf "$copies"' EXIT
 version=$(systemd-analyze --version | sed -n '1s/^systemd \([0-9]*\).*/\1/p')
-for unit in tstunnel.service tstunnel.socket tstunnel-user.service; do
+for unit in tstunnel.service tstunnel.socket tstunnel-user.service tstunnel-mutagen.service; do
     # The program need not be installed for this.
     sed 's|/usr/local/bin/tstunnel|/bin/true|' "$folder/$unit" >"$copies/$unit"
     if [ "$version" -lt 253 ]; then
@@ -35,7 +35,7 @@ verify() {
 }
 
 verify --man=no verify "$copies/tstunnel.service" "$copies/tstunnel.socket"
-XDG_RUNTIME_DIR=$copies verify --man=no --user verify "$copies/tstunnel-user.service"
+XDG_RUNTIME_DIR=$copies verify --man=no --user verify "$copies/tstunnel-user.service" "$copies/tstunnel-mutagen.service"
 
 exposure() {
     local line

@@ -91,6 +91,8 @@ fn dispatch(args: Vec<OsString>) -> Result<Command> {
             (_, [only]) if only == "--help" => Command::Print(help::command_help(row)),
             (Commanded::Ssh, _) => Command::Ssh(rest),
             (Commanded::Scp, _) => Command::Scp(rest),
+            // Mutagen has no such command.
+            (_, [first, options @ ..]) if first == "env" => arguments::mutagen_env(options)?,
             _ => Command::Mutagen(rest),
         });
     }

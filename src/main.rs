@@ -90,8 +90,9 @@ fn dispatch(command: Command) -> Result<u8> {
         }
         Command::Upload(command) => {
             let dialler = dialler(&command.host, &command.overrides, &env)?;
-            let cli::Upload { file, name, mode, compress, .. } = command;
-            block_on(upload::run(&dialler, &upload::Upload { file, name, mode, compress })).map(|()| 0)
+            let cli::Upload { content, name, mode, compress, .. } = command;
+            let upload = upload::Upload { content, name, mode, compress };
+            block_on(upload::run(&dialler, &upload, &upload::Progress::on_stderr())).map(|()| 0)
         }
         Command::Check(command) => block_on(check::run(&command, &env, &mut std::io::stdout().lock())),
         Command::Classify(command) => {
@@ -108,7 +109,8 @@ fn dispatch(command: Command) -> Result<u8> {
             let tunnels = &found.tunnels;
             print(&if command.json { status::to_json(tunnels) } else { status::to_text(tunnels, now) })
         }
-        Command::Mutagen(args) => mutagen::run(&args, &env, &mut std::io::stderr()).map(|never| match never {}),
+        Command::Mutagen(args) => block_on(mutagen::run(&args, &env, &mut std::io::stderr())),
+        Command::MutagenEnv(shell) => print(&shell.line(mutagen::ssh_path(&env)?.as_os_str())),
         #[cfg(feature = "server")]
         Command::Serve(command) => {
             let path = command.config.unwrap_or_else(|| "/etc/tstunnel/server.toml".into());
@@ -199,7 +201,7 @@ fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
     result
 }
 
-fn print(text: &str) -> Result<u8> {
-    let written = std::io::stdout().write_all(text.as_bytes());
+fn print(text: &(impl AsRef<[u8]> + ?Sized)) -> Result<u8> {
+    let written = std::io::stdout().write_all(text.as_ref());
     written.map(|()| 0).map_err(|error| Error::new(Code::Internal, format!("cannot write to stdout: {error}")))
 }

@@ -1019,7 +1019,7 @@ fn a_daemon_is_told_by_the_ssh_that_it_starts() {
             other,
             "\
 mutagen         failed   config: the Mutagen daemon, process PID, was started without tstunnel: it takes the ssh in ROOT/other
-                         hint: run `mutagen daemon stop`, then this again: sessions go on by themselves
+                         hint: run `tstunnel mutagen daemon start`, which restarts it: sessions go on by themselves
 ",
             10,
         ),

@@ -4,6 +4,13 @@
 
 mod support;
 
+#[path = "mutagen_urls/daemon.rs"]
+mod daemon;
+#[path = "mutagen_urls/env.rs"]
+mod env;
+#[path = "mutagen_urls/project.rs"]
+mod project;
+
 use std::collections::BTreeSet;
 use std::fs;
 use std::io::{Read, Write};
@@ -14,7 +21,7 @@ use std::thread;
 
 use serde_json::Value;
 
-use support::mutagen::{Daemon, programs, text};
+use support::mutagen::{programs, text};
 use support::port;
 use support::process::run;
 use support::remote::{Remote, Setup, Transport};
@@ -29,6 +36,13 @@ fn user() -> User {
 
 fn mutagen(user: &User, arguments: &[&str]) -> Command {
     user.tstunnel(std::iter::once(&"mutagen").chain(arguments))
+}
+
+/// The real `mutagen`, as this user runs it without tstunnel.
+fn plain_mutagen(user: &User, arguments: &[&str]) -> Command {
+    let mut command = user.run(programs().join("mutagen").to_str().unwrap());
+    command.args(arguments);
+    command
 }
 
 /// `sync create`, whose session watches as often as a test wants.
@@ -129,24 +143,6 @@ fn a_url_that_lacks_something_is_refused_before_mutagen_runs() {
     let output = sync(&user, &user.home(), "tstunnel://host123/app?endpoint=localhost").output().unwrap();
     assert_refused(&output, 1, "`host123` has no `cert` and `key`", "cert=");
     assert!(!user.memory().exists() && !user.home().join(".mutagen").exists());
-}
-
-#[test]
-fn a_daemon_that_was_started_without_tstunnel_is_reported() {
-    let daemon = Daemon::start_with(Vec::new());
-    let user = User::with(vec![
-        ("TSTUNNEL_MUTAGEN", programs().join("mutagen").into()),
-        ("MUTAGEN_DATA_DIRECTORY", daemon.folder("data").into()),
-    ]);
-    let url = "tstunnel://host123/app?endpoint=localhost&cert=client.crt&key=client.key";
-    let output = sync(&user, &user.home(), url).output().unwrap();
-    assert_refused(&output, 1, "was started without tstunnel", "mutagen daemon stop");
-    assert!(!user.memory().exists() && daemon.sync_sessions().is_empty());
-
-    let listed = mutagen(&user, &["sync", "list"]).output().unwrap();
-    assert!(listed.status.success());
-    let stderr = String::from_utf8_lossy(&listed.stderr);
-    assert!(stderr.starts_with("tstunnel: warning: the Mutagen daemon, process "), "{stderr}");
 }
 
 #[test]

@@ -101,6 +101,7 @@ fn the_tutorial_leads_to_a_folder_that_is_synchronised() {
         assert_eq!(fs::read_to_string(reader.home(host).join("app/hello.txt")).unwrap(), "hello\n");
     }
     assert!(reader.home("forward.sock").exists());
+    assert_eq!(fs::read_to_string(reader.home("host123/src/hello.txt")).unwrap(), "hello\n");
 }
 
 #[test]

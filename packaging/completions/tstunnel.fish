@@ -14,7 +14,7 @@ end
 # Prints the command before the cursor, and a line for each of its operands.
 function __tstunnel_words
     # {valued}
-    set -l valued --as --ca --cert --config --dir --endpoint --env --exit-status --key --mode --sni --source --target --upgrade-base --user
+    set -l valued --as --ca --cert --config --dir --endpoint --env --exit-status --key --mode --shell --sni --source --target --upgrade-base --user
     # {/valued}
     set -l words (commandline -opc)[2..]
     set -l found

@@ -1,6 +1,6 @@
 //! What stood behind a command → that [`Command`]: a reader for each. No I/O.
 
-use std::path::PathBuf;
+use std::ffi::OsString;
 
 use super::options::{self, CommandRow, Commanded, Opt};
 use super::read::{Given, usage, utf8};
@@ -8,6 +8,8 @@ use super::{Classify, Command, Connect, Exec, Status, Upload, WITH_SERVER, comma
 #[cfg(feature = "server")]
 use super::{Pki, PkiAction, Serve, ServeAction};
 use crate::client::check::Check;
+use crate::client::mutagen::env::Shell;
+use crate::client::upload::Content;
 use crate::config::Overrides;
 use crate::config::url::{self, Target, TunnelUrl};
 use crate::error::{Code, Error, Result};
@@ -39,10 +41,16 @@ impl Given {
                 }))
             }
             Commanded::Upload => {
-                let file = PathBuf::from(next());
+                let content = match next() {
+                    stdin if stdin == "-" => Content::Stdin,
+                    file => Content::File(file.into()),
+                };
                 let (host, name) = host_and_name(utf8(next())?)?;
+                if content == Content::Stdin && name.is_none() {
+                    return Err(usage("stdin has no name of its own", "write `tstunnel upload - HOST:NAME`"));
+                }
                 Ok(Command::Upload(Upload {
-                    file,
+                    content,
                     host,
                     name,
                     overrides: self.overrides()?,
@@ -166,6 +174,21 @@ impl Given {
             })
             .collect()
     }
+}
+
+/// What stands behind `mutagen env`.
+pub(super) fn mutagen_env(options: &[OsString]) -> Result<Command> {
+    let hint = "write `tstunnel mutagen env`, for fish with --shell fish behind it";
+    let name = match options {
+        [] => "sh".to_owned(),
+        [option, name] if option == "--shell" => utf8(name.clone())?,
+        [option] if option.as_encoded_bytes().starts_with(b"--shell=") => {
+            utf8(option.clone())?.trim_start_matches("--shell=").to_owned()
+        }
+        _ => return Err(usage("`mutagen env` takes --shell and nothing else", hint)),
+    };
+    let known = Shell::from_name(&name);
+    known.map(Command::MutagenEnv).ok_or_else(|| usage(format!("`{name}` is no shell that is known"), hint))
 }
 
 /// Where a URL such as `tstunnel://HOST/tcp:localhost:8080` leads.

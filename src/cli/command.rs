@@ -1,9 +1,12 @@
 //! What a command line comes to: one [`Command`], with everything that it says. Data alone.
 
 use std::ffi::OsString;
+#[cfg(feature = "server")]
 use std::path::PathBuf;
 
 use crate::client::check::Check;
+use crate::client::mutagen::env::Shell;
+use crate::client::upload::Content;
 use crate::config::Overrides;
 
 /// What a command line asks for.
@@ -25,6 +28,8 @@ pub enum Command {
     Classify(Classify),
     /// Run Mutagen with these arguments.
     Mutagen(Vec<OsString>),
+    /// `mutagen env`, for a shell of this kind.
+    MutagenEnv(Shell),
     /// `status`
     Status(Status),
     /// `serve`
@@ -70,11 +75,11 @@ pub struct Exec {
 /// `upload FILE HOST[:NAME]`
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Upload {
-    /// The local file.
-    pub file: PathBuf,
+    /// The local file, or stdin.
+    pub content: Content,
     /// A host, or a `tstunnel://` URL, whose path is then the name.
     pub host: String,
-    /// The name on the host; the file's own if `None`.
+    /// The name on the host; the file's own if `None`, which stdin does not have.
     pub name: Option<String>,
     /// What the options say about the host.
     pub overrides: Overrides,

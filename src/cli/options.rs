@@ -101,6 +101,7 @@ pub enum Opt {
     Mutagen,
     NoCompress,
     Raw,
+    Shell,
     Sni,
     Source,
     Target,

@@ -1,4 +1,5 @@
 use super::*;
+use crate::client::upload::Content;
 use crate::config::Overrides;
 use crate::error::Code;
 #[cfg(feature = "server")]
@@ -138,7 +139,9 @@ fn a_urls_forwarding_is_the_target_of_connect_unless_an_option_says_otherwise() 
 #[test]
 fn upload_splits_host_and_name_and_a_urls_path_is_the_name() {
     let upload = |target: &str| match parsed(&["upload", "f", target]) {
-        Command::Upload(Upload { file, host, name, mode: None, compress: true, .. }) if file == Path::new("f") => {
+        Command::Upload(Upload { content, host, name, mode: None, compress: true, .. })
+            if content == Content::File("f".into()) =>
+        {
             (host, name)
         }
         other => panic!("{other:?}"),
@@ -158,6 +161,8 @@ fn upload_splits_host_and_name_and_a_urls_path_is_the_name() {
     assert!(refused(&["upload", "f", "tstunnel://h/n?x=1"]).text.contains("unknown parameter"));
     let Command::Upload(found) = parsed(&["upload", "--mode=0755", "--no-compress", "f", "h"]) else { panic!() };
     assert_eq!((found.mode, found.compress), (Some(0o755), false));
+    let Command::Upload(found) = parsed(&["upload", "-", "h:n"]) else { panic!() };
+    assert_eq!((found.content, found.name), (Content::Stdin, Some("n".to_owned())));
     for mode in ["", "9", "+7", "1777", "rwx", "00000000000000000"] {
         let said = parse(OsStr::new("tstunnel"), words(&["upload", "--mode", mode, "f", "h"]));
         assert_eq!(said.is_ok(), mode.len() > 4, "{mode}");
@@ -293,6 +298,8 @@ fn what_is_wrong_is_refused_in_words() {
         (&["exec", "--env", "=x", "h", "ls"], "names no variable"),
         (&["connect", "--env", "A", "h"], "--env"),
         (&["upload", "f"], "needs FILE HOST"),
+        (&["upload", "-", "h"], "no name"),
+        (&["mutagen", "env", "--shell", "x"], "no shell"),
         (&["classify", "x"], "too many"),
         (&["status", "x"], "too many"),
     ] {

@@ -1,12 +1,15 @@
 //! `tstunnel mutagen ARGS…`: becomes `mutagen`, with `MUTAGEN_SSH_PATH` set and `tstunnel://` URLs in Mutagen's terms.
 //!
-//! In this order, so that what fails leaves nothing behind: [`rewrite`] the arguments, see to the folder with the
-//! stand-ins, ask whether a running [`daemon`] knows that folder, remember the URLs' parameters, exec(2).
+//! In this order, so that what fails leaves nothing behind: [`rewrite`] the arguments and the file of a [`project`], see to
+//! the folder with the stand-ins, see that a running [`daemon`] knows that folder, remember the URLs' parameters, exec(2).
 
 pub mod daemon;
+pub mod env;
+pub mod project;
+mod restart;
 pub mod rewrite;
+mod yaml;
 
-use std::convert::Infallible;
 use std::ffi::{OsStr, OsString};
 use std::fs;
 use std::io::{self, Read, Write};
@@ -19,6 +22,7 @@ use std::time::{Duration, Instant};
 use crate::config::{self, Environment};
 use crate::error::{Code, Error, Result, printable};
 use daemon::{Daemon, Need, Standins};
+use restart::Restart;
 
 /// What this process stands in, beside the [`Environment`].
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,17 +34,38 @@ struct Surroundings<'a> {
     mutagen_data_directory: Option<PathBuf>,
     /// `TSTUNNEL_MUTAGEN`.
     mutagen: Option<PathBuf>,
+    /// `TSTUNNEL_MUTAGEN_DAEMON`.
+    daemon: Option<OsString>,
 }
 
-/// Runs Mutagen in this process's place. Warnings go to `stderr`.
+/// Mutagen's command, ready to be run.
+struct Prepared {
+    command: Command,
+    /// What is given to it instead of a project's file, for as long as it runs.
+    copy: Option<project::Copy>,
+}
+
+/// Runs Mutagen: in this process's place, but where there is something to be done behind it. Returns its exit status. News and
+/// warnings go to `stderr`.
 ///
 /// # Errors
-/// `config` where Mutagen is not there, its daemon cannot serve the command, or a URL lacks something; `usage` for a URL that
-/// makes no sense; it returns in no other case.
-pub fn run(args: &[OsString], env: &Environment, stderr: &mut dyn Write) -> Result<Infallible> {
-    let mut command = prepare(args, &Surroundings::of_process(env)?, stderr)?;
-    let error = command.exec();
-    Err(not_started(command.get_program(), &error))
+/// `config` where Mutagen is not there, its daemon cannot serve the command, or a URL or a project's file lacks something;
+/// `usage` for a URL that makes no sense.
+pub async fn run(args: &[OsString], env: &Environment, stderr: &mut dyn Write) -> Result<u8> {
+    let surroundings = Surroundings::of_process(env)?;
+    let mut prepared = prepare(args, &surroundings, stderr)?;
+    match prepared.copy {
+        Some(copy) => copy.run(prepared.command).await,
+        None => Err(not_started(surroundings.mutagen(), &prepared.command.exec())),
+    }
+}
+
+/// The folder for `MUTAGEN_SSH_PATH`, which is there from then on.
+///
+/// # Errors
+/// `config` where it cannot be made.
+pub fn ssh_path(env: &Environment) -> Result<PathBuf> {
+    standins(&Surroundings::of_process(env)?)
 }
 
 /// The failure to start Mutagen.
@@ -56,14 +81,15 @@ fn not_started(program: &OsStr, error: &io::Error) -> Error {
 
 impl Surroundings<'_> {
     fn of_process(env: &Environment) -> Result<Surroundings<'_>> {
-        let path = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+        let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
         let program = std::env::current_exe()
             .map_err(|error| Error::new(Code::Internal, format!("this program's file is unknown: {error}")))?;
         Ok(Surroundings {
             env,
             program,
-            mutagen_data_directory: path("MUTAGEN_DATA_DIRECTORY"),
-            mutagen: path("TSTUNNEL_MUTAGEN"),
+            mutagen_data_directory: set("MUTAGEN_DATA_DIRECTORY").map(PathBuf::from),
+            mutagen: set("TSTUNNEL_MUTAGEN").map(PathBuf::from),
+            daemon: set("TSTUNNEL_MUTAGEN_DAEMON"),
         })
     }
 
@@ -135,27 +161,40 @@ pub fn running_daemon(env: &Environment) -> Result<Daemon> {
 
 /// The words for a daemon that starts another `ssh`.
 pub fn is_another(pid: i32, ssh_path: Option<&Path>) -> String {
-    let place = ssh_path.map_or_else(|| "on PATH".to_owned(), |path| format!("in {}", path.display()));
+    let place = place(ssh_path);
     format!("the Mutagen daemon, process {pid}, was started without tstunnel: it takes the ssh {place}")
 }
 
-/// The words for a daemon that does not show its environment.
+fn place(ssh_path: Option<&Path>) -> String {
+    ssh_path.map_or_else(|| "on PATH".to_owned(), |path| format!("in {}", path.display()))
+}
+
+/// The words for a daemon that does not show its environment, which may be as it should.
 pub const IS_UNKNOWN: &str = "the running Mutagen daemon does not show whether it takes tstunnel's ssh";
 
-/// What to do about a daemon that was started without tstunnel.
+/// What to do about that, where it is not.
 pub const STOP_HINT: &str = "run `mutagen daemon stop`, then this again: sessions go on by themselves";
 
-/// Everything up to the exec(2).
-fn prepare(args: &[OsString], surroundings: &Surroundings<'_>, stderr: &mut dyn Write) -> Result<Command> {
-    let rewritten = rewrite::rewrite(args, surroundings.env)?;
+/// What to do about a daemon that was started without tstunnel.
+pub const RESTART_HINT: &str = "run `tstunnel mutagen daemon start`, which restarts it: sessions go on by themselves";
+
+/// Everything before it is run.
+fn prepare(args: &[OsString], surroundings: &Surroundings<'_>, stderr: &mut dyn Write) -> Result<Prepared> {
+    let mut rewritten = rewrite::rewrite(args, surroundings.env)?;
+    let project = project::rewrite(args, surroundings.env)?;
     let folder = standins(surroundings)?;
-    check_daemon(args, &folder, surroundings, stderr)?;
-    for (alias, remembered) in &rewritten.remember {
+    see_to_daemon(args, &folder, surroundings, stderr)?;
+    let remember = project.iter().flat_map(|project| &project.remember);
+    for (alias, remembered) in rewritten.remember.iter().chain(remember) {
         config::remember(alias, remembered, surroundings.env)?;
+    }
+    let copy = project.map(|project| project.copy()).transpose()?;
+    if let Some(copy) = &copy {
+        copy.put_into(&mut rewritten.args);
     }
     let mut command = Command::new(surroundings.mutagen());
     command.args(rewritten.args).env("MUTAGEN_SSH_PATH", folder);
-    Ok(command)
+    Ok(Prepared { command, copy })
 }
 
 /// The folder in which `ssh` and `scp` are this program. Its path stays the same, since a daemon keeps it.
@@ -219,12 +258,14 @@ fn link_all(folder: &Path, program: &Path) -> io::Result<()> {
 /// How long a daemon that was told to stop may take: `mutagen daemon stop` returns before its process has ended.
 const STOPPING: Duration = Duration::from_secs(1);
 
-fn check_daemon(
+/// Sees that the daemon that runs, if one does, serves the command.
+fn see_to_daemon(
     args: &[OsString],
     folder: &Path,
     surroundings: &Surroundings<'_>,
     stderr: &mut dyn Write,
 ) -> Result<()> {
+    let may_restart = restart::is_allowed(surroundings.daemon.as_ref())?;
     let need = daemon::need(args);
     if need == Need::Never {
         return Ok(());
@@ -233,24 +274,44 @@ fn check_daemon(
     let standins = Standins { folder, program: &surroundings.program };
     let mut found = daemon::find(&data_directory, &standins);
     let patience = Instant::now() + STOPPING;
-    while need == Need::Must && matches!(found, Daemon::Other { .. }) && Instant::now() < patience {
+    while need == Need::Must && !may_restart && matches!(found, Daemon::Other { .. }) && Instant::now() < patience {
         std::thread::sleep(STOPPING / 50);
         found = daemon::find(&data_directory, &standins);
     }
-    let (text, certain) = match found {
+    // That nobody reads stderr is no reason to stop.
+    let mut say = |text: String| drop(writeln!(stderr, "tstunnel: {}", printable(&text)));
+    let (pid, ssh_path) = match found {
         Daemon::None | Daemon::Ours => return Ok(()),
-        Daemon::Other { pid, ssh_path } => (is_another(pid, ssh_path.as_deref()), true),
         // One that cannot be seen may well be right.
         Daemon::Unknown if need == Need::May => return Ok(()),
-        Daemon::Unknown => (IS_UNKNOWN.to_owned(), false),
+        Daemon::Unknown => {
+            say(format!("warning: {IS_UNKNOWN}"));
+            say(format!("hint: {STOP_HINT}"));
+            return Ok(());
+        }
+        Daemon::Other { pid, ssh_path } => (pid, ssh_path),
     };
-    let hint = STOP_HINT;
-    if need == Need::Must && certain {
-        return Err(Error::new(Code::Config, text).with_hint(hint));
+    let text = is_another(pid, ssh_path.as_deref());
+    match (need, may_restart) {
+        (Need::Must, false) => Err(Error::new(Code::Config, text).with_hint(
+            "run `mutagen daemon stop`, then this again, or unset TSTUNNEL_MUTAGEN_DAEMON: sessions go on by themselves",
+        )),
+        (Need::Must, true) => {
+            let mutagen = surroundings.mutagen();
+            let start = !daemon::is_about_the_daemon(args);
+            Restart { mutagen, data_directory: &data_directory, standins, start }.run(|pid| {
+                let place = place(ssh_path.as_deref());
+                say(format!(
+                    "restarting the Mutagen daemon, process {pid}, which takes the ssh {place}: sessions go on by themselves"
+                ));
+            })
+        }
+        _ => {
+            say(format!("warning: {text}"));
+            say(format!("hint: {RESTART_HINT}"));
+            Ok(())
+        }
     }
-    // That nobody reads stderr is no reason to stop.
-    drop(writeln!(stderr, "tstunnel: warning: {}\ntstunnel: hint: {hint}", printable(&text)));
-    Ok(())
 }
 
 #[cfg(test)]
@@ -281,7 +342,7 @@ mod tests {
 
         fn surroundings(&self) -> Surroundings<'_> {
             let program = self.path("usr/bin/tstunnel");
-            Surroundings { env: &self.env, program, mutagen_data_directory: None, mutagen: None }
+            Surroundings { env: &self.env, program, mutagen_data_directory: None, mutagen: None, daemon: None }
         }
     }
 
@@ -347,7 +408,7 @@ mod tests {
         let machine = Machine::new();
         let args = ["sync", "create", "a", "tstunnel://h/p?endpoint=e&cert=c&key=k"].map(OsString::from);
         let mut stderr = Vec::new();
-        let command = prepare(&args, &machine.surroundings(), &mut stderr).unwrap();
+        let command = prepare(&args, &machine.surroundings(), &mut stderr).unwrap().command;
         assert_eq!(command.get_program(), "mutagen");
         assert_eq!(command.get_args().collect::<Vec<_>>(), ["sync", "create", "a", "h.e:/p"]);
         let folder = machine.path("home/.local/share/tstunnel/mutagen");
@@ -358,7 +419,7 @@ mod tests {
         let kept = config::recall("h.e", &machine.env).unwrap().unwrap();
         assert_eq!(kept.parameters.cert.as_deref(), machine.path("work/c").to_str());
         let named = Surroundings { mutagen: Some("/opt/mutagen".into()), ..machine.surroundings() };
-        let command = prepare(&args[..1], &named, &mut Vec::new()).unwrap();
+        let command = prepare(&args[..1], &named, &mut Vec::new()).unwrap().command;
         assert_eq!(command.get_program(), "/opt/mutagen");
     }
 }

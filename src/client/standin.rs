@@ -86,9 +86,9 @@ pub async fn run(ours: Ours, env: &Environment) -> Result<u8> {
         Ours::Scp(scp) => {
             let dialler = dialler(&scp.destination, &scp.defaults, scp.address_family, env)?;
             for file in scp.uploads {
-                let upload =
-                    upload::Upload { file: file.source, name: Some(file.name), mode: None, compress: scp.compress };
-                upload::run(&dialler, &upload).await?;
+                let content = upload::Content::File(file.source);
+                let upload = upload::Upload { content, name: Some(file.name), mode: None, compress: scp.compress };
+                upload::run(&dialler, &upload, &upload::Progress::none()).await?;
             }
             Ok(0)
         }

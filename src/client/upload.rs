@@ -1,12 +1,16 @@
 //! `tstunnel upload`, and what the `scp` stand-in does: a file into the account's home directory on the host.
 //!
 //! The file's digest goes ahead of it, so that a server which holds the content needs no body. After a broken connection
-//! the server says how much it holds and the rest is sent, until nothing moves for as long as the host's `resume`.
+//! the server says how much it holds and the rest is sent, until nothing moves for as long as the host's `resume`; that is said
+//! on stderr. stdin is read to its end first.
+
+mod progress;
+mod spool;
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use aws_lc_rs::digest;
@@ -14,12 +18,15 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use tokio::time::Instant;
 
-use crate::client::dial::{Connection, Dialler};
+use crate::client::dial::{Connection, Dialler, reason};
 use crate::client::redial::may_pass;
 use crate::error::{Code, Error, Result};
 use crate::protocol::encoding::percent_encode;
 use crate::protocol::head::{Request, Response};
 use crate::protocol::{HEADER_MODE, HEADER_UNENCODED_DIGEST, HEADER_UPLOAD_OFFSET, HEADER_USER};
+
+pub use progress::Progress;
+use progress::bytes;
 
 /// A body larger than this is sent as it is: it is compressed in memory, because its length goes ahead of it.
 const COMPRESS_BELOW_BYTES: u64 = 64 << 20;
@@ -32,14 +39,36 @@ const CONTINUE_WAIT: Duration = Duration::from_secs(1);
 /// The first pause before another attempt, and the longest.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
+/// The permission bits of what has none of its own: as long as nobody says otherwise, it is the account's alone.
+const STDIN_MODE: u32 = 0o600;
+
+/// Where the content is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Content {
+    /// In a local file.
+    File(PathBuf),
+    /// On stdin, until its end.
+    Stdin,
+}
+
+impl Content {
+    /// What a person calls it.
+    fn name(&self) -> String {
+        match self {
+            Content::File(path) => path.display().to_string(),
+            Content::Stdin => "stdin".to_owned(),
+        }
+    }
+}
+
 /// What is to be put where.
 #[derive(Clone, Debug)]
 pub struct Upload {
-    /// The local file.
-    pub file: PathBuf,
+    /// What is sent.
+    pub content: Content,
     /// Its name in the account's home directory; the file's own if `None`.
     pub name: Option<String>,
-    /// Its permission bits; the file's own if `None`.
+    /// Its permission bits; the file's own if `None`, or those of its owner alone.
     pub mode: Option<u32>,
     /// Whether to compress it on the way.
     pub compress: bool,
@@ -49,30 +78,40 @@ pub struct Upload {
 struct Source {
     file: File,
     size: u64,
-    path: PathBuf,
+    /// What a person calls it.
+    name: String,
     sha256: digest::Digest,
     request_path: String,
     mode: u32,
     compress: bool,
+    progress: Progress,
 }
 
 enum Attempt {
-    Stored,
+    /// With whether any of it had to be sent.
+    Stored {
+        was_sent: bool,
+    },
     Refused(Error),
     Broken(Error),
 }
 
-/// Puts the file there.
+/// Puts the file there, and shows how that goes.
 ///
 /// # Errors
-/// `usage` for a file that cannot be read, those of [`Dialler::dial`], and the server's refusal.
-pub async fn run(dialler: &Dialler, upload: &Upload) -> Result<()> {
+/// `usage` for a file that cannot be read, `config` where there is no room for stdin, those of [`Dialler::dial`], and the
+/// server's refusal.
+pub async fn run(dialler: &Dialler, upload: &Upload, progress: &Progress) -> Result<()> {
     let opened = {
-        let upload = upload.clone();
-        tokio::task::spawn_blocking(move || Source::open(&upload))
+        let (upload, progress) = (upload.clone(), progress.clone());
+        tokio::task::spawn_blocking(move || Source::open(&upload, progress))
     };
-    // The digest is computed while the connection is made.
-    let (source, connection) = tokio::join!(opened, dialler.dial());
+    let (source, connection) = match upload.content {
+        // The digest is computed while the connection is made.
+        Content::File(_) => tokio::join!(opened, dialler.dial()),
+        // Nobody knows how long this takes; a connection would not wait.
+        Content::Stdin => (opened.await, dialler.dial().await),
+    };
     let source = source.map_err(|error| Error::new(Code::Internal, format!("reading the file failed: {error}")))??;
     let mut attempt = source.send(connection?, dialler, 0).await;
     let patience = dialler.host().resume.unwrap_or_default();
@@ -81,7 +120,14 @@ pub async fn run(dialler: &Dialler, upload: &Upload) -> Result<()> {
     let mut held = 0;
     loop {
         let error = match attempt {
-            Attempt::Stored => return Ok(()),
+            Attempt::Stored { was_sent: true } => {
+                progress.sent();
+                return Ok(());
+            }
+            Attempt::Stored { was_sent: false } => {
+                progress.was_there(&dialler.host().alias);
+                return Ok(());
+            }
             Attempt::Refused(error) => return Err(error),
             Attempt::Broken(error) => error,
         };
@@ -89,6 +135,7 @@ pub async fn run(dialler: &Dialler, upload: &Upload) -> Result<()> {
             return Err(error);
         }
         tracing::info!(%error, held, "upload interrupted");
+        progress.waiting();
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(BACK_OFF.1);
         attempt = match source.carry_on(dialler).await {
@@ -96,6 +143,8 @@ pub async fn run(dialler: &Dialler, upload: &Upload) -> Result<()> {
                 if offset > held {
                     (held, pause, deadline) = (offset, BACK_OFF.0, Instant::now() + patience);
                 }
+                let (there, all) = (bytes(offset), bytes(source.size));
+                progress.say(&format!("the upload was interrupted and goes on at {there} of {all} ({})", error.text));
                 source.send(connection, dialler, offset).await
             }
             // What breaks a handshake has broken the upload before: neither is the server's decision.
@@ -111,31 +160,39 @@ fn is_passing(error: &Error) -> bool {
 }
 
 impl Source {
-    fn open(upload: &Upload) -> Result<Source> {
-        let path = upload.file.clone();
-        let unreadable = |why: String| {
-            Error::new(Code::Usage, format!("cannot read {}: {why}", path.display()))
-                .with_hint("check the file's name and permissions")
+    fn open(upload: &Upload, progress: Progress) -> Result<Source> {
+        let shown = upload.content.name();
+        let (file, size, sha256, own_mode) = match &upload.content {
+            Content::File(path) => {
+                let failed = |error: std::io::Error| unreadable(&shown, &reason(&error));
+                let mut file = File::open(path).map_err(failed)?;
+                let metadata = file.metadata().map_err(failed)?;
+                if !metadata.is_file() {
+                    return Err(unreadable(&shown, "it is not a regular file"));
+                }
+                progress.reading("reading", Some(metadata.len()));
+                let sha256 = sha256(&mut file, &progress).map_err(failed)?;
+                (file, metadata.len(), sha256, metadata.permissions().mode())
+            }
+            Content::Stdin => {
+                progress.reading("reading stdin", None);
+                let spooled = spool::spool(std::io::stdin().lock(), &progress)?;
+                (spooled.file, spooled.size, spooled.sha256, STDIN_MODE)
+            }
         };
-        let failed = |error: std::io::Error| unreadable(crate::client::dial::reason(&error));
-        let mut file = File::open(&path).map_err(failed)?;
-        let metadata = file.metadata().map_err(failed)?;
-        if !metadata.is_file() {
-            return Err(unreadable("it is not a regular file".to_owned()));
-        }
         let name = match &upload.name {
             Some(name) => name.clone(),
-            None => own_name(&path)?,
+            None => own_name(&upload.content)?,
         };
-        let sha256 = sha256(&mut file).map_err(failed)?;
         Ok(Source {
-            size: metadata.len(),
+            size,
             sha256,
             request_path: format!("/copy/{}", percent_encode(&name)),
-            mode: upload.mode.unwrap_or(metadata.permissions().mode()) & 0o777,
+            mode: upload.mode.unwrap_or(own_mode) & 0o777,
             compress: upload.compress,
             file,
-            path,
+            name: shown,
+            progress,
         })
     }
 
@@ -165,14 +222,14 @@ impl Source {
 
     async fn send(&self, mut connection: Connection, dialler: &Dialler, offset: u64) -> Attempt {
         match self.try_send(&mut connection, dialler, offset).await {
-            Ok(response) if matches!(response.status, 200 | 201) => {
+            Ok((response, was_sent)) if matches!(response.status, 200 | 201) => {
                 let endpoint = &dialler.host().endpoint.host;
                 match self.check_stored(&response, &connection.body(&response).await, endpoint) {
-                    Ok(()) => Attempt::Stored,
+                    Ok(()) => Attempt::Stored { was_sent },
                     Err(error) => Attempt::Refused(error),
                 }
             }
-            Ok(response) => Attempt::Refused(connection.refusal(&response).await),
+            Ok((response, _)) => Attempt::Refused(connection.refusal(&response).await),
             Err(error) if is_passing(&error) => Attempt::Broken(error),
             Err(error) => Attempt::Refused(error),
         }
@@ -194,12 +251,15 @@ impl Source {
         if stored.sha256.eq_ignore_ascii_case(&ours) {
             return Ok(());
         }
-        let text = format!("{endpoint} says that it stored another content than {}", self.path.display());
+        let text = format!("{endpoint} says that it stored another content than {}", self.name);
         Err(Error::new(Code::Protocol, text))
     }
 
-    async fn try_send(&self, connection: &mut Connection, dialler: &Dialler, offset: u64) -> Result<Response> {
+    /// The server's answer, and whether it wanted anything of the body.
+    async fn try_send(&self, connection: &mut Connection, dialler: &Dialler, offset: u64) -> Result<(Response, bool)> {
         let mut body = self.body(offset)?;
+        let name = self.name.rsplit('/').next().unwrap_or_default();
+        self.progress.sending(name, self.size, offset);
         let mut request = self
             .request("POST", dialler)
             .field("Content-Length", body.length)
@@ -213,32 +273,28 @@ impl Source {
         }
         connection.send(&request.into_bytes()).await?;
         match tokio::time::timeout(CONTINUE_WAIT, connection.answer()).await {
-            Ok(Ok(response)) if response.status != 100 => return Ok(response),
+            Ok(Ok(response)) if response.status != 100 => return Ok((response, false)),
             Ok(Err(error)) => return Err(error),
             Ok(Ok(_)) | Err(_) => {}
         }
-        while let Some(chunk) = body.next(&self.path)? {
+        while let Some(chunk) = body.next(&self.name)? {
             if let Err(error) = connection.send(&chunk).await {
                 // A refusal in the middle of the body says more than the reset behind it.
-                return connection.answer_sent_before(error).await;
+                return connection.answer_sent_before(error).await.map(|response| (response, true));
             }
+            self.progress.at(offset + body.sent_of(self.size - offset));
         }
         loop {
             let response = connection.answer().await?;
             if response.status != 100 {
-                return Ok(response);
+                return Ok((response, true));
             }
         }
     }
 
     /// What is sent from `offset` on, compressed where that is wanted and fits into memory.
     fn body(&self, offset: u64) -> Result<Body> {
-        let unreadable = |error: std::io::Error| {
-            Error::new(
-                Code::Usage,
-                format!("cannot read {}: {}", self.path.display(), crate::client::dial::reason(&error)),
-            )
-        };
+        let unreadable = |error: std::io::Error| unreadable(&self.name, &reason(&error));
         let mut file = self.file.try_clone().map_err(unreadable)?;
         file.seek(SeekFrom::Start(offset)).map_err(unreadable)?;
         let length = self.size - offset;
@@ -261,7 +317,13 @@ struct Body {
 }
 
 impl Body {
-    fn next(&mut self, path: &Path) -> Result<Option<Vec<u8>>> {
+    /// How much of `size` bytes has been sent, which the body holds in more or less than that many.
+    fn sent_of(&self, size: u64) -> u64 {
+        let sent = u128::from(self.length - self.left) * u128::from(size);
+        u64::try_from(sent.checked_div(self.length.into()).unwrap_or(0)).unwrap_or(size)
+    }
+
+    fn next(&mut self, name: &str) -> Result<Option<Vec<u8>>> {
         let count = self.left.min(CHUNK_BYTES as u64);
         if count == 0 {
             return Ok(None);
@@ -273,7 +335,7 @@ impl Body {
             None => {
                 let mut chunk = vec![0; count as usize];
                 self.file.read_exact(&mut chunk).map_err(|error| {
-                    let text = format!("{} changed while it was sent: {error}", path.display());
+                    let text = format!("{name} changed while it was sent: {error}");
                     Error::new(Code::Usage, text).with_hint("send it again once nothing writes to it")
                 })?;
                 Ok(Some(chunk))
@@ -282,21 +344,33 @@ impl Body {
     }
 }
 
-fn own_name(path: &Path) -> Result<String> {
-    let name = path.file_name().and_then(|name| name.to_str());
+fn unreadable(what: &str, why: &str) -> Error {
+    Error::new(Code::Usage, format!("cannot read {what}: {why}")).with_hint("check the file's name and permissions")
+}
+
+fn own_name(content: &Content) -> Result<String> {
+    let name = match content {
+        Content::File(path) => path.file_name().and_then(|name| name.to_str()),
+        Content::Stdin => None,
+    };
     name.map(str::to_owned).ok_or_else(|| {
-        Error::new(Code::Usage, format!("{} has no name that can be sent", path.display()))
+        Error::new(Code::Usage, format!("{} has no name that can be sent", content.name()))
             .with_hint("give the name that it shall have, as HOST:NAME")
     })
 }
 
-fn sha256(file: &mut File) -> std::io::Result<digest::Digest> {
+fn sha256(file: &mut File, progress: &Progress) -> std::io::Result<digest::Digest> {
     let mut context = digest::Context::new(&digest::SHA256);
     let mut chunk = vec![0; CHUNK_BYTES];
+    let mut position = 0;
     loop {
         match file.read(&mut chunk)? {
             0 => return Ok(context.finish()),
-            count => context.update(&chunk[..count]),
+            count => {
+                context.update(chunk.get(..count).unwrap_or_default());
+                position += count as u64;
+                progress.at(position);
+            }
         }
     }
 }

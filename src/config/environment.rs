@@ -68,6 +68,23 @@ impl Environment {
         }
     }
 
+    /// The same as it is to a file in `folder`: what a URL there says is relative to that, and the variables still are to
+    /// the current folder.
+    ///
+    /// # Errors
+    /// `config` for a path that means nothing.
+    pub fn within(&self, folder: &Path) -> Result<Environment> {
+        let fixed = |path: &Option<PathBuf>, name: &str| path.as_deref().map(|path| self.path(path, name)).transpose();
+        Ok(Environment {
+            cert: fixed(&self.cert, "TSTUNNEL_CERT")?,
+            key: fixed(&self.key, "TSTUNNEL_KEY")?,
+            ca: fixed(&self.ca, "TSTUNNEL_CA")?,
+            config: fixed(&self.config, "TSTUNNEL_CONFIG")?,
+            current_dir: self.current_dir.join(folder),
+            ..self.clone()
+        })
+    }
+
     /// The user's file, where there is a place for one.
     pub fn user_file(&self) -> Option<PathBuf> {
         Some(self.base_folder(self.xdg_config_home.as_deref(), ".config")?.join("tstunnel/config.toml"))

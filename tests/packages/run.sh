@@ -178,7 +178,8 @@ check_units() {
     local unit line
     quietly inside systemd-analyze --man=no verify tstunnel.service tstunnel.socket
     [ ! -s "$work/output" ] || fail "systemd-analyze verify: $(cat "$work/output")"
-    quietly inside env XDG_RUNTIME_DIR=/run systemd-analyze --man=no --user verify /usr/lib/systemd/user/tstunnel-user.service
+    quietly inside env XDG_RUNTIME_DIR=/run systemd-analyze --man=no --user verify \
+        /usr/lib/systemd/user/tstunnel-user.service /usr/lib/systemd/user/tstunnel-mutagen.service
     [ ! -s "$work/output" ] || fail "systemd-analyze --user verify: $(cat "$work/output")"
     for unit in system/tstunnel.service user/tstunnel-user.service; do
         line=$(inside systemd-analyze security --offline=true --no-pager "/usr/lib/systemd/$unit" | tail -n 1)

@@ -149,6 +149,15 @@ impl Daemon {
         wait_for("the daemon has stopped", SOON, || self.process.ended());
     }
 
+    /// Whether it has ended by now, and how.
+    pub(crate) fn ended(&mut self) -> Option<std::process::ExitStatus> {
+        self.process.ended()
+    }
+
+    pub(crate) fn signal(&self, signal: process::Signal) {
+        self.process.signal(signal);
+    }
+
     /// Kills the daemon, and nothing that it has started.
     pub(crate) fn kill(&mut self) {
         self.process.kill();

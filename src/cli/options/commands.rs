@@ -67,9 +67,17 @@ pub const COMMANDS: &[CommandRow] = &[
         operands: "FILE HOST[:NAME]",
         words: Words::Between(2, 2),
         sentence: "put a file into the account's home directory",
-        more: &["HOST is a host of the configuration, or a tstunnel:// URL whose path is NAME."],
+        more: &[
+            "HOST is a host of the configuration, or a tstunnel:// URL whose path is NAME.",
+            "FILE `-` is stdin, which needs a NAME.",
+        ],
         manual: "The file appears whole or not at all: its digest is compared before it takes the name, and a transfer \
-             that breaks is carried on over a new connection.",
+             that breaks is carried on over a new connection. A terminal on stderr is shown a bar, the rate and the \
+             time left, and is told when the host had the content already. Elsewhere nothing is said but that an \
+             upload was interrupted and where it goes on, a line each time. An upload begins at its beginning: \
+             what an earlier one left half done is not taken up. stdin is kept, to its end and before anything is \
+             sent, in a file without a name in the folder for temporary files (`TMPDIR`), which must have room for \
+             it. It becomes its owner's alone without `--mode`. A file of the name `-` is `./-`.",
         server: false,
     },
     CommandRow {
@@ -115,12 +123,15 @@ pub const COMMANDS: &[CommandRow] = &[
             "  tstunnel://HOST/tcp:localhost:8080?endpoint=HOST:PORT&...        a port",
             "",
             "`tstunnel mutagen help` is Mutagen's own help. The variable `TSTUNNEL_MUTAGEN`",
-            "names another mutagen than the one on `PATH`.",
+            "names another mutagen than the one on `PATH`. `tstunnel mutagen env` prints the",
+            "line that sets a shell up for plain mutagen; with --shell fish, that of fish.",
         ],
-        manual: "What stands behind `mutagen` is Mutagen's own, and so is the exit status. A daemon that is \
-             started by it finds tstunnel as its `ssh`; one that was started without is told of, and must be \
-             stopped once with `mutagen daemon stop`. What a URL says beyond its host is remembered for the daemon. \
-             See tstunnel-mutagen(7).",
+        manual: "What stands behind `mutagen` is Mutagen's own, and so is the exit status, but for `env`. A daemon that is \
+             started by it finds tstunnel as its `ssh`. One that runs without is restarted by what starts \
+             sessions or the daemon, which says so; its sessions go on by themselves. The variable \
+             `TSTUNNEL_MUTAGEN_DAEMON` with the value `keep` refuses instead. What a URL says beyond its host is \
+             remembered for the daemon. In the file of `project start` URLs are taken too, in `alpha`, `beta`, \
+             `source` and `destination`; files that they name are relative to it. See tstunnel-mutagen(7).",
         server: false,
     },
     CommandRow {

@@ -1,6 +1,6 @@
 //! The rows of the options. Data alone.
 
-use super::Commanded::{Check, Connect, Exec, PkiClient, PkiInit, PkiRevoke, PkiServer, Serve};
+use super::Commanded::{Check, Connect, Exec, Mutagen, PkiClient, PkiInit, PkiRevoke, PkiServer, Serve};
 use super::{Commanded, On, Opt, OptionRow};
 
 const HOST: On = On::These(&[Connect, Exec, Commanded::Upload, Check]);
@@ -74,7 +74,7 @@ pub const OPTIONS: &[OptionRow] = &[
         value: Some("MODE"),
         sentence: "permission bits in octal; default: the file's own",
         manual: "The permission bits that the file gets, in octal and at most 0777. Without it they are the local \
-             file's.",
+             file's, or 0600 for stdin.",
         commands: On::These(&[Commanded::Upload]),
     },
     OptionRow {
@@ -85,6 +85,16 @@ pub const OPTIONS: &[OptionRow] = &[
         sentence: "send the file as it is",
         manual: "Sends the file as it is. Otherwise a file of up to 64 MiB is compressed on the way.",
         commands: On::These(&[Commanded::Upload]),
+    },
+    OptionRow {
+        id: Opt::Shell,
+        long: "shell",
+        short: None,
+        value: Some("SHELL"),
+        sentence: "with env: sh, bash, zsh or fish; default: sh",
+        manual: "Behind `env`: the shell that evaluates what is printed, which is one of `sh`, `bash`, `dash`, `ksh`, \
+             `zsh` and `fish`. The default is `sh`, whose language all but fish share.",
+        commands: On::These(&[Mutagen]),
     },
     OptionRow {
         id: Opt::ExitStatus,

@@ -168,7 +168,7 @@ pub(super) fn of_mutagen(env: &Environment) -> Step {
         ),
         Daemon::Other { pid, ssh_path } => {
             let error = Error::new(Code::Config, mutagen::is_another(pid, ssh_path.as_deref()));
-            Step::failed(Part::Mutagen, &error.with_hint(mutagen::STOP_HINT))
+            Step::failed(Part::Mutagen, &error.with_hint(mutagen::RESTART_HINT))
         }
         Daemon::Unknown => {
             Step::ok(Part::Mutagen, format!("mutagen {version}")).warn(mutagen::IS_UNKNOWN, mutagen::STOP_HINT)

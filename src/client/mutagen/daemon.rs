@@ -84,7 +84,7 @@ fn is_standin(ssh: &Path, standins: &Standins<'_>) -> bool {
 /// What a Mutagen command has to do with the daemon's `ssh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Need {
-    /// It starts sessions.
+    /// It starts sessions, or the daemon.
     Must,
     /// It shows or steers sessions that exist.
     May,
@@ -92,15 +92,26 @@ pub enum Need {
     Never,
 }
 
+/// What is no option in Mutagen's arguments, or is the value of one.
+fn words(args: &[OsString]) -> impl Iterator<Item = &str> {
+    args.iter().filter_map(|arg| arg.to_str()).filter(|arg| !arg.starts_with('-'))
+}
+
+/// Whether Mutagen's command itself starts, stops or is the daemon.
+pub fn is_about_the_daemon(args: &[OsString]) -> bool {
+    words(args).next() == Some("daemon")
+}
+
 /// Reads the need from Mutagen's arguments.
 pub fn need(args: &[OsString]) -> Need {
     if args.iter().any(|arg| arg == "--help" || arg == "-h") {
         return Need::Never;
     }
-    let mut words = args.iter().filter_map(|arg| arg.to_str()).filter(|arg| !arg.starts_with('-'));
+    let mut words = words(args);
     match (words.next(), words.next()) {
         (Some("sync" | "forward"), Some("create" | "resume" | "reset"))
-        | (Some("project"), Some("start" | "resume" | "reset" | "run")) => Need::Must,
+        | (Some("project"), Some("start" | "resume" | "reset" | "run"))
+        | (Some("daemon"), Some("start" | "run")) => Need::Must,
         (Some("sync" | "forward" | "project"), Some(_)) => Need::May,
         _ => Need::Never,
     }
@@ -177,7 +188,15 @@ mod tests {
     #[test]
     fn commands_that_start_sessions_need_our_ssh() {
         let need = |line: &str| need(&line.split(' ').map(OsString::from).collect::<Vec<_>>());
-        for line in ["sync create a b", "forward resume -a", "project start", "--x sync reset s", "project run x"] {
+        for line in [
+            "sync create a b",
+            "forward resume -a",
+            "project start",
+            "--x sync reset s",
+            "project run x",
+            "daemon start",
+            "daemon run",
+        ] {
             assert_eq!(need(line), Need::Must, "{line}");
         }
         for line in ["sync list", "forward terminate x", "project flush", "sync monitor create"] {

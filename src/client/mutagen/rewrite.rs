@@ -22,8 +22,8 @@ pub struct Rewritten {
 }
 
 /// What Mutagen is asked to do with a URL.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Kind {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Kind {
     Synchronization,
     Forwarding,
 }
@@ -49,21 +49,34 @@ pub fn rewrite(args: &[OsString], env: &Environment) -> Result<Rewritten> {
         let text = arg
             .to_str()
             .ok_or_else(|| usage(format!("`{}` is not UTF-8", arg.display()), "write it in UTF-8, with %XX"))?;
-        let url = TunnelUrl::parse(text)?;
-        let path = path(url.target.as_ref(), kind)?;
-        let user = match &url.user {
-            Some(user) if user.starts_with('-') || user.contains(['@', ':', '/']) => {
-                return Err(usage(format!("`{user}` cannot be an account in a URL"), "use the parameter `user`"));
-            }
-            Some(user) => format!("{user}@"),
-            None => String::new(),
-        };
-        // What is wrong or missing is said here, rather than by every session from then on.
-        config::resolve(text, &Overrides::default(), &WeakDefaults::default(), env)?;
-        let alias = alias(Remembered::of(&url, env)?, &mut rewritten.remember, env)?;
-        rewritten.args.push(format!("{user}{alias}:{path}").into());
+        rewritten.args.push(in_mutagens_terms(text, kind, &mut rewritten.remember, env)?.into());
     }
     Ok(rewritten)
+}
+
+/// Replaces one `tstunnel://` URL, and notes what it meant.
+///
+/// # Errors
+/// Those of [`rewrite`].
+pub(super) fn in_mutagens_terms(
+    text: &str,
+    kind: Option<Kind>,
+    noted: &mut Vec<(String, Remembered)>,
+    env: &Environment,
+) -> Result<String> {
+    let url = TunnelUrl::parse(text)?;
+    let path = path(url.target.as_ref(), kind)?;
+    let user = match &url.user {
+        Some(user) if user.starts_with('-') || user.contains(['@', ':', '/']) => {
+            return Err(usage(format!("`{user}` cannot be an account in a URL"), "use the parameter `user`"));
+        }
+        Some(user) => format!("{user}@"),
+        None => String::new(),
+    };
+    // What is wrong or missing is said here, rather than by every session from then on.
+    config::resolve(text, &Overrides::default(), &WeakDefaults::default(), env)?;
+    let alias = alias(Remembered::of(&url, env)?, noted, env)?;
+    Ok(format!("{user}{alias}:{path}"))
 }
 
 /// Finds the alias of what a URL means, and notes it.

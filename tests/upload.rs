@@ -1,0 +1,168 @@
+//! `tstunnel upload` as a person and a script see it: a bar at a terminal, silence in a pipe, and stdin as the content.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+mod support;
+
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::os::unix::fs::PermissionsExt;
+use std::process::{Command, Output};
+
+use support::remote::{Remote, Setup, Transport};
+use support::serve::TSTUNNEL;
+use support::tree::noise;
+use support::user::User;
+
+fn setup() -> Setup {
+    Setup::new(Transport::Tstunnel).with_any_command()
+}
+
+/// Somebody who knows `remote`, at a terminal of a kind where they are at one.
+fn user_of(remote: &Remote, terminal: &str) -> User {
+    let mut variables: Vec<(&'static str, OsString)> = remote.environment();
+    variables.push(("TERM", terminal.into()));
+    User::with(variables)
+}
+
+/// What a person at a terminal is shown of `tstunnel upload WORDS`, which succeeds.
+#[track_caller]
+fn at_terminal(user: &User, words: &str) -> String {
+    let line = format!("exec {TSTUNNEL} upload {words}");
+    let output = user.run("script").args(["-q", "-e", "-c", &line, "/dev/null"]).output().unwrap();
+    let shown = String::from_utf8(output.stdout).unwrap();
+    assert!(output.status.success(), "{shown}");
+    shown
+}
+
+/// The same without a terminal, which writes nothing to stdout; with what it says on stderr.
+#[track_caller]
+fn in_pipe(command: &mut Command) -> String {
+    let output = command.output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && output.stdout.is_empty(), "{said}");
+    said
+}
+
+fn upload(user: &User, words: &[&str]) -> Command {
+    user.tstunnel(["upload"].iter().chain(words))
+}
+
+fn mode(remote: &Remote, name: &str) -> u32 {
+    fs::metadata(remote.home().join(name)).unwrap().permissions().mode() & 0o777
+}
+
+#[track_caller]
+fn assert_refused(output: &Output, status: i32, said: &str) {
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(stderr.starts_with("tstunnel: error[") && stderr.contains(said), "{stderr}");
+    assert_eq!(stderr.lines().count(), 2, "{stderr}");
+    assert_eq!(output.status.code(), Some(status));
+}
+
+#[test]
+fn a_terminal_shows_a_bar_with_the_rate_and_the_time_left() {
+    let remote = setup().start();
+    let user = user_of(&remote, "xterm");
+    fs::create_dir(user.home().join("in")).unwrap();
+    for (options, name, seed) in [("", "a", 10), ("--no-compress", "b", 11)] {
+        let bytes = noise(3_000_000, seed);
+        fs::write(user.home().join("in/file\u{1b}[31m"), &bytes).unwrap();
+        let shown = at_terminal(&user, &format!("{options} in/file* host123:{name}"));
+        assert!(fs::read(remote.home().join(name)).unwrap() == bytes);
+        for part in ["file\\u{1b}[31m", "100%", "[====", "2.86 MiB", "iB/s", "s left", "iB/s in "] {
+            assert!(shown.contains(part), "{part}: {shown:?}");
+        }
+        assert!(!shown.contains("tstunnel: "), "{shown:?}");
+    }
+}
+
+#[test]
+fn without_a_terminal_that_can_show_it_there_is_no_bar() {
+    let remote = setup().start();
+    let user = user_of(&remote, "dumb");
+    fs::write(user.home().join("file"), noise(3_000_000, 2)).unwrap();
+    assert_eq!(at_terminal(&user, "file host123"), "");
+    let user = user_of(&remote, "xterm");
+    fs::write(user.home().join("file"), noise(3_000_000, 3)).unwrap();
+    assert_eq!(in_pipe(&mut upload(&user, &["file", "host123"])), "");
+}
+
+#[test]
+fn what_the_host_had_already_is_told_to_a_person_alone() {
+    let remote = setup().start();
+    let user = user_of(&remote, "xterm");
+    fs::write(user.home().join("file"), noise(100_000, 4)).unwrap();
+    assert!(!at_terminal(&user, "file host123:a").contains("had this content"));
+    assert!(at_terminal(&user, "file host123:b").contains("tstunnel: host123 had this content already"));
+    assert_eq!(in_pipe(&mut upload(&user, &["file", "host123:c"])), "");
+}
+
+#[test]
+fn an_upload_that_goes_on_says_so_wherever_it_is() {
+    let remote = setup().behind_relay().start();
+    remote.relay().cut_after(Some(3_000_000));
+    let user = user_of(&remote, "xterm");
+    let bytes = noise(8_000_000, 5);
+    fs::write(user.home().join("file"), &bytes).unwrap();
+    let says = |said: &str| {
+        said.contains("tstunnel: the upload was interrupted and goes on at 2.") && said.contains(" of 7.63 MiB (")
+    };
+    let said = in_pipe(&mut upload(&user, &["file", "host123:piped"]));
+    assert!(says(&said) && said.lines().all(|line| line.starts_with("tstunnel: the upload was interrupted")), "{said}");
+    assert!(fs::read(remote.home().join("piped")).unwrap() == bytes);
+    fs::write(user.home().join("other"), noise(8_000_000, 6)).unwrap();
+    let shown = at_terminal(&user, "other host123:shown");
+    assert!(says(&shown) && shown.contains("100%"), "{shown:?}");
+    assert!(fs::read(remote.home().join("shown")).unwrap() == noise(8_000_000, 6));
+}
+
+#[test]
+fn stdin_is_uploaded_under_the_name_that_is_given() {
+    let remote = setup().start();
+    let user = user_of(&remote, "xterm");
+    for (name, bytes) in [("empty", Vec::new()), ("small", b"a\0b".to_vec()), ("large", noise(5_000_000, 7))] {
+        let file = user.home().join("source");
+        fs::write(&file, &bytes).unwrap();
+        let mut command = upload(&user, &["-", &format!("host123:{name}")]);
+        assert_eq!(in_pipe(command.stdin(File::open(&file).unwrap())), "");
+        assert!(fs::read(remote.home().join(name)).unwrap() == bytes, "{name}");
+        assert_eq!(mode(&remote, name), 0o600);
+    }
+    assert_eq!(fs::read_dir(user.home().join("../tmp")).unwrap().count(), 0);
+    let url = remote.tunnel_url("/by%20url");
+    let script = format!("(printf one; exec printf two) | {TSTUNNEL} upload --mode 0640 - '{url}'");
+    assert_eq!(in_pipe(user.run("sh").args(["-c", &script])), "");
+    assert_eq!(fs::read_to_string(remote.home().join("by url")).unwrap(), "onetwo");
+    assert_eq!(mode(&remote, "by url"), 0o640);
+    fs::write(user.home().join("-"), "a file").unwrap();
+    in_pipe(&mut upload(&user, &["./-", "host123"]));
+    assert_eq!(fs::read_to_string(remote.home().join("-")).unwrap(), "a file");
+}
+
+#[test]
+fn stdin_goes_on_after_an_interruption_too() {
+    let remote = setup().behind_relay().start();
+    remote.relay().cut_after(Some(3_000_000));
+    let user = user_of(&remote, "xterm");
+    let bytes = noise(8_000_000, 8);
+    fs::write(user.home().join("source"), &bytes).unwrap();
+    let mut command = upload(&user, &["-", "host123:name"]);
+    let said = in_pipe(command.stdin(File::open(user.home().join("source")).unwrap()));
+    assert!(said.contains("goes on at "), "{said}");
+    assert!(fs::read(remote.home().join("name")).unwrap() == bytes);
+}
+
+#[test]
+fn stdin_without_a_name_or_a_place_is_refused_before_anything_is_sent() {
+    let remote = setup().start();
+    let user = user_of(&remote, "xterm");
+    for target in ["host123", "host123:", &remote.tunnel_url(""), &remote.tunnel_url("/")] {
+        assert_refused(&upload(&user, &["-", target]).output().unwrap(), 2, "stdin has no name of its own");
+    }
+    let output = upload(&user, &["-", "host123:x"]).env("TMPDIR", "/no/such/folder").output().unwrap();
+    assert_refused(&output, 1, "error[config]: stdin cannot be kept in /no/such/folder");
+    let mut unreadable = upload(&user, &["-", "host123:x"]);
+    assert_refused(&unreadable.stdin(File::open("/").unwrap()).output().unwrap(), 2, "cannot read stdin");
+    assert!(remote.names_in_home("x").is_empty());
+}
