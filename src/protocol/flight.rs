@@ -4,7 +4,7 @@
 //!
 //! One frame at a time is marked. Between its departure and its acknowledgement the path delivered so many bytes in so
 //! much time: a sample of its rate. The best rate seen lately, multiplied by the shortest such time, is the path's
-//! bandwidth-delay product, the way BBR has it (draft-ietf-ccwg-bbr). A quarter more is allowed, so that a path that has
+//! bandwidth-delay product, the way BBR has it (draft-ietf-ccwg-bbr). A fifth more is allowed, so that a path that has
 //! become faster is noticed. Until three samples are there, the handshake's round trip is what is known of the path.
 
 use std::time::{Duration, Instant};
@@ -23,13 +23,19 @@ const START_SAMPLES: usize = 3;
 const RATES: usize = 8;
 /// How much of the product is allowed; and while each sample is that much better than those before it, which is how a path
 /// looks that is not yet full.
-const GAIN: f64 = 1.25;
+const GAIN: f64 = 1.2;
 const GROWTH: f64 = 2.0;
 /// How much of it while the queue is drained: no more than the path itself holds. What is sent at once afterwards is a burst,
 /// so no less either.
 const DRAIN: f64 = 0.9;
 /// Allowed beyond that: what passes in the time that acknowledgements are late by.
 const LATENESS: Duration = Duration::from_millis(5);
+/// On a path that is faster than a gigabit network, as much again is allowed: there throughput is lost in every moment in which
+/// one of the programs on the way does not run, and a queue is passed quickly.
+const FAST_BYTES_PER_SECOND: f64 = 200e6;
+/// How long a frame may take to pass, and the least that it may have: a TLS record.
+const FRAME: Duration = Duration::from_millis(4);
+const MIN_FRAME_BYTES: usize = 16 << 10;
 /// Most bytes for that lateness: a path that is so fast has a shorter one.
 const MAX_LATENESS_BYTES: f64 = (768 << 10) as f64;
 /// How long the shortest round trip is remembered; the path may have changed since.
@@ -86,6 +92,14 @@ impl Flight {
         }
     }
 
+    /// The most bytes that a frame should have: what passes in [`FRAME`], because whatever comes later waits for all of it.
+    pub fn frame_bytes(&self) -> usize {
+        match self.samples >= START_SAMPLES {
+            true => ((self.best_rate() * FRAME.as_secs_f64()) as usize).max(MIN_FRAME_BYTES),
+            false => usize::MAX,
+        }
+    }
+
     /// The most bytes that should be unacknowledged.
     pub fn limit_bytes(&self) -> usize {
         self.limit_bytes
@@ -128,7 +142,7 @@ impl Flight {
     fn take_rate(&mut self, rate: f64, was_full: bool) {
         let best = self.best_rate();
         self.grows = rate > best * GAIN;
-        if was_full || rate > best || self.samples < START_SAMPLES {
+        if was_full || (rate > best && self.samples >= START_SAMPLES) {
             self.samples += 1;
             self.rates.rotate_left(1);
             self.rates[RATES - 1] = rate;
@@ -152,13 +166,9 @@ impl Flight {
     fn measured(&self) -> usize {
         let rate = self.best_rate();
         let product = rate * self.shortest.map_or(0.0, |(shortest, _)| shortest.as_secs_f64());
-        let allowed = match self.drains {
-            true => product * DRAIN,
-            false => {
-                product * if self.grows { GROWTH } else { GAIN }
-                    + (rate * LATENESS.as_secs_f64()).min(MAX_LATENESS_BYTES)
-            }
-        };
+        let gain = if self.grows || rate > FAST_BYTES_PER_SECOND { GROWTH } else { GAIN };
+        let late = (rate * LATENESS.as_secs_f64()).min(MAX_LATENESS_BYTES);
+        let allowed = if self.drains { product * DRAIN } else { product * gain + late };
         (allowed as usize).max(FLOOR_BYTES)
     }
 }

@@ -243,7 +243,11 @@ impl Session {
         } else {
             let limit = self.window_bytes.min(self.flight.limit_bytes());
             let room = limit.saturating_sub(self.kept_bytes + HEADER_BYTES);
-            if room < MIN_ROOM_BYTES.min(limit / 4) { 0 } else { room.min(MAX_PAYLOAD_BYTES) }
+            if room < MIN_ROOM_BYTES.min(limit / 4) {
+                0
+            } else {
+                room.min(self.flight.frame_bytes()).min(MAX_PAYLOAD_BYTES)
+            }
         }
     }
 
