@@ -4,7 +4,7 @@
 //!
 //! One frame at a time is marked. Between its departure and its acknowledgement the path delivered so many bytes in so
 //! much time: a sample of its rate. The best rate seen lately, multiplied by the shortest such time, is the path's
-//! bandwidth-delay product, the way BBR has it (draft-ietf-ccwg-bbr). A fifth more is allowed, so that a path that has
+//! bandwidth-delay product, the way BBR has it (draft-ietf-ccwg-bbr). A twentieth more is allowed, so that a path that has
 //! become faster is noticed. Until three samples are there, the handshake's round trip is what is known of the path.
 
 use std::time::{Duration, Instant};
@@ -21,15 +21,16 @@ const ASSUMED_BYTES_PER_SECOND: f64 = 1e9;
 const START_SAMPLES: usize = 3;
 /// Samples that the best rate is taken from.
 const RATES: usize = 8;
-/// How much of the product is allowed; and while each sample is that much better than those before it, which is how a path
-/// looks that is not yet full.
-const GAIN: f64 = 1.2;
+/// How much of the product is allowed, which has the lateness of acknowledgements in it already; and how much after a sample that
+/// was so much better than those before it, which is how a path looks that is not yet full.
+const GAIN: f64 = 1.05;
 const GROWTH: f64 = 2.0;
+const JUMP: f64 = 1.25;
 /// How much of it while the queue is drained: no more than the path itself holds. What is sent at once afterwards is a burst,
 /// so no less either.
 const DRAIN: f64 = 0.9;
 /// Allowed beyond that: what passes in the time that acknowledgements are late by.
-const LATENESS: Duration = Duration::from_millis(5);
+const LATENESS: Duration = Duration::from_millis(2);
 /// On a path that is faster than a gigabit network, as much again is allowed: there throughput is lost in every moment in which
 /// one of the programs on the way does not run, and a queue is passed quickly.
 const FAST_BYTES_PER_SECOND: f64 = 200e6;
@@ -54,7 +55,8 @@ pub struct Flight {
     /// Bytes a second, in the order in which they were measured.
     rates: [f64; RATES],
     samples: usize,
-    grows: bool,
+    /// Samples since one was much better than those before it.
+    flat: usize,
     shortest: Option<(Duration, Instant)>,
     /// Less is allowed until a frame comes back that did not wait behind a queue of ours.
     drains: bool,
@@ -86,7 +88,7 @@ impl Flight {
             mark: None,
             rates: [0.0; RATES],
             samples: 0,
-            grows: false,
+            flat: 0,
             shortest: None,
             drains: false,
         }
@@ -141,9 +143,12 @@ impl Flight {
     /// A source that is slower than the path says nothing against it.
     fn take_rate(&mut self, rate: f64, was_full: bool) {
         let best = self.best_rate();
-        self.grows = rate > best * GAIN;
+        if rate > best * JUMP {
+            self.flat = 0;
+        }
         if was_full || (rate > best && self.samples >= START_SAMPLES) {
             self.samples += 1;
+            self.flat += 1;
             self.rates.rotate_left(1);
             self.rates[RATES - 1] = rate;
         }
@@ -166,7 +171,7 @@ impl Flight {
     fn measured(&self) -> usize {
         let rate = self.best_rate();
         let product = rate * self.shortest.map_or(0.0, |(shortest, _)| shortest.as_secs_f64());
-        let gain = if self.grows || rate > FAST_BYTES_PER_SECOND { GROWTH } else { GAIN };
+        let gain = if self.flat <= START_SAMPLES || rate > FAST_BYTES_PER_SECOND { GROWTH } else { GAIN };
         let late = (rate * LATENESS.as_secs_f64()).min(MAX_LATENESS_BYTES);
         let allowed = if self.drains { product * DRAIN } else { product * gain + late };
         (allowed as usize).max(FLOOR_BYTES)
