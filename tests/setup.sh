@@ -29,6 +29,8 @@ socat:socat
 stunnel:stunnel4
 pkg-config:pkg-config
 strace:strace
+valgrind:valgrind
+taskset:util-linux
 zstd:zstd
 gzip:gzip
 ip:iproute2

@@ -1,0 +1,79 @@
+//! What a session costs, in counts instead of times: a change that makes it cost more fails here, whatever else the machine has
+//! to do.
+//!
+//! Counted are instructions (valgrind's callgrind) and system calls (`strace -c`), of the client and of the server, for a no-op
+//! and for a fixed transfer each way. `budgets/client.toml` and `budgets/server.toml` say what they may be. More than 5 % above
+//! fails; so does 15 % below, which would leave room for a later change to cost more unnoticed. `make budgets` records anew, and
+//! the difference in these files is for a review like any other.
+//!
+//! It is the tests' own program that is counted: the dependencies, and with them cryptography and copying, are optimised in it
+//! and this crate is not. Its counts are therefore no users' costs, but grow with them, and it needs no further build: an optimised
+//! one would compile every dependency once more.
+//!
+//! What decides how much one read returns is who waits for whom, so that is decided here: client and server share one processor,
+//! and the one that is counted is the slower by far, by emulation or by a delay before each call on its socket. So its peer has
+//! always done all that it can.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
+
+#[path = "budgets/count.rs"]
+mod count;
+#[path = "budgets/record.rs"]
+mod record;
+mod support;
+mod support_net;
+
+use count::{Tool, client, server};
+use record::{Costs, hold};
+
+/// Bytes of a transfer.
+const BYTES: usize = 16 << 20;
+
+/// How often system calls are counted; the median stands. Instructions differ by less than the tolerance each time.
+const RUNS: usize = 3;
+
+/// A session to count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Task {
+    NoOp,
+    Up,
+    Down,
+}
+
+impl Task {
+    /// The command on the host. What `dd` writes comes by one call, so its pipe is full whenever the server reads it.
+    fn command(self) -> String {
+        match self {
+            Task::NoOp => "true".to_owned(),
+            Task::Up => "cat >/dev/null".to_owned(),
+            Task::Down => format!("dd if=/dev/zero bs={BYTES} count=1 status=none"),
+        }
+    }
+}
+
+#[test]
+fn the_client_keeps_to_its_budgets() {
+    hold("client", &costs(client));
+}
+
+#[test]
+fn the_server_keeps_to_its_budgets() {
+    hold("server", &costs(server));
+}
+
+/// The costs of each task: of a transfer those beyond a no-op's, which would hide in the start of a process what a byte costs.
+fn costs(count: fn(Task, &Tool) -> count::Counts) -> Vec<(&'static str, Costs)> {
+    let whole = |task| Costs {
+        instructions: count(task, &Tool::Callgrind)["instructions"],
+        system_calls: median((0..RUNS).map(|_| count(task, &Tool::Strace)).collect()),
+    };
+    let no_op = whole(Task::NoOp);
+    let (up, down) = (whole(Task::Up).beyond(&no_op), whole(Task::Down).beyond(&no_op));
+    vec![("no-op", no_op), ("up", up), ("down", down)]
+}
+
+/// The counts whose sum is the one in the middle.
+fn median(mut runs: Vec<count::Counts>) -> count::Counts {
+    runs.sort_by_key(|counts| counts.values().sum::<u64>());
+    runs.swap_remove(runs.len() / 2)
+}
