@@ -23,13 +23,10 @@ mod record;
 mod support;
 mod support_net;
 
-use count::{Tool, client, server};
+use count::{Counts, Tool, client, server};
 use record::{Costs, hold};
 
-/// Bytes of a transfer.
-const BYTES: usize = 16 << 20;
-
-/// How often system calls are counted; the median stands. Instructions differ by less than the tolerance each time.
+/// How often each is counted; the median stands.
 const RUNS: usize = 3;
 
 /// A session to count.
@@ -41,12 +38,22 @@ pub(crate) enum Task {
 }
 
 impl Task {
+    const ALL: [Task; 3] = [Task::NoOp, Task::Up, Task::Down];
+
+    fn name(self) -> &'static str {
+        match self {
+            Task::NoOp => "no-op",
+            Task::Up => "up",
+            Task::Down => "down",
+        }
+    }
+
     /// The command on the host. What `dd` writes comes by one call, so its pipe is full whenever the server reads it.
-    fn command(self) -> String {
+    fn command(self, bytes: usize) -> String {
         match self {
             Task::NoOp => "true".to_owned(),
             Task::Up => "cat >/dev/null".to_owned(),
-            Task::Down => format!("dd if=/dev/zero bs={BYTES} count=1 status=none"),
+            Task::Down => format!("dd if=/dev/zero bs={bytes} count=1 status=none"),
         }
     }
 }
@@ -61,19 +68,18 @@ fn the_server_keeps_to_its_budgets() {
     hold("server", &costs(server));
 }
 
-/// The costs of each task: of a transfer those beyond a no-op's, which would hide in the start of a process what a byte costs.
-fn costs(count: fn(Task, &Tool) -> count::Counts) -> Vec<(&'static str, Costs)> {
-    let whole = |task| Costs {
-        instructions: count(task, &Tool::Callgrind)["instructions"],
-        system_calls: median((0..RUNS).map(|_| count(task, &Tool::Strace)).collect()),
+/// The costs of each task.
+fn costs(count: fn(Task, Tool) -> Counts) -> Vec<(&'static str, Costs)> {
+    let of = |task| Costs {
+        instructions: median(|| count(task, Tool::Callgrind))["instructions"],
+        system_calls: median(|| count(task, Tool::Strace)),
     };
-    let no_op = whole(Task::NoOp);
-    let (up, down) = (whole(Task::Up).beyond(&no_op), whole(Task::Down).beyond(&no_op));
-    vec![("no-op", no_op), ("up", up), ("down", down)]
+    Task::ALL.map(|task| (task.name(), of(task))).to_vec()
 }
 
-/// The counts whose sum is the one in the middle.
-fn median(mut runs: Vec<count::Counts>) -> count::Counts {
+/// The counts whose sum is the one in the middle of several.
+fn median(count: impl Fn() -> Counts) -> Counts {
+    let mut runs: Vec<Counts> = (0..RUNS).map(|_| count()).collect();
     runs.sort_by_key(|counts| counts.values().sum::<u64>());
-    runs.swap_remove(runs.len() / 2)
+    runs.swap_remove(RUNS / 2)
 }

@@ -2,16 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Stdio;
 use std::time::Duration;
 
+use crate::Task;
 use crate::support::process::{self, Process, Signal, program};
 use crate::support::serve::TSTUNNEL;
 use crate::support::wait::{SOON, wait_for};
 use crate::support_net::child::Watched;
 use crate::support_net::site::{HOST, Plan, Site, text};
-use crate::{BYTES, Task};
 
 /// What was counted, by name.
 pub(crate) type Counts = BTreeMap<String, u64>;
@@ -30,10 +30,18 @@ pub(crate) enum Tool {
 }
 
 impl Tool {
+    /// How long a transfer is. Emulation takes longer for a byte, and system calls are fewer.
+    fn bytes(self) -> usize {
+        match self {
+            Tool::Callgrind => 8 << 20,
+            Tool::Strace => 32 << 20,
+        }
+    }
+
     /// The words before a command to count, where the result goes to `output`. A server's children are not counted.
     fn words(self, output: &Path) -> Vec<String> {
         let output = text(output);
-        let words = match self {
+        match self {
             Tool::Callgrind => vec![
                 text(&program("valgrind")).to_owned(),
                 "--tool=callgrind".to_owned(),
@@ -44,8 +52,7 @@ impl Tool {
                 let options = ["-f", "-b", "execve", "-c", "-e", DELAY, "-o", output].map(str::to_owned);
                 [vec![text(&program("strace")).to_owned()], options.to_vec()].concat()
             }
-        };
-        [pinned(), words].concat()
+        }
     }
 
     /// Reads what was counted.
@@ -60,20 +67,22 @@ impl Tool {
 }
 
 /// What a client does in a session.
-pub(crate) fn client(task: Task, tool: &Tool) -> Counts {
-    let mut site = Site::new();
-    site.serve_by(&Plan::any(), &pinned());
-    let output = site.root.join("counted");
-    run(&site, task, &tool.words(&output));
+pub(crate) fn client(task: Task, tool: Tool) -> Counts {
+    let pinned = pinned(Processor::First);
+    let site = site(&pinned);
+    let output = site.root.join("local/counted");
+    let launcher = [pinned, tool.words(&output)].concat();
+    run(&site, task, tool.bytes(), &launcher);
     tool.counts(&output)
 }
 
 /// What a server does from its start to its end, with one session in between.
-pub(crate) fn server(task: Task, tool: &Tool) -> Counts {
-    let mut site = Site::new();
-    let output = site.root.join("counted");
-    site.serve_by(&Plan::any(), &tool.words(&output));
-    run(&site, task, &pinned());
+pub(crate) fn server(task: Task, tool: Tool) -> Counts {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("counted");
+    let pinned = pinned(Processor::Last);
+    let mut site = site(&[pinned.clone(), tool.words(&output)].concat());
+    run(&site, task, tool.bytes(), &pinned);
     site.wait_until_idle();
     serving(site.server_id()).signal(Signal::TERM);
     let ended = wait_for("the server ends", LIMIT, || site.server().ended());
@@ -81,12 +90,21 @@ pub(crate) fn server(task: Task, tool: &Tool) -> Counts {
     tool.counts(&output)
 }
 
+/// A site whose server is started by `launcher`. What is written beside the server's files while it runs makes it look at them a
+/// moment later, which may be after the session or before. So nothing is: the client's configuration is a link to elsewhere.
+fn site(launcher: &[String]) -> Site {
+    let mut site = Site::new();
+    std::os::unix::fs::symlink(site.root.join("local/config.toml"), site.configuration()).unwrap();
+    site.serve_by(&Plan::any(), launcher);
+    site
+}
+
 /// Runs a client to its end, with regular files or /dev/null for its streams: these are never waited for.
-fn run(site: &Site, task: Task, launcher: &[String]) {
+fn run(site: &Site, task: Task, bytes: usize, launcher: &[String]) {
     let mut command = site.command(&launcher[0]);
-    command.args(&launcher[1..]).args([TSTUNNEL, "exec", HOST, "--", &task.command()]);
+    command.args(&launcher[1..]).args([TSTUNNEL, "exec", HOST, "--", &task.command(bytes)]);
     if task == Task::Up {
-        command.stdin(File::open(site.local_file("sent", &vec![0; BYTES])).unwrap());
+        command.stdin(File::open(site.local_file("sent", &vec![0; bytes])).unwrap());
     }
     Watched::start_with(command.stdout(Stdio::null()).stderr(Stdio::piped())).wait_within(LIMIT).ok();
 }
@@ -102,13 +120,24 @@ fn serving(id: u32) -> Process {
     })
 }
 
+/// Where both sides run; the client's test and the server's are not in each other's way where there are two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Processor {
+    First,
+    Last,
+}
+
 /// The words before a command that keep it on one processor, and its dynamic linker to where a user's looks.
-fn pinned() -> Vec<String> {
+fn pinned(processor: Processor) -> Vec<String> {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim();
-    let first = allowed.split([',', '-']).next().unwrap();
-    let programs = ["env", "taskset"].map(|name| -> PathBuf { program(name) });
-    [text(&programs[0]), "-u", "LD_LIBRARY_PATH", text(&programs[1]), "-c", first].map(str::to_owned).to_vec()
+    let mut numbers = allowed.split([',', '-']);
+    let number = match processor {
+        Processor::First => numbers.next(),
+        Processor::Last => numbers.next_back(),
+    };
+    let programs = ["env", "taskset"].map(program);
+    [text(&programs[0]), "-u", "LD_LIBRARY_PATH", text(&programs[1]), "-c", number.unwrap()].map(str::to_owned).to_vec()
 }
 
 /// The number in callgrind's `==PID== Collected : N`.
