@@ -127,7 +127,8 @@ enum Processor {
     Last,
 }
 
-/// The words before a command that keep it on one processor, and its dynamic linker to where a user's looks.
+/// The words before a command that keep it on one processor, its dynamic linker to where a user's looks, and no signal ignored
+/// that a shell in the background had ignored.
 fn pinned(processor: Processor) -> Vec<String> {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim();
@@ -137,7 +138,9 @@ fn pinned(processor: Processor) -> Vec<String> {
         Processor::Last => numbers.next_back(),
     };
     let programs = ["env", "taskset"].map(program);
-    [text(&programs[0]), "-u", "LD_LIBRARY_PATH", text(&programs[1]), "-c", number.unwrap()].map(str::to_owned).to_vec()
+    [text(&programs[0]), "--default-signal", "-u", "LD_LIBRARY_PATH", text(&programs[1]), "-c", number.unwrap()]
+        .map(str::to_owned)
+        .to_vec()
 }
 
 /// The number in callgrind's `==PID== Collected : N`.

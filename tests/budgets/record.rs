@@ -75,11 +75,16 @@ struct Record {
     down: Costs,
 }
 
+/// Whether the budgets are to be written.
+pub(crate) fn is_recording() -> bool {
+    std::env::var_os(WRITE).is_some()
+}
+
 /// Compares the costs of each task with the recorded ones, or records them.
 #[track_caller]
 pub(crate) fn hold(side: &str, measured: &[(&str, Costs)]) {
     let path = format!("{}/tests/budgets/{side}.toml", env!("CARGO_MANIFEST_DIR"));
-    if std::env::var_os(WRITE).is_some() {
+    if is_recording() {
         fs::write(&path, written(side, &Tools::here(), measured)).unwrap();
         return;
     }
