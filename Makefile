@@ -25,7 +25,7 @@ SCRIPTS := .ci/run fuzz/run.sh packaging/build.sh packaging/completions/tstunnel
 	packaging/record.sh packaging/deb/p* packaging/rpm/[ps]* tests/setup.sh tests/mutagen/build.sh tests/packages/boot.sh \
 	tests/packages/run.sh benches/setup.sh
 
-.PHONY: build demo recording deb rpm test-packages test fuzz pages bench bench-quick lint audit setup setup-packages mutagen \
+.PHONY: build demo recording deb rpm test-packages test fuzz pages budgets bench bench-quick lint audit setup setup-packages mutagen \
 	install clean
 
 build:
@@ -52,6 +52,9 @@ fuzz: setup
 
 pages:
 	TSTUNNEL_WRITE_PAGES=1 $(CARGO) test --locked --test pages -- what_the_table_says
+
+budgets: setup
+	TSTUNNEL_WRITE_BUDGETS=1 $(CARGO) test --locked --test budgets -- budgets
 
 bench: setup mutagen
 	benches/setup.sh $(TARGET)

@@ -31,6 +31,8 @@ tinyproxy:tinyproxy-bin
 danted:dante-server
 pkg-config:pkg-config
 strace:strace
+valgrind:valgrind
+taskset:util-linux
 zstd:zstd
 gzip:gzip
 ip:iproute2

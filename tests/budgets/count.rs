@@ -1,0 +1,177 @@
+//! Counting what the real client does against the real server, and the other way round.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::Duration;
+
+use crate::Task;
+use crate::support::process::{self, Process, Signal, program};
+use crate::support::serve::TSTUNNEL;
+use crate::support::wait::{SOON, wait_for};
+use crate::support_net::child::Watched;
+use crate::support_net::site::{HOST, Plan, Site, text};
+
+/// What was counted, by name.
+pub(crate) type Counts = BTreeMap<String, u64>;
+
+/// How long a counted process may take: emulated, on a busy machine.
+const LIMIT: Duration = Duration::from_secs(120);
+
+/// The delay before each call on a socket that makes strace's process the slower one, in microseconds.
+const DELAY: &str = "inject=recvfrom,recvmsg,sendto,sendmsg,writev:delay_enter=5000";
+
+/// What counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Tool {
+    Callgrind,
+    Strace,
+}
+
+impl Tool {
+    /// How long a transfer is. Emulation takes longer for a byte, and system calls are fewer.
+    fn bytes(self) -> usize {
+        match self {
+            Tool::Callgrind => 8 << 20,
+            Tool::Strace => 32 << 20,
+        }
+    }
+
+    /// The words before a command to count, where the result goes to `output`. A server's children are not counted.
+    fn words(self, output: &Path) -> Vec<String> {
+        let output = text(output);
+        match self {
+            Tool::Callgrind => vec![
+                text(&program("valgrind")).to_owned(),
+                "--tool=callgrind".to_owned(),
+                "--callgrind-out-file=/dev/null".to_owned(),
+                format!("--log-file={output}"),
+            ],
+            Tool::Strace => {
+                let options = ["-f", "-b", "execve", "-c", "-e", DELAY, "-o", output].map(str::to_owned);
+                [vec![text(&program("strace")).to_owned()], options.to_vec()].concat()
+            }
+        }
+    }
+
+    /// Reads what was counted.
+    fn counts(self, output: &Path) -> Counts {
+        let written = fs::read_to_string(output).unwrap();
+        let counts = match self {
+            Tool::Callgrind => instructions(&written).map(|count| [("instructions".to_owned(), count)].into()),
+            Tool::Strace => system_calls(&written),
+        };
+        counts.unwrap_or_else(|| panic!("{self:?} has counted nothing:\n{written}"))
+    }
+}
+
+/// What a client does in a session.
+pub(crate) fn client(task: Task, tool: Tool) -> Counts {
+    let pinned = pinned(Processor::First);
+    let site = site(&pinned);
+    let output = site.root.join("local/counted");
+    let launcher = [pinned, tool.words(&output)].concat();
+    run(&site, task, tool.bytes(), &launcher);
+    tool.counts(&output)
+}
+
+/// What a server does from its start to its end, with one session in between.
+pub(crate) fn server(task: Task, tool: Tool) -> Counts {
+    let folder = tempfile::tempdir().unwrap();
+    let output = folder.path().join("counted");
+    let pinned = pinned(Processor::Last);
+    let mut site = site(&[pinned.clone(), tool.words(&output)].concat());
+    run(&site, task, tool.bytes(), &pinned);
+    site.wait_until_idle();
+    serving(site.server_id()).signal(Signal::TERM);
+    let ended = wait_for("the server ends", LIMIT, || site.server().ended());
+    assert!(ended.success(), "the server ended: {ended}");
+    tool.counts(&output)
+}
+
+/// A site whose server is started by `launcher`. What is written beside the server's files while it runs makes it look at them a
+/// moment later, which may be after the session or before. So nothing is: the client's configuration is a link to elsewhere.
+fn site(launcher: &[String]) -> Site {
+    let mut site = Site::new();
+    std::os::unix::fs::symlink(site.root.join("local/config.toml"), site.configuration()).unwrap();
+    site.serve_by(&Plan::any(), launcher);
+    site
+}
+
+/// Runs a client to its end, with regular files or /dev/null for its streams: these are never waited for.
+fn run(site: &Site, task: Task, bytes: usize, launcher: &[String]) {
+    let mut command = site.command(&launcher[0]);
+    command.args(&launcher[1..]).args([TSTUNNEL, "exec", HOST, "--", &task.command(bytes)]);
+    if task == Task::Up {
+        command.stdin(File::open(site.local_file("sent", &vec![0; bytes])).unwrap());
+    }
+    Watched::start_with(command.stdout(Stdio::null()).stderr(Stdio::piped())).wait_within(LIMIT).ok();
+}
+
+/// The server itself: strace is its parent, and valgrind has become it.
+fn serving(id: u32) -> Process {
+    let is_server =
+        |process: &Process| process.arguments.first().is_some_and(|word| Path::new(word) == Path::new(TSTUNNEL));
+    wait_for("the server is there", SOON, || {
+        let all = process::all().into_iter().filter(|process| u32::try_from(process.pid) == Ok(id));
+        let children = process::children(id).into_iter().filter(is_server);
+        children.chain(all).next()
+    })
+}
+
+/// Where both sides run; the client's test and the server's are not in each other's way where there are two.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Processor {
+    First,
+    Last,
+}
+
+/// The words before a command that keep it on one processor, its dynamic linker to where a user's looks, and no signal ignored
+/// that a shell in the background had ignored.
+fn pinned(processor: Processor) -> Vec<String> {
+    let status = fs::read_to_string("/proc/self/status").unwrap();
+    let allowed = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:")).unwrap().trim();
+    let mut numbers = allowed.split([',', '-']);
+    let number = match processor {
+        Processor::First => numbers.next(),
+        Processor::Last => numbers.next_back(),
+    };
+    let programs = ["env", "taskset"].map(program);
+    [text(&programs[0]), "--default-signal", "-u", "LD_LIBRARY_PATH", text(&programs[1]), "-c", number.unwrap()]
+        .map(str::to_owned)
+        .to_vec()
+}
+
+/// The number in callgrind's `==PID== Collected : N`.
+fn instructions(log: &str) -> Option<u64> {
+    log.lines().find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok())
+}
+
+/// The calls by name in strace's table, whose columns are share, seconds, microseconds a call, calls, errors or none, name.
+fn system_calls(table: &str) -> Option<Counts> {
+    let rows = table.lines().filter_map(|line| {
+        let columns: Vec<&str> = line.split_whitespace().collect();
+        Some(((*columns.last()?).to_owned(), columns.get(3)?.parse().ok()?))
+    });
+    let mut counts: Counts = rows.collect();
+    // The sum, which is also proof that the table is whole.
+    let total = counts.remove("total")?;
+    (total == counts.values().sum::<u64>()).then_some(counts)
+}
+
+#[test]
+fn what_the_tools_write_is_read() {
+    assert_eq!(instructions("==7== Events    : Ir\n==7== Collected : 5578423\n"), Some(5_578_423));
+    assert_eq!(instructions("==7== killed\n"), None);
+    let table = "% time     seconds  usecs/call     calls    errors syscall\n\
+                 ------ ----------- ----------- --------- --------- ------------------\n\
+                 100.00    0.000253          11        23         1 openat\n  \
+                 0.00    0.000000           0         5           write\n\
+                 ------ ----------- ----------- --------- --------- ------------------\n\
+                 100.00    0.000253           0        28         1 total\n";
+    let counts: Counts = [("openat".to_owned(), 23), ("write".to_owned(), 5)].into();
+    assert_eq!(system_calls(table), Some(counts));
+    assert_eq!(system_calls("strace: cannot attach\n"), None);
+    assert_eq!(system_calls(&table.replace(" 28 ", " 29 ")), None);
+}
