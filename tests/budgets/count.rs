@@ -19,8 +19,11 @@ pub(crate) type Counts = BTreeMap<String, u64>;
 /// How long a counted process may take: emulated, on a busy machine.
 const LIMIT: Duration = Duration::from_secs(120);
 
-/// The delay before each call on a socket that makes strace's process the slower one, in microseconds.
-const DELAY: &str = "inject=recvfrom,recvmsg,sendto,sendmsg,writev:delay_enter=5000";
+/// Bytes of a transfer.
+pub(crate) const BYTES: usize = 8 << 20;
+
+/// The name of the instructions among what callgrind counts.
+pub(crate) const INSTRUCTIONS: &str = "instructions";
 
 /// What counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,14 +33,6 @@ pub(crate) enum Tool {
 }
 
 impl Tool {
-    /// How long a transfer is. Emulation takes longer for a byte, and system calls are fewer.
-    fn bytes(self) -> usize {
-        match self {
-            Tool::Callgrind => 8 << 20,
-            Tool::Strace => 32 << 20,
-        }
-    }
-
     /// The words before a command to count, where the result goes to `output`. A server's children are not counted.
     fn words(self, output: &Path) -> Vec<String> {
         let output = text(output);
@@ -46,10 +41,11 @@ impl Tool {
                 text(&program("valgrind")).to_owned(),
                 "--tool=callgrind".to_owned(),
                 "--callgrind-out-file=/dev/null".to_owned(),
+                "--trace-syscalls=yes".to_owned(),
                 format!("--log-file={output}"),
             ],
             Tool::Strace => {
-                let options = ["-f", "-b", "execve", "-c", "-e", DELAY, "-o", output].map(str::to_owned);
+                let options = ["-f", "-b", "execve", "-c", "-o", output].map(str::to_owned);
                 [vec![text(&program("strace")).to_owned()], options.to_vec()].concat()
             }
         }
@@ -59,7 +55,7 @@ impl Tool {
     fn counts(self, output: &Path) -> Counts {
         let written = fs::read_to_string(output).unwrap();
         let counts = match self {
-            Tool::Callgrind => instructions(&written).map(|count| [("instructions".to_owned(), count)].into()),
+            Tool::Callgrind => emulated(&written),
             Tool::Strace => system_calls(&written),
         };
         counts.unwrap_or_else(|| panic!("{self:?} has counted nothing:\n{written}"))
@@ -72,7 +68,7 @@ pub(crate) fn client(task: Task, tool: Tool) -> Counts {
     let site = site(&pinned);
     let output = site.root.join("local/counted");
     let launcher = [pinned, tool.words(&output)].concat();
-    run(&site, task, tool.bytes(), &launcher);
+    run(&site, task, &launcher);
     tool.counts(&output)
 }
 
@@ -82,7 +78,7 @@ pub(crate) fn server(task: Task, tool: Tool) -> Counts {
     let output = folder.path().join("counted");
     let pinned = pinned(Processor::Last);
     let mut site = site(&[pinned.clone(), tool.words(&output)].concat());
-    run(&site, task, tool.bytes(), &pinned);
+    run(&site, task, &pinned);
     site.wait_until_idle();
     serving(site.server_id()).signal(Signal::TERM);
     let ended = wait_for("the server ends", LIMIT, || site.server().ended());
@@ -100,11 +96,11 @@ fn site(launcher: &[String]) -> Site {
 }
 
 /// Runs a client to its end, with regular files or /dev/null for its streams: these are never waited for.
-fn run(site: &Site, task: Task, bytes: usize, launcher: &[String]) {
+fn run(site: &Site, task: Task, launcher: &[String]) {
     let mut command = site.command(&launcher[0]);
-    command.args(&launcher[1..]).args([TSTUNNEL, "exec", HOST, "--", &task.command(bytes)]);
+    command.args(&launcher[1..]).args([TSTUNNEL, "exec", HOST, "--", &task.command()]);
     if task == Task::Up {
-        command.stdin(File::open(site.local_file("sent", &vec![0; bytes])).unwrap());
+        command.stdin(File::open(site.local_file("sent", &vec![0; BYTES])).unwrap());
     }
     Watched::start_with(command.stdout(Stdio::null()).stderr(Stdio::piped())).wait_within(LIMIT).ok();
 }
@@ -143,9 +139,17 @@ fn pinned(processor: Processor) -> Vec<String> {
         .to_vec()
 }
 
-/// The number in callgrind's `==PID== Collected : N`.
-fn instructions(log: &str) -> Option<u64> {
-    log.lines().find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok())
+/// The number in callgrind's `==PID== Collected : N`, and the calls in lines as `SYSCALL[PID,THREAD](NUMBER) sys_NAME (…`. Without
+/// emulation the clock is read by no system call.
+fn emulated(log: &str) -> Option<Counts> {
+    let collected = log.lines().find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok())?;
+    let mut counts: Counts = [(INSTRUCTIONS.to_owned(), collected)].into();
+    let calls =
+        log.lines().filter_map(|line| line.strip_prefix("SYSCALL[")?.split_once(") sys_")?.1.split([' ', '(']).next());
+    for name in calls.filter(|name| *name != "clock_gettime") {
+        *counts.entry(name.to_owned()).or_default() += 1;
+    }
+    Some(counts)
 }
 
 /// The calls by name in strace's table, whose columns are share, seconds, microseconds a call, calls, errors or none, name.
@@ -162,8 +166,10 @@ fn system_calls(table: &str) -> Option<Counts> {
 
 #[test]
 fn what_the_tools_write_is_read() {
-    assert_eq!(instructions("==7== Events    : Ir\n==7== Collected : 5578423\n"), Some(5_578_423));
-    assert_eq!(instructions("==7== killed\n"), None);
+    let log = "SYSCALL[7,1](0) sys_read ( 3, 0x1, 832 ) --> [async] ... \nSYSCALL[7,1](0) ... [async] --> Success(0x340) \n\
+               SYSCALL[7,1](228) sys_clock_gettime( 1, 0x1 )[sync] --> Success(0x0) \n==7== Collected : 5578423\n";
+    assert_eq!(emulated(log), Some([(INSTRUCTIONS.to_owned(), 5_578_423), ("read".to_owned(), 1)].into()));
+    assert_eq!(emulated("==7== killed\n"), None);
     let table = "% time     seconds  usecs/call     calls    errors syscall\n\
                  ------ ----------- ----------- --------- --------- ------------------\n\
                  100.00    0.000253          11        23         1 openat\n  \

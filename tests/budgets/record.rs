@@ -75,16 +75,14 @@ struct Record {
     down: Costs,
 }
 
-/// Whether the budgets are to be written.
-pub(crate) fn is_recording() -> bool {
-    std::env::var_os(WRITE).is_some()
-}
-
 /// Compares the costs of each task with the recorded ones, or records them.
 #[track_caller]
 pub(crate) fn hold(side: &str, measured: &[(&str, Costs)]) {
+    for (task, costs) in measured {
+        println!("{side}, {task}: {} instructions, {} system calls", costs.instructions, costs.total_calls());
+    }
     let path = format!("{}/tests/budgets/{side}.toml", env!("CARGO_MANIFEST_DIR"));
-    if is_recording() {
+    if std::env::var_os(WRITE).is_some() {
         fs::write(&path, written(side, &Tools::here(), measured)).unwrap();
         return;
     }
