@@ -94,7 +94,8 @@ impl Flight {
         }
     }
 
-    /// The most bytes that a frame should have: what passes in [`FRAME`], because whatever comes later waits for all of it.
+    /// The most bytes that a frame should have: what passes in a few milliseconds, because whatever comes later
+    /// waits for all of it.
     pub fn frame_bytes(&self) -> usize {
         match self.samples >= START_SAMPLES {
             true => ((self.best_rate() * FRAME.as_secs_f64()) as usize).max(MIN_FRAME_BYTES),
