@@ -144,8 +144,9 @@ fn pinned(processor: Processor) -> Vec<String> {
 fn emulated(log: &str) -> Option<Counts> {
     let collected = log.lines().find_map(|line| line.split_once("Collected : ")?.1.trim().parse().ok())?;
     let mut counts: Counts = [(INSTRUCTIONS.to_owned(), collected)].into();
-    let calls =
-        log.lines().filter_map(|line| line.strip_prefix("SYSCALL[")?.split_once(") sys_")?.1.split([' ', '(']).next());
+    let calls = log
+        .lines()
+        .filter_map(|line| line.strip_prefix("SYSCALL[")?.split_once(") sys_")?.1.split([' ', '(', '[']).next());
     for name in calls.filter(|name| *name != "clock_gettime") {
         *counts.entry(name.to_owned()).or_default() += 1;
     }
@@ -167,8 +168,12 @@ fn system_calls(table: &str) -> Option<Counts> {
 #[test]
 fn what_the_tools_write_is_read() {
     let log = "SYSCALL[7,1](0) sys_read ( 3, 0x1, 832 ) --> [async] ... \nSYSCALL[7,1](0) ... [async] --> Success(0x340) \n\
+               SYSCALL[7,1](72) sys_fcntl[ARG3=='arg'] ( 3, 1030, 3 )[sync] --> Success(0x4) \n\
                SYSCALL[7,1](228) sys_clock_gettime( 1, 0x1 )[sync] --> Success(0x0) \n==7== Collected : 5578423\n";
-    assert_eq!(emulated(log), Some([(INSTRUCTIONS.to_owned(), 5_578_423), ("read".to_owned(), 1)].into()));
+    assert_eq!(
+        emulated(log),
+        Some([(INSTRUCTIONS.to_owned(), 5_578_423), ("fcntl".to_owned(), 1), ("read".to_owned(), 1)].into())
+    );
     assert_eq!(emulated("==7== killed\n"), None);
     let table = "% time     seconds  usecs/call     calls    errors syscall\n\
                  ------ ----------- ----------- --------- --------- ------------------\n\
