@@ -1,4 +1,4 @@
-//! What a child does between fork(2) and execve(2): the one module with unsafe code, and nothing beside that in it.
+//! What a child does between fork(2) and execve(2): all of the server's unsafe code, and nothing beside that in it.
 //!
 //! The child leads a session and a process group of its own, has no signal ignored or blocked, no descriptor but its standard
 //! streams, no resource limit of the server's own, no umask but 022; it becomes the account for good, then enters its home,
