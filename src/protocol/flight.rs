@@ -10,7 +10,7 @@
 use std::time::{Duration, Instant};
 
 /// Allowed whatever was measured.
-const FLOOR_BYTES: usize = 128 << 10;
+const FLOOR_BYTES: usize = 512 << 10;
 /// Allowed before anything was measured.
 const START_BYTES: usize = 1 << 20;
 /// A handshake takes so long by itself on a busy machine.
@@ -29,8 +29,10 @@ const JUMP: f64 = 1.25;
 /// How much of it while the queue is drained: no more than the path itself holds. What is sent at once afterwards is a burst,
 /// so no less either.
 const DRAIN: f64 = 0.9;
-/// Allowed beyond that: what passes in the time that acknowledgements are late by.
+/// Allowed beyond that: what passes in the time that acknowledgements are late by. On a near path it is the programs at its ends
+/// that are, whenever they wait for a processor, and what is in flight must not shrink with that.
 const LATENESS: Duration = Duration::from_millis(2);
+const NEAR: Duration = Duration::from_millis(10);
 /// On a path that is faster than a gigabit network, as much again is allowed: there throughput is lost in every moment in which
 /// one of the programs on the way does not run, and a queue is passed quickly.
 const FAST_BYTES_PER_SECOND: f64 = 200e6;
@@ -171,9 +173,11 @@ impl Flight {
 
     fn measured(&self) -> usize {
         let rate = self.best_rate();
-        let product = rate * self.shortest.map_or(0.0, |(shortest, _)| shortest.as_secs_f64());
+        let shortest = self.shortest.map_or(Duration::ZERO, |(shortest, _)| shortest);
+        let product = rate * shortest.as_secs_f64();
         let gain = if self.flat <= START_SAMPLES || rate > FAST_BYTES_PER_SECOND { GROWTH } else { GAIN };
-        let late = (rate * LATENESS.as_secs_f64()).min(MAX_LATENESS_BYTES);
+        let lateness = if shortest < NEAR { NEAR } else { LATENESS };
+        let late = (rate * lateness.as_secs_f64()).min(MAX_LATENESS_BYTES);
         let allowed = if self.drains { product * DRAIN } else { product * gain + late };
         (allowed as usize).max(FLOOR_BYTES)
     }
