@@ -17,13 +17,10 @@ use bytes::{Buf, Bytes, BytesMut};
 use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
 use tokio::time::Sleep;
 
-use crate::protocol::frame::{HEADER_BYTES, Kind};
+use crate::protocol::frame::{FRAME_BYTES, HEADER_BYTES, Kind};
 use crate::protocol::liveness::Verdict;
 use crate::protocol::session::{Event as PeerEvent, Exit, Session};
 
-/// Most bytes of a frame: eight TLS records, full ones. Half of what a pipe of ours holds, so that it is filled and emptied at
-/// the same time.
-const FRAME_BYTES: usize = 128 << 10;
 /// Most bytes of one read from a source.
 const READ_BYTES: usize = FRAME_BYTES - HEADER_BYTES;
 /// What TLS gives at once.

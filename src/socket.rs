@@ -17,6 +17,9 @@ const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration:
 /// Most bytes that wait in the kernel unsent: whatever is written later waits behind them, and what is in flight does not count.
 const NOT_SENT_BYTES: u32 = 128 << 10;
 
+/// Bytes read ahead of TLS: rustls by itself asks the kernel for 4 KiB at a time.
+pub const READ_AHEAD_BYTES: usize = 256 << 10;
+
 /// Sets what every connection of this program has. None of it is needed for correctness, so a refusal is passed over.
 pub fn tune(stream: &TcpStream) {
     // Interactive traffic must not wait for an acknowledgement of what came before it.

@@ -41,8 +41,6 @@ pub(crate) use pem::private_key;
 use crate::config::{Host, MinTls};
 use crate::error::{Code, Error, Result};
 
-/// Most bytes that TLS takes before the network does: a frame as the bridge makes it, whole.
-pub(crate) const MAX_UNSENT_BYTES: usize = 128 << 10;
 /// What both sides offer by ALPN (RFC 7301 §6).
 const ALPN: &[u8] = b"http/1.1";
 

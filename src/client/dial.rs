@@ -30,6 +30,7 @@ use crate::config::proxy::Scheme;
 use crate::config::{Endpoint, Host, Proxy};
 use crate::error::{Code, Error, Result};
 use crate::protocol::MAX_PROBLEM_BYTES;
+use crate::protocol::frame::FRAME_BYTES;
 use crate::protocol::head::Response;
 use crate::{socket, tls};
 
@@ -201,7 +202,7 @@ impl Dialler {
             .await
             .map_err(|_| self.timed_out("the TLS handshake with", &self.host.endpoint))?
             .map_err(|error| self.tls_error(&error))?;
-        stream.get_mut().1.set_buffer_limit(Some(tls::MAX_UNSENT_BYTES));
+        stream.get_mut().1.set_buffer_limit(Some(FRAME_BYTES));
         let round_trip = greeted.elapsed();
         let mut connection = Connection { stream, buffer: BytesMut::new(), round_trip, dialler: self.clone() };
         if let Some(rest) = request.get(begun..).filter(|rest| !rest.is_empty()) {

@@ -56,6 +56,7 @@ mod tests {
     #[test]
     fn the_program_goes_on_as_before() {
         give_back();
-        assert_eq!(code_of_file(""), None);
+        let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+        assert!(maps.lines().filter_map(code_of_file).count() > 0, "{maps}");
     }
 }

@@ -33,14 +33,14 @@ const DRAIN: f64 = 0.9;
 /// that are, whenever they wait for a processor, and what is in flight must not shrink with that.
 const LATENESS: Duration = Duration::from_millis(2);
 const NEAR: Duration = Duration::from_millis(10);
+/// Most bytes for that lateness: a path that is so fast has a shorter one.
+const MAX_LATENESS_BYTES: f64 = (768 << 10) as f64;
 /// On a path that is faster than a gigabit network, as much again is allowed: there throughput is lost in every moment in which
 /// one of the programs on the way does not run, and a queue is passed quickly.
 const FAST_BYTES_PER_SECOND: f64 = 200e6;
 /// How long a frame may take to pass, and the least that it may have: a TLS record.
 const FRAME: Duration = Duration::from_millis(4);
 const MIN_FRAME_BYTES: usize = 16 << 10;
-/// Most bytes for that lateness: a path that is so fast has a shorter one.
-const MAX_LATENESS_BYTES: f64 = (768 << 10) as f64;
 /// How long the shortest round trip is remembered; the path may have changed since.
 const MEMORY: Duration = Duration::from_secs(10);
 /// How long the first acknowledgement may take beside the round trips: after that the consumer is slow, not the path.

@@ -10,6 +10,10 @@ pub const HEADER_BYTES: usize = 4;
 /// Most bytes of a payload: 2^20.
 pub const MAX_PAYLOAD_BYTES: usize = 1 << 20;
 
+/// Most bytes of a frame that this program makes, and what TLS takes of it at once: eight TLS records, full ones. Half of what a
+/// pipe of ours holds, so that it is filled and emptied at the same time.
+pub const FRAME_BYTES: usize = 128 << 10;
+
 /// Which half of the protocol a side plays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {

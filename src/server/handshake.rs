@@ -14,6 +14,7 @@ use tokio_rustls::server::TlsStream;
 
 use crate::error::{Code, Error, Result};
 use crate::protocol::Principal;
+use crate::protocol::frame::FRAME_BYTES;
 use crate::server::policy::Asker;
 use crate::server::principal::principal;
 use crate::server::read_ahead::ReadAhead;
@@ -167,7 +168,7 @@ pub async fn accept(
     let mut stream = tls::accept(connection, state.tls.clone(), reached).await?;
     let round_trip = greeted.get().map_or(Duration::ZERO, Instant::elapsed);
     stream.get_mut().0.begin();
-    stream.get_mut().1.set_buffer_limit(Some(tls::MAX_UNSENT_BYTES));
+    stream.get_mut().1.set_buffer_limit(Some(FRAME_BYTES));
     let server_name = stream.get_ref().1.server_name().unwrap_or_default().to_ascii_lowercase();
     let chain: Vec<_> =
         stream.get_ref().1.peer_certificates().unwrap_or_default().iter().map(|c| c.clone().into_owned()).collect();

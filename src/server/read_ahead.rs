@@ -14,9 +14,6 @@ use tokio::net::TcpStream;
 use crate::server::descriptors::Connection;
 use crate::socket;
 
-/// Bytes read ahead.
-const READ_AHEAD_BYTES: usize = 256 << 10;
-
 /// A connection that counts while it is open.
 #[derive(Debug)]
 pub struct ReadAhead {
@@ -56,7 +53,7 @@ impl ReadAhead {
     /// Begins to read ahead.
     pub fn begin(&mut self) {
         if self.buffer.is_empty() {
-            self.buffer = vec![0; READ_AHEAD_BYTES].into();
+            self.buffer = vec![0; socket::READ_AHEAD_BYTES].into();
         }
     }
 }

@@ -8,8 +8,7 @@ use tokio::io::{AsyncRead, AsyncWrite, BufReader, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
-/// Bytes read ahead of TLS: rustls by itself asks the kernel for 4 KiB at a time.
-const READ_AHEAD_BYTES: usize = 256 << 10;
+use crate::socket;
 
 /// An enumeration, so that a read of plain TCP is a direct call.
 #[derive(Debug)]
@@ -23,7 +22,7 @@ pub enum Transport {
 impl Transport {
     /// Adds the buffer that TLS to the server reads from.
     pub(in crate::client) fn read_ahead(self) -> BufReader<Transport> {
-        BufReader::with_capacity(READ_AHEAD_BYTES, self)
+        BufReader::with_capacity(socket::READ_AHEAD_BYTES, self)
     }
 
     /// The TCP connection below everything.
