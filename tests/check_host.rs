@@ -58,7 +58,7 @@ configuration   ok       host123
     (
         "tls",
         "\
-tls             ok       TLS 1.3, TLS13_AES_256_GCM_SHA384, X25519MLKEM768
+tls             ok       TLS 1.3, TLS13_AES_128_GCM_SHA256, X25519MLKEM768
                          *.tunnel.test, N days left, by CN=the servers' authority
 ",
     ),
@@ -503,7 +503,7 @@ configuration   ok       host123
 name            -        127.0.0.1 is an address
 proxy           -        direct
 tcp             ok       127.0.0.1:PORT
-tls             ok       TLS 1.3, TLS13_AES_256_GCM_SHA384, X25519MLKEM768
+tls             ok       TLS 1.3, TLS13_AES_128_GCM_SHA256, X25519MLKEM768
                          *.tunnel.test, N days left, by CN=the servers' authority
 own certificate ok       spiffe://tunnel.test/users/ann, N days left
 host            failed   bad-request: there is nothing under this path
@@ -715,7 +715,7 @@ fn certificates_that_end_within_two_weeks_are_warned_of() {
         let expected = if is_soon {
             good_until("tcp")
                 + "\
-tls             warning  TLS 1.3, TLS13_AES_256_GCM_SHA384, X25519MLKEM768; the server's certificate ends soon
+tls             warning  TLS 1.3, TLS13_AES_128_GCM_SHA256, X25519MLKEM768; the server's certificate ends soon
                          *.tunnel.test, N days left, by CN=the servers' authority
                          hint: ask whoever runs the endpoint to renew its certificate
 own certificate warning  spiffe://tunnel.test/users/ann, N days left; it ends soon

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use rustls::client::Resumption;
 use rustls::crypto::aws_lc_rs::{default_provider, kx_group};
-use rustls::{ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned};
+use rustls::{CipherSuite, ClientConfig, ClientConnection, HandshakeKind, RootCertStore, StreamOwned};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 
@@ -46,6 +46,8 @@ impl Client {
         let certificate = CertificateDer::from_pem_file(file("client.crt")).unwrap();
         let key = PrivateKeyDer::from_pem_file(file("client.key")).unwrap();
         let mut provider = default_provider();
+        // tstunnel's first choice, for whichever server leaves the choice to the client.
+        provider.cipher_suites.sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
         if exchange == KeyExchange::X25519 {
             provider.kx_groups = vec![kx_group::X25519];
         }

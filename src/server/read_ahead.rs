@@ -1,12 +1,14 @@
 //! A TCP connection that is read ahead of TLS, once it is worth it: rustls by itself asks the kernel for 4 KiB at a time.
 //!
-//! While nobody knows who is at the other end, nothing is read ahead and no memory is held.
+//! While nobody knows who is at the other end, nothing is read ahead. Memory is held by a connection only while there is
+//! something in it.
 
+use std::cell::Cell;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
@@ -18,8 +20,9 @@ use crate::socket;
 #[derive(Debug)]
 pub struct ReadAhead {
     tcp: TcpStream,
-    /// Empty until reading ahead begins.
-    buffer: Box<[u8]>,
+    is_begun: bool,
+    /// Empty while nothing is read ahead.
+    buffer: Vec<u8>,
     /// What of the buffer is not yet taken.
     start: usize,
     end: usize,
@@ -42,7 +45,7 @@ impl ReadAhead {
     /// Reads nothing ahead yet.
     pub fn new(tcp: TcpStream, counted: Connection) -> ReadAhead {
         let is_abandoned = Abandoned::default();
-        ReadAhead { tcp, buffer: Box::default(), start: 0, end: 0, is_abandoned, _counted: counted }
+        ReadAhead { tcp, is_begun: false, buffer: Vec::new(), start: 0, end: 0, is_abandoned, _counted: counted }
     }
 
     /// What abandons it.
@@ -52,10 +55,13 @@ impl ReadAhead {
 
     /// Begins to read ahead.
     pub fn begin(&mut self) {
-        if self.buffer.is_empty() {
-            self.buffer = vec![0; socket::READ_AHEAD_BYTES].into();
-        }
+        self.is_begun = true;
     }
+}
+
+thread_local! {
+    /// A buffer to read into, for whichever connection of the thread is read next.
+    static SPARE: Cell<Vec<u8>> = Cell::default();
 }
 
 impl Drop for ReadAhead {
@@ -68,19 +74,29 @@ impl Drop for ReadAhead {
 
 impl AsyncRead for ReadAhead {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let ReadAhead { tcp, buffer, start, end, .. } = self.get_mut();
+        let ReadAhead { tcp, is_begun, buffer, start, end, .. } = self.get_mut();
         if start == end {
-            if into.remaining() >= buffer.len() {
+            if !*is_begun || into.remaining() >= socket::READ_AHEAD_BYTES {
                 return Pin::new(tcp).poll_read(cx, into);
             }
-            let mut ahead = ReadBuf::new(buffer);
-            ready!(Pin::new(tcp).poll_read(cx, &mut ahead))?;
+            let mut spare = SPARE.take();
+            spare.resize(socket::READ_AHEAD_BYTES, 0);
+            let mut ahead = ReadBuf::new(&mut spare);
+            let read = Pin::new(tcp).poll_read(cx, &mut ahead);
             (*start, *end) = (0, ahead.filled().len());
+            if *end == 0 {
+                SPARE.set(spare);
+                return read;
+            }
+            *buffer = spare;
         }
         let held = buffer.get(*start..*end).unwrap_or_default();
         let count = held.len().min(into.remaining());
         into.put_slice(held.get(..count).unwrap_or_default());
         *start += count;
+        if start == end {
+            SPARE.set(std::mem::take(buffer));
+        }
         Poll::Ready(Ok(()))
     }
 }

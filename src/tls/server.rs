@@ -56,6 +56,7 @@ pub fn server_config(cert: &Path, key: &Path, clients: Arc<dyn ClientCertVerifie
         .with_client_cert_verifier(clients)
         .with_cert_resolver(Arc::new(ForNamedHosts(Arc::new(certified_key))));
     config.alpn_protocols = vec![ALPN.to_vec()];
+    config.ignore_client_order = true;
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     config.max_early_data_size = 0;
