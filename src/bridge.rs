@@ -444,11 +444,15 @@ impl Bridge {
         if self.timer.deadline() > deadline {
             self.timer.as_mut().reset(deadline);
         }
-        while self.timer.as_mut().poll(cx).is_ready() && self.timer.deadline() < deadline {
+        // Nor is one that has elapsed ready for a task that has had its share of time and is to give way.
+        loop {
+            if self.timer.as_mut().poll(cx).is_pending() {
+                return false;
+            }
+            if self.timer.deadline() >= deadline {
+                break;
+            }
             self.timer.as_mut().reset(deadline);
-        }
-        if !self.timer.is_elapsed() {
-            return false;
         }
         match self.session.on_time(Instant::now()) {
             Verdict::Dead => {

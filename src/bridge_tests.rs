@@ -48,6 +48,26 @@ async fn serve(mut bridge: Bridge) {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_task_that_has_had_its_share_of_time_gives_way_though_the_timer_has_elapsed() {
+    let (client, _server) = pair(100, 100);
+    let mut bridge = client.bridge;
+    std::future::poll_fn(|cx| {
+        assert!(pin!(bridge.next()).poll(cx).is_pending());
+        Poll::Ready(())
+    })
+    .await;
+    tokio::time::advance(Policy::default().interval).await;
+    std::future::poll_fn(|cx| {
+        // From here on whatever is waited for is not ready before the task has given way.
+        while pin!(tokio::task::consume_budget()).poll(cx).is_ready() {}
+        let started = Instant::now();
+        assert!(pin!(bridge.next()).poll(cx).is_pending(), "it went on for {:?}", started.elapsed());
+        Poll::Ready(())
+    })
+    .await;
+}
+
 #[tokio::test]
 async fn both_directions_arrive_whole_however_the_connection_cuts_them() {
     for (carried_bytes, window_bytes) in [(8, 100), (8, 100_000), (100_000, 100), (100_000, 100_000)] {
