@@ -47,7 +47,7 @@ fn log(command: &Command) -> Result<()> {
     let default = match command {
         #[cfg(feature = "server")]
         Command::Serve(_) => LevelFilter::INFO,
-        _ => LevelFilter::ERROR,
+        _ => LevelFilter::OFF,
     };
     let level = match &asked {
         None => default,
@@ -56,6 +56,10 @@ fn log(command: &Command) -> Result<()> {
                 .with_hint("use one of off, error, warn, info, debug, trace")
         })?,
     };
+    // Nothing that is not asked for is set up either: it takes memory, and time at every start.
+    if level == LevelFilter::OFF {
+        return Ok(());
+    }
     tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false).init();
     Ok(())
 }
