@@ -191,9 +191,9 @@ impl Default for Limits {
             // The ladder of a process, and a little.
             drain_timeout: Duration::from_secs(10),
             resume_grace: Duration::from_secs(120),
-            // 1 Gbit/s over 120 ms.
+            // 10 Gbit/s over 200 ms; and a principal, who may hold a quarter of the memory, keeps what such a path of 8 Gbit/s has in flight.
             resume_window_bytes: at_least_one(256 * MIB),
-            resume_memory_bytes: 512 * MIB,
+            resume_memory_bytes: 768 * MIB,
         }
     }
 }
