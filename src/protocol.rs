@@ -2,8 +2,9 @@
 //!
 //! [`head`] reads and writes HTTP/1.1 heads, [`frame`] is the codec of `tstunnel/1`, and [`session`] numbers,
 //! acknowledges and keeps frames, with [`liveness`] to judge a silent peer and [`flight`] to measure the path.
-//! [`encoding`] writes bytes as text.
+//! [`early`] is what comes with a resume. [`encoding`] writes bytes as text.
 
+pub mod early;
 pub mod encoding;
 pub mod flight;
 pub mod frame;
@@ -39,6 +40,9 @@ pub const HEADER_WINDOW: &str = "Tstunnel-Window";
 pub const HEADER_GRACE: &str = "Tstunnel-Grace";
 /// The header that carries how many sequenced frames a side has received.
 pub const HEADER_RECEIVED: &str = "Tstunnel-Received";
+/// The header by which a server says how many bytes of frames a resume may bring along, and a client how many frames come
+/// before those that it does bring.
+pub const HEADER_EARLY: &str = "Tstunnel-Early";
 /// The header that carries an uploaded file's permission bits, in octal.
 pub const HEADER_MODE: &str = "Tstunnel-Mode";
 /// The header that carries the account asked for.

@@ -40,6 +40,7 @@ enum Seen {
     Mended,
     LeftSuspect,
     Resumed,
+    BroughtAlong,
     TakenOver,
     AnswerLost,
     AnswerLate,
@@ -51,7 +52,7 @@ enum Seen {
 }
 
 impl Seen {
-    const ALL: [Seen; 19] = [
+    const ALL: [Seen; 20] = [
         Seen::Cut,
         Seen::CutInFlight,
         Seen::CutWhileAsking,
@@ -63,6 +64,7 @@ impl Seen {
         Seen::Mended,
         Seen::LeftSuspect,
         Seen::Resumed,
+        Seen::BroughtAlong,
         Seen::TakenOver,
         Seen::AnswerLost,
         Seen::AnswerLate,

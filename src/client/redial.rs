@@ -17,7 +17,7 @@ use crate::bridge::Bridge;
 use crate::client::dial::{Connection, Dialler, Stream};
 use crate::error::{Code, Error, Result, Retry};
 use crate::protocol::head::Request;
-use crate::protocol::{HEADER_RECEIVED, HEADER_SESSION, UPGRADE_FRAMED};
+use crate::protocol::{HEADER_EARLY, HEADER_RECEIVED, HEADER_SESSION, UPGRADE_FRAMED};
 
 /// The pause after the first attempt that failed, and the longest one: an outage that ends is noticed this soon.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
@@ -31,6 +31,8 @@ pub struct Resumption {
     pub token: String,
     /// How long an interrupted session is kept.
     pub grace: Duration,
+    /// How many bytes of frames a resume may bring along.
+    pub early_bytes: usize,
 }
 
 type Attempt<T> = Pin<Box<dyn Future<Output = T> + Send>>;
@@ -65,6 +67,8 @@ pub struct Path {
     resumption: Resumption,
     state: State,
     pause: Duration,
+    /// The last resume has failed, perhaps because of what it brought along: the next one brings nothing.
+    brings_nothing: bool,
     /// When the path broke, while it is broken.
     broken: Option<Instant>,
     /// Ends a pause early.
@@ -88,6 +92,7 @@ impl Path {
             resumption,
             state: State::Whole,
             pause: Duration::ZERO,
+            brings_nothing: false,
             broken: None,
             hurry: Arc::new(Notify::new()),
             interruptions: 0,
@@ -156,7 +161,9 @@ impl Path {
                 }
                 bridge.detach();
                 self.mark_broken();
-                self.state = State::Asking(self.ask(connection, bridge.session().received_count()));
+                let early_bytes = if self.brings_nothing { 0 } else { self.resumption.early_bytes };
+                let early = bridge.session().early(early_bytes);
+                self.state = State::Asking(self.ask(connection, bridge.session().received_count(), early));
             }
             Step::Answered(Ok(Resumed { stream, leftover, round_trip, received })) => {
                 let resumed = bridge.session().resume(received, std::time::Instant::now());
@@ -170,6 +177,7 @@ impl Path {
                 self.mended();
             }
             Step::Dialled(Err(error)) | Step::Answered(Err(error)) => {
+                self.brings_nothing |= matches!(self.state, State::Asking(_));
                 self.state = State::Whole;
                 if bridge.is_attached() && (!bridge.session().is_suspect() || !may_pass(&error)) {
                     // There is no better path than the old one, which may only be slow; it is looked at again.
@@ -199,6 +207,7 @@ impl Path {
 
     fn mended(&mut self) {
         (self.state, self.pause, self.broken) = (State::Whole, Duration::ZERO, None);
+        self.brings_nothing = false;
     }
 
     fn patience(&self) -> Duration {
@@ -215,15 +224,25 @@ impl Path {
         })
     }
 
-    fn ask(&self, mut connection: Connection, received: u64) -> Attempt<Result<Resumed>> {
+    /// Asks the server to go on: this side has received `received` frames, and sends those that the server may lack.
+    fn ask(
+        &self,
+        mut connection: Connection,
+        received: u64,
+        early: Option<(u64, Vec<u8>)>,
+    ) -> Attempt<Result<Resumed>> {
         let host = self.dialler.host();
-        let request = Request::new("POST", &format!("{}/resume", host.upgrade_base), &host.server_name)
+        let mut request = Request::new("POST", &format!("{}/resume", host.upgrade_base), &host.server_name)
             .field("Connection", "Upgrade")
             .field("Upgrade", UPGRADE_FRAMED)
             .field(HEADER_SESSION, &self.resumption.token)
-            .field(HEADER_RECEIVED, received)
-            .field("Content-Length", 0)
-            .into_bytes();
+            .field(HEADER_RECEIVED, received);
+        if let Some((first, _)) = &early {
+            request = request.field(HEADER_EARLY, first);
+        }
+        let body = early.map(|(_, frames)| frames).unwrap_or_default();
+        let mut request = request.field("Content-Length", body.len()).into_bytes();
+        request.extend_from_slice(&body);
         let endpoint = host.endpoint.host.clone();
         Box::pin(async move {
             let asking = async {

@@ -15,11 +15,14 @@ use crate::client::redial::{Path, Resumption, Step};
 use crate::client::status::report::{Measure, Report};
 use crate::config::Host;
 use crate::error::{Code, Error, Result};
+use crate::protocol::early::MAX_EARLY_BYTES;
 use crate::protocol::frame::{Kind, Role};
 use crate::protocol::head::{Request, Response};
 use crate::protocol::liveness::Policy;
 use crate::protocol::session::{DEFAULT_WINDOW_BYTES, MAX_WINDOW_BYTES, Session};
-use crate::protocol::{HEADER_GRACE, HEADER_SESSION, HEADER_USER, HEADER_WINDOW, UPGRADE_FRAMED, UPGRADE_RAW};
+use crate::protocol::{
+    HEADER_EARLY, HEADER_GRACE, HEADER_SESSION, HEADER_USER, HEADER_WINDOW, UPGRADE_FRAMED, UPGRADE_RAW,
+};
 use crate::stdio::{Counted, Stdio, Stdout, Streams};
 
 /// How long the last words to a server, or its own, may take.
@@ -137,7 +140,8 @@ fn window(response: &Response) -> usize {
 fn resumption(response: &Response) -> Option<Resumption> {
     let token = response.field(&HEADER_SESSION.to_ascii_lowercase())?.to_owned();
     let grace = response.field(&HEADER_GRACE.to_ascii_lowercase())?.parse().ok().map(Duration::from_secs)?;
-    Some(Resumption { token, grace })
+    let early_bytes = response.field(&HEADER_EARLY.to_ascii_lowercase()).and_then(|bytes| bytes.parse().ok());
+    Some(Resumption { token, grace, early_bytes: early_bytes.unwrap_or(0).min(MAX_EARLY_BYTES) })
 }
 
 /// A server that speaks only `tcp` says with a bare status that a program is missing or cannot be executed. A web

@@ -648,6 +648,16 @@ impl Session {
         self.ack_sent + self.held.len() as u64
     }
 
+    /// The number of the first frame that is not acknowledged, and all those frames as they stand on the wire, where there
+    /// are any and they are no more than `max_bytes` and the window. They count as sent: whoever is given them may have received them.
+    pub fn early(&mut self, max_bytes: usize) -> Option<(u64, Vec<u8>)> {
+        if self.kept.is_empty() || self.kept_bytes > max_bytes.min(self.window_bytes) {
+            return None;
+        }
+        self.transmitted = self.transmitted.max(self.acked + self.kept.len() as u64);
+        Some((self.acked, self.kept.iter().flatten().copied().collect()))
+    }
+
     /// Carries the session on over a new connection, whose other end has received `peer_received` frames.
     ///
     /// # Errors

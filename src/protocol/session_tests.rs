@@ -210,6 +210,24 @@ fn a_small_frame_does_not_keep_the_buffer_that_it_came_in() {
 }
 
 #[test]
+fn what_few_frames_are_kept_can_be_brought_along_and_counts_as_sent() {
+    let (mut client, _, now) = pair(100);
+    assert_eq!(client.early(1000), None);
+    client.queue_data(Kind::Stdin, data(b"one"));
+    client.queue_data(Kind::Stdin, data(b"two"));
+    let frames = [frame::encode(Kind::Stdin, b"one"), frame::encode(Kind::Stdin, b"two")].concat();
+    assert_eq!(client.early(frames.len() - 1), None);
+    assert_eq!(client.resume(1, now), Err(Violation::AckOutOfRange(1)), "nothing of it was sent");
+    assert_eq!(client.early(frames.len()), Some((0, frames)));
+    client.resume(2, now).unwrap();
+    assert_eq!(client.unsent_bytes(), 0);
+    // The end waits beyond a full window, and is not brought along.
+    client.queue_data(Kind::Stdin, data(&[b'x'; 80]));
+    client.queue_end(Kind::Stdin);
+    assert_eq!(client.early(1000), None);
+}
+
+#[test]
 fn impossible_counts_are_refused_and_change_nothing() {
     let (mut client, mut server, now) = pair(1 << 20);
     client.queue_data(Kind::Stdin, data(b"one"));

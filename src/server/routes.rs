@@ -19,6 +19,7 @@ use hyper::http::uri::{Authority, Scheme};
 use hyper::{Method, Request, Response, StatusCode, Version};
 
 use crate::error::{Code, Error};
+use crate::protocol::early::MAX_EARLY_BYTES;
 use crate::protocol::encoding::percent_decode;
 use crate::protocol::{CommandRequest, HEADER_USER, MAX_COMMAND_BYTES, UPGRADE_FRAMED, UPGRADE_RAW};
 use crate::server::Shared;
@@ -195,7 +196,8 @@ async fn serve(
             if chosen_protocol(request.headers())? != Protocol::Framed {
                 return Err(Refusal::bad_request(426, "only a framed session can be resumed"));
             }
-            upgrade::resume(shared, state, peer, decision, request).await
+            let (request, body) = read_body(request, MAX_EARLY_BYTES, limits.body_idle_timeout).await?;
+            upgrade::resume(shared, state, peer, decision, request, body).await
         }
         Route::Copy(name) => {
             let filename = decoded(name)?;

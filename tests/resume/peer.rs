@@ -96,6 +96,18 @@ impl Caller {
         self.try_resume(token, received).unwrap()
     }
 
+    /// The same with frames in the body, behind `early` others.
+    pub(crate) fn resume_with(&self, token: &str, received: u64, early: &str, body: &str) -> (Answer, Wire) {
+        let fields = [
+            ("Connection", "Upgrade"),
+            ("Upgrade", "tstunnel/1"),
+            ("Tstunnel-Session", token),
+            ("Tstunnel-Received", &received.to_string()),
+            ("Tstunnel-Early", early),
+        ];
+        self.ask("POST", "/resume", &fields, body)
+    }
+
     pub(crate) fn try_resume(&self, token: &str, received: &str) -> io::Result<(Answer, Wire)> {
         let fields = [
             ("Connection", "Upgrade"),
@@ -232,6 +244,20 @@ impl Session {
     pub(crate) fn resume_as(&mut self, caller: &Caller) {
         self.caller = caller.clone();
         self.resume().unwrap();
+    }
+
+    /// Goes on over a new connection, with everything that was sent since frame `first` in the request's body.
+    pub(crate) fn resume_early(&mut self, first: usize) {
+        let body = String::from_utf8(self.sent[first..].concat()).unwrap();
+        let (answer, wire) = self.caller.resume_with(&self.token, self.received, &first.to_string(), &body);
+        assert_eq!(answer.status, 101, "{answer:?}");
+        self.next = answer.field("Tstunnel-Received").unwrap().parse().unwrap();
+        self.attach(wire);
+    }
+
+    /// Whether there is a frame that no connection has carried, as far as is known.
+    pub(crate) fn has_unsent(&self) -> bool {
+        self.next < self.sent.len()
     }
 
     /// Goes on over a new connection.

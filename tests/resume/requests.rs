@@ -173,6 +173,65 @@ fn resume_of_another_kind_is_refused_and_the_session_goes_on() {
 }
 
 #[test]
+fn frames_that_a_resume_brings_along_are_taken_once() {
+    let remote = host().start();
+    let caller = Caller::of(&remote);
+    let (answer, _wire) = caller.start("exec cat");
+    assert_eq!(answer.field("Tstunnel-Early"), Some("8192"));
+    let mut session = Session::start(&caller, "exec cat");
+    // The first two are on the host already, and come once more.
+    session.send(b"one ");
+    session.send(b"two ");
+    session.carry_until(8);
+    session.send(b"three ");
+    session.send(b"four ");
+    session.drop_connection();
+    session.resume_early(0);
+    assert!(!session.has_unsent());
+    session.carry_until(19);
+    assert_eq!(session.stdout, b"one two three four ");
+    // Behind a gap there is nothing that could be taken.
+    session.send(b"five ");
+    session.send(b"six ");
+    session.drop_connection();
+    session.resume_early(5);
+    assert!(session.has_unsent());
+    session.carry_until(28);
+    assert_eq!(session.stdout, b"one two three four five six ");
+}
+
+#[test]
+fn what_is_no_row_of_frames_is_not_taken_along_and_the_session_goes_on() {
+    let remote = host().start();
+    let caller = Caller::of(&remote);
+    let mut session = Session::start(&caller, "exec cat");
+    session.assert_alive();
+    let (token, received) = (session.token.clone(), session.received);
+    let frame = "\0\0\0\x01a";
+    let large = "\0\0\x20\0".to_owned() + &"a".repeat(8192);
+    for (early, body, status) in [
+        ("", frame, 400),
+        ("-1", frame, 400),
+        ("x", frame, 400),
+        ("18446744073709551615", frame, 400),
+        ("18446744073709551616", frame, 400),
+        ("1", &frame[..4], 400),
+        ("1", "\0\0", 400),
+        ("1", "\0\x7f\0\0", 400),
+        ("1", "\x01\0\0\x01a", 400),
+        ("1", "\x13\0\0\0", 400),
+        ("1", "\x12\0\0\x08\0\0\0\0\0\0\0\x01", 400),
+        ("1", "GET / HTTP/1.1\r\nHost: a\r\n\r\n", 400),
+        ("1", &large, 413),
+    ] {
+        let answer = caller.resume_with(&token, received, early, body).0;
+        answer.assert_refused(status, "bad-request");
+    }
+    caller.resume_with("", 0, "1", frame).0.assert_refused(410, "session-lost");
+    session.assert_alive();
+}
+
+#[test]
 fn of_two_resumes_at_once_one_carries_on() {
     let remote = host().start();
     let caller = Caller::of(&remote);

@@ -134,6 +134,8 @@ pub(crate) struct Connection {
     pub(crate) to_client: Lane,
     pub(crate) delay: Duration,
     pub(crate) phase: Phase,
+    /// The frames that came with the request, and then those of them that the server lacks.
+    pub(crate) early: Option<(u64, Bytes)>,
     pub(crate) client_holds: bool,
     /// Nothing was done to it.
     pub(crate) is_sound: bool,
@@ -148,6 +150,7 @@ impl Connection {
             to_client: Lane::new(capacity, now),
             delay,
             phase,
+            early: None,
             client_holds: true,
             is_sound: true,
             answers_since: now,

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use tstunnel::protocol::early::{Early, MAX_EARLY_BYTES};
 use tstunnel::protocol::frame::Role;
 
 use super::super::network::{Connection, Item, Phase};
@@ -69,6 +70,11 @@ impl World<'_> {
             due += self.random.millis(15_000);
         }
         let count = self.client.session.received_count();
+        if self.random.one_in(2) {
+            let max_bytes = self.random.size(MAX_EARLY_BYTES);
+            let early = self.client.session.early(max_bytes);
+            self.connections[index].early = early.map(|(first, frames)| (first, frames.into()));
+        }
         self.connections[index].to_server.send(Item::Request(count), due);
         self.path = Path::Asking { connection: index, until: self.now + ANSWER_TIMEOUT };
         self.trace(|| format!("the client asks on {index}, having received {count}"));
@@ -129,6 +135,10 @@ impl World<'_> {
                         // As `Link::follow`: whatever was attached is left.
                         self.detach(Role::Server);
                         self.server.connection = Some(index);
+                        if let Some((_, frames)) = self.connections[index].early.take() {
+                            self.tally.see(BroughtAlong);
+                            self.take(Role::Server, &frames, false)?;
+                        }
                     } else {
                         self.tally.see(GrantVoid);
                         self.close(Role::Server, index);
@@ -159,7 +169,14 @@ impl World<'_> {
         }
         self.detach(Role::Server);
         self.generation += 1;
-        let answer = Item::Answer(self.server.session.received_count());
+        let mut received = self.server.session.received_count();
+        if let Some((first, frames)) = self.connections[index].early.take() {
+            let early = Early::decode(first, frames).ok_or("what came with a resume is not whole frames")?;
+            let (lacking, with_it) = early.behind(received);
+            self.connections[index].early = (!lacking.is_empty()).then_some((received, lacking));
+            received = with_it;
+        }
+        let answer = Item::Answer(received);
         let due = self.delay(index);
         self.connections[index].to_client.send(answer, due);
         let attached = self.now + self.random.millis(50);

@@ -18,8 +18,9 @@ use super::decision::Decision;
 use super::{Answer, internal};
 use crate::bridge::Connection;
 use crate::error::{Code, Error};
+use crate::protocol::early::{Early, MAX_EARLY_BYTES};
 use crate::protocol::session::Exit;
-use crate::protocol::{HEADER_RECEIVED, HEADER_SESSION, UPGRADE_FRAMED, UPGRADE_RAW};
+use crate::protocol::{HEADER_EARLY, HEADER_RECEIVED, HEADER_SESSION, UPGRADE_FRAMED, UPGRADE_RAW};
 use crate::server::account::Login;
 use crate::server::admission::{Counted, Ticket};
 use crate::server::connection::Lingering;
@@ -171,13 +172,19 @@ pub(super) async fn resume(
     state: &Arc<State>,
     peer: &Arc<Peer>,
     decision: &mut Decision<'_>,
-    mut request: Request<Incoming>,
+    mut request: Request<()>,
+    body: Bytes,
 ) -> Result<Answer, Refusal> {
     let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
     let token = text(HEADER_SESSION).unwrap_or_default();
     let received = text(HEADER_RECEIVED)
         .and_then(|count| count.parse().ok())
         .ok_or_else(|| Refusal::bad_request(400, format!("{HEADER_RECEIVED} is not a number")))?;
+    let first = if body.is_empty() { Some(0) } else { text(HEADER_EARLY).and_then(|count| count.parse().ok()) };
+    let early = first.and_then(|first| Early::decode(first, body));
+    let early = early.ok_or_else(|| {
+        Refusal::bad_request(400, format!("the body is not whole frames behind those that {HEADER_EARLY} counts"))
+    })?;
     let place = match claim(shared, state, peer, decision, token, received).await {
         Ok(claim) => Place::Here(claim),
         Err(refusal) if refusal.error.code == Code::SessionLost && !shared.is_stopping() => {
@@ -191,10 +198,12 @@ pub(super) async fn resume(
         Place::Here(claim) => claim.received(),
         Place::Earlier(received, ..) => *received,
     };
+    let (early, received) = early.behind(received);
     answer.headers_mut().insert("tstunnel-received", HeaderValue::from(received));
     let upgrading = hyper::upgrade::on(&mut request);
     tokio::spawn(async move {
         if let Some((stream, leftover)) = stream_of(upgrading).await {
+            let leftover = Bytes::from([early, leftover].concat());
             match place {
                 Place::Here(claim) => claim.attach(Box::new(stream), leftover).await,
                 Place::Earlier(_, session, working) => succession::relay(stream, leftover, session, working).await,
@@ -283,6 +292,7 @@ impl Opened {
         if let Some(enrolment) = &self.enrolment {
             let token = HeaderValue::from_str(&enrolment.token).map_err(internal)?;
             answer.headers_mut().insert("tstunnel-session", token);
+            answer.headers_mut().insert("tstunnel-early", HeaderValue::from(MAX_EARLY_BYTES));
             answer.headers_mut().insert("tstunnel-grace", HeaderValue::from(enrolment.grace().as_secs()));
         }
         Ok(answer)
