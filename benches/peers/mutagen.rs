@@ -1,4 +1,4 @@
-//! The real Mutagen over tstunnel, over OpenSSH, and within this machine with no network at all.
+//! The real Mutagen over tstunnel, over OpenSSH, over bare pipes, and within this machine with no network at all.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -6,6 +6,8 @@ use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::{Duration, Instant};
+
+use tempfile::TempDir;
 
 use crate::Plan;
 use crate::interruptions::echo;
@@ -15,6 +17,7 @@ use crate::report::{Goal, Measure, Report, Section, TSTUNNEL};
 use crate::support::mutagen::{Daemon, Session};
 use crate::support::port;
 use crate::support::remote::{Remote, Setup, Transport};
+use crate::support::script;
 use crate::support::tree::noise;
 use crate::support::wait::SOON;
 
@@ -27,9 +30,11 @@ const CARRYING: Section = Section {
     title: "Mutagen's bytes",
     note: "Changes that appear in a folder, until `mutagen sync flush` has brought them to the host, in memory where /dev/shm has room; and a forwarded connection to \
            what sends everything back, message by message and as fast as it can. `no network` is the same between two folders or \
-           ports of this machine, in Mutagen's daemon alone.",
+           ports of this machine, in Mutagen's daemon alone; `pipes alone` is its agent started on pipes of this machine, which is the \
+           least that any transport could take.",
 };
 const NOTHING: &str = "no network";
+const PIPES: &str = "pipes alone";
 
 const FILE_BYTES: usize = 512 << 20;
 const FILES: usize = 10_000;
@@ -47,30 +52,47 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// What leads Mutagen to the other side.
 struct Side {
     peer: &'static str,
-    /// None for this machine itself.
-    remote: Option<Remote>,
+    way: Way,
 }
+
+enum Way {
+    Remote(Remote),
+    /// Stand-ins for `ssh` and `scp` that do on this machine what they are asked to, in a home of its own.
+    Pipes(TempDir),
+    /// This machine itself.
+    Nothing,
+}
+
+/// What the host of [`Way::Pipes`] is called.
+const PIPED_HOST: &str = "piped";
 
 impl Side {
     /// Everybody, with folders in `parent`.
-    fn all(parent: &Path) -> [Side; 3] {
-        let remote = |transport| Some(Setup::new(transport).inside(parent).start());
+    fn all(parent: &Path) -> [Side; 4] {
+        let remote = |transport| Way::Remote(Setup::new(transport).inside(parent).start());
         [
-            Side { peer: TSTUNNEL, remote: remote(Transport::Tstunnel) },
-            Side { peer: SSH, remote: remote(Transport::OpenSsh) },
-            Side { peer: NOTHING, remote: None },
+            Side { peer: TSTUNNEL, way: remote(Transport::Tstunnel) },
+            Side { peer: SSH, way: remote(Transport::OpenSsh) },
+            Side { peer: PIPES, way: Way::Pipes(stand_ins(parent)) },
+            Side { peer: NOTHING, way: Way::Nothing },
         ]
     }
 
     fn daemon(&self, parent: &Path) -> Daemon {
-        Daemon::start_inside(parent, self.remote.as_ref().map(Remote::environment).unwrap_or_default())
+        let environment = match &self.way {
+            Way::Remote(remote) => remote.environment(),
+            Way::Pipes(folder) => vec![("MUTAGEN_SSH_PATH", folder.path().into())],
+            Way::Nothing => Vec::new(),
+        };
+        Daemon::start_inside(parent, environment)
     }
 
     /// Where a folder of that side is, and what Mutagen is told of it.
     fn folder(&self, daemon: &Daemon, name: &str) -> (PathBuf, String) {
-        match &self.remote {
-            Some(remote) => (remote.home().join(name), remote.url(name)),
-            None => {
+        match &self.way {
+            Way::Remote(remote) => (remote.home().join(name), remote.url(name)),
+            Way::Pipes(home) => (home.path().join(name), format!("{PIPED_HOST}:~/{name}")),
+            Way::Nothing => {
                 let folder = daemon.folder(&format!("there-{name}"));
                 (folder.clone(), folder.to_string_lossy().into_owned())
             }
@@ -78,9 +100,23 @@ impl Side {
     }
 
     fn destination(&self, address: SocketAddr) -> String {
-        let host = self.remote.as_ref().map_or_else(String::new, |remote| format!("{}:", remote.host()));
-        format!("{host}tcp:{address}")
+        match &self.way {
+            Way::Remote(remote) => format!("{}:tcp:{address}", remote.host()),
+            Way::Pipes(_) => format!("{PIPED_HOST}:tcp:{address}"),
+            Way::Nothing => format!("tcp:{address}"),
+        }
     }
+}
+
+/// A home with stand-ins in it, which look at the last words that they are given alone.
+fn stand_ins(parent: &Path) -> TempDir {
+    let folder = tempfile::Builder::new().prefix("ts-bench-").tempdir_in(parent).unwrap();
+    let home = folder.path().display();
+    let ssh = format!("for last; do :; done; cd '{home}' && exec env -i HOME='{home}' PATH=\"$PATH\" sh -c \"$last\"");
+    script::write(&folder.path().join("ssh"), &ssh);
+    let scp = format!("while [ $# -gt 2 ]; do shift; done; exec cp \"$1\" '{home}'/\"${{2#*:}}\"");
+    script::write(&folder.path().join("scp"), &scp);
+    folder
 }
 
 /// Creates sessions.
