@@ -80,7 +80,9 @@ impl AsyncRead for ReadAhead {
                 return Pin::new(tcp).poll_read(cx, into);
             }
             let mut spare = SPARE.take();
-            spare.resize(socket::READ_AHEAD_BYTES, 0);
+            if spare.is_empty() {
+                spare = vec![0; socket::READ_AHEAD_BYTES];
+            }
             let mut ahead = ReadBuf::new(&mut spare);
             let read = Pin::new(tcp).poll_read(cx, &mut ahead);
             (*start, *end) = (0, ahead.filled().len());
