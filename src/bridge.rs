@@ -5,7 +5,12 @@
 //! and what was received is written straight from the buffer that TLS filled. [`Bridge::next`] is cancel-safe, so that
 //! its owner can wait for a child or a signal beside it.
 
-use std::cell::Cell;
+mod raw;
+mod sink;
+mod source;
+#[cfg(test)]
+mod tests;
+
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io::{self, IoSlice};
@@ -13,20 +18,19 @@ use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
 use std::time::Instant;
 
-use bytes::{Buf, Bytes, BytesMut};
-use tokio::io::{AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Sleep;
 
-use crate::protocol::frame::{FRAME_BYTES, HEADER_BYTES, Kind};
+use self::sink::Sink;
+use self::source::{Read, Source};
+use crate::protocol::frame::{FRAME_BYTES, Kind};
 use crate::protocol::liveness::Verdict;
 use crate::protocol::session::{Event as PeerEvent, Exit, Session};
 
-/// Most bytes of one read from a source.
-const READ_BYTES: usize = FRAME_BYTES - HEADER_BYTES;
+pub use self::raw::{RawEnd, raw};
+
 /// What TLS gives at once.
 const RECORD_BYTES: usize = 16 << 10;
-/// A read shorter than this is copied into a frame of its own size, so that what is kept is what was sent.
-const COPY_BELOW_BYTES: usize = RECORD_BYTES;
 /// Most bytes that wait for the connection before sources are left alone: whatever comes later waits behind them.
 const MAX_UNSENT_BYTES: usize = FRAME_BYTES;
 /// How many pieces one write to the connection gathers.
@@ -76,25 +80,6 @@ pub enum Event {
     Silent,
 }
 
-struct Source {
-    stream: Kind,
-    reader: Option<Reader>,
-}
-
-struct Sink {
-    stream: Kind,
-    writer: Option<Writer>,
-    queue: VecDeque<(u64, Bytes)>,
-    /// A write is not yet flushed.
-    unflushed: bool,
-}
-
-impl Sink {
-    fn is_idle(&self) -> bool {
-        self.queue.is_empty() && !self.unflushed
-    }
-}
-
 /// A session between a connection and local streams.
 pub struct Bridge {
     session: Session,
@@ -134,10 +119,7 @@ impl Bridge {
             connection: Some(connection),
             end: None,
             sources: sources.into_iter().map(|(stream, reader)| Source { stream, reader: Some(reader) }).collect(),
-            sinks: sinks
-                .into_iter()
-                .map(|(stream, writer)| Sink { stream, writer: Some(writer), queue: VecDeque::new(), unflushed: false })
-                .collect(),
+            sinks: sinks.into_iter().map(|(stream, writer)| Sink::new(stream, writer)).collect(),
             exit: None,
             events: VecDeque::new(),
             needs_flush: false,
@@ -166,15 +148,13 @@ impl Bridge {
 
     /// Whether a source could be read now if it had something.
     pub fn is_reading(&self) -> bool {
-        self.may_collect() && self.sources.iter().any(|source| source.reader.is_some())
+        has_room(&self.session) && self.sources.iter().any(|source| source.reader.is_some())
     }
 
     /// Reads no more from the sources, and tells the peer that they have ended.
     pub fn abandon_sources(&mut self) {
         for source in &mut self.sources {
-            if source.reader.take().is_some() {
-                self.session.queue_end(source.stream);
-            }
+            source.end(&mut self.session);
         }
     }
 
@@ -186,8 +166,7 @@ impl Bridge {
     /// Closes the local sinks: what the peer still sends for them is dropped.
     pub fn close_sinks(&mut self) {
         for sink in &mut self.sinks {
-            sink.writer = None;
-            sink.unflushed = false;
+            sink.close();
         }
     }
 
@@ -332,53 +311,28 @@ impl Bridge {
         progress
     }
 
-    fn may_collect(&self) -> bool {
-        self.session.room() > 0 && self.session.unsent_bytes() < MAX_UNSENT_BYTES
-    }
-
     /// Local sources → session, one read of each at a time.
     fn collect(&mut self, cx: &mut Context<'_>) -> bool {
-        let mut progress = false;
-        for index in 0..self.sources.len() {
-            if !self.may_collect() {
+        let (mut progress, mut ended) = (false, false);
+        for source in &mut self.sources {
+            if !has_room(&self.session) {
                 break;
             }
-            let room = self.session.room().min(READ_BYTES);
-            let Some(source) = self.sources.get_mut(index) else { break };
-            let Some(reader) = &mut source.reader else { continue };
-            let mut frame = blank_frame(&mut self.session);
-            let mut place = ReadBuf::new(&mut frame[HEADER_BYTES..HEADER_BYTES + room]);
-            let read = Pin::new(reader).poll_read(cx, &mut place);
-            let count = place.filled().len();
-            let Poll::Ready(result) = read else {
-                BLANK_FRAME.set(frame);
-                continue;
-            };
-            progress = true;
-            match result {
-                Ok(()) if count >= COPY_BELOW_BYTES => {
-                    self.source_bytes += count as u64;
-                    frame.truncate(HEADER_BYTES + count);
-                    self.session.queue_data(source.stream, frame);
-                    continue;
-                }
-                Ok(()) if count > 0 => {
-                    self.source_bytes += count as u64;
-                    self.session.queue_data(source.stream, BytesMut::from(&frame[..HEADER_BYTES + count]));
-                }
-                ended => {
-                    if let Err(error) = ended {
+            match source.read(cx, &mut self.session) {
+                Read::Nothing => continue,
+                Read::Bytes(count) => self.source_bytes += count as u64,
+                Read::End(error) => {
+                    ended = true;
+                    if let Some(error) = error {
                         self.source_failed = true;
                         tracing::debug!(stream = ?source.stream, %error, "source failed");
                     }
-                    source.reader = None;
-                    self.session.queue_end(source.stream);
-                    if self.sources.iter().all(|source| source.reader.is_none()) {
-                        self.events.push_back(Event::SourcesEnded { failed: self.source_failed });
-                    }
                 }
             }
-            BLANK_FRAME.set(frame);
+            progress = true;
+        }
+        if ended && self.sources.iter().all(|source| source.reader.is_none()) {
+            self.events.push_back(Event::SourcesEnded { failed: self.source_failed });
         }
         progress
     }
@@ -466,144 +420,7 @@ impl Bridge {
     }
 }
 
-thread_local! {
-    /// A frame to read into, for whichever bridge of the thread has something to read: one that is idle holds none.
-    static BLANK_FRAME: Cell<BytesMut> = Cell::default();
+/// Whether what is read now could be sent soon.
+fn has_room(session: &Session) -> bool {
+    session.room() > 0 && session.unsent_bytes() < MAX_UNSENT_BYTES
 }
-
-/// A whole frame whose bytes do not matter: the header's place, then that of what is read.
-fn blank_frame(session: &mut Session) -> BytesMut {
-    let mut frame = BLANK_FRAME.take();
-    if frame.is_empty() {
-        frame = session.spare_frame().unwrap_or_else(|| BytesMut::zeroed(FRAME_BYTES));
-    }
-    frame.resize(FRAME_BYTES, 0);
-    frame
-}
-
-impl Sink {
-    fn write(
-        &mut self,
-        cx: &mut Context<'_>,
-        session: &mut Session,
-        events: &mut VecDeque<Event>,
-        bytes: &mut u64,
-    ) -> bool {
-        let mut progress = false;
-        while let Some((sequence, payload)) = self.queue.front_mut() {
-            let sequence = *sequence;
-            let result = match &mut self.writer {
-                None => Ok(payload.len()),
-                // An empty payload ends the stream.
-                Some(writer) if payload.is_empty() => match Pin::new(writer).poll_shutdown(cx) {
-                    Poll::Pending => return progress,
-                    Poll::Ready(_) => {
-                        self.writer = None;
-                        Ok(0)
-                    }
-                },
-                Some(writer) => match Pin::new(writer).poll_write(cx, payload) {
-                    Poll::Pending => break,
-                    Poll::Ready(result) => result,
-                },
-            };
-            progress = true;
-            match result {
-                Ok(count) => {
-                    *bytes += count as u64;
-                    payload.advance(count);
-                    self.unflushed = self.writer.is_some();
-                    if payload.is_empty() {
-                        self.queue.pop_front();
-                        session.consumed(sequence, Instant::now());
-                    }
-                }
-                Err(error) => {
-                    tracing::debug!(stream = ?self.stream, %error, "sink closed");
-                    self.writer = None;
-                    self.unflushed = false;
-                    events.push_back(Event::SinkClosed(self.stream));
-                }
-            }
-        }
-        if self.unflushed
-            && let Some(writer) = &mut self.writer
-            && Pin::new(writer).poll_flush(cx).is_ready()
-        {
-            self.unflushed = false;
-            progress = true;
-        }
-        progress
-    }
-}
-
-/// When a stream without frames is over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RawEnd {
-    /// When the peer has ended its direction: there is nothing left to wait for.
-    Incoming,
-    /// When the local reader has ended and the peer has been told.
-    Outgoing,
-    /// When both directions have ended, each by itself.
-    Both,
-}
-
-/// Moves bytes both ways between a connection without frames and local streams. Bytes that `writer` no longer takes are
-/// dropped, and nothing else is.
-///
-/// # Errors
-/// Those of the connection.
-pub async fn raw(
-    connection: &mut dyn Connection,
-    leftover: &[u8],
-    reader: Reader,
-    mut writer: Writer,
-    end: RawEnd,
-) -> io::Result<()> {
-    let (from_peer, mut to_peer) = tokio::io::split(connection);
-    let mut reader = BufReader::with_capacity(FRAME_BYTES, reader);
-    let mut from_peer = BufReader::with_capacity(FRAME_BYTES, from_peer);
-    let mut outgoing = pin!(async {
-        tokio::io::copy_buf(&mut reader, &mut to_peer).await?;
-        to_peer.shutdown().await
-    });
-    let mut incoming = pin!(async {
-        let mut takes = writer.write_all(leftover).await.is_ok();
-        loop {
-            let bytes = from_peer.fill_buf().await?;
-            if bytes.is_empty() {
-                let _ = writer.shutdown().await;
-                drop(writer);
-                return Ok::<(), io::Error>(());
-            }
-            takes = takes && writer.write_all(bytes).await.is_ok() && writer.flush().await.is_ok();
-            let length = bytes.len();
-            from_peer.consume(length);
-        }
-    });
-    let (mut has_sent, mut has_received) = (false, false);
-    loop {
-        tokio::select! {
-            result = &mut outgoing, if !has_sent => {
-                result?;
-                has_sent = true;
-            }
-            result = &mut incoming, if !has_received => {
-                result?;
-                has_received = true;
-            }
-        }
-        let is_over = match end {
-            RawEnd::Incoming => has_received,
-            RawEnd::Outgoing => has_sent,
-            RawEnd::Both => has_sent && has_received,
-        };
-        if is_over {
-            return Ok(());
-        }
-    }
-}
-
-#[cfg(test)]
-#[path = "bridge_tests.rs"]
-mod tests;

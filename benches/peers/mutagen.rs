@@ -56,7 +56,7 @@ struct Side {
 }
 
 enum Way {
-    Remote(Remote),
+    Remote(Box<Remote>),
     /// Stand-ins for `ssh` and `scp` that do on this machine what they are asked to, in a home of its own.
     Pipes(TempDir),
     /// This machine itself.
@@ -69,7 +69,7 @@ const PIPED_HOST: &str = "piped";
 impl Side {
     /// Everybody, with folders in `parent`.
     fn all(parent: &Path) -> [Side; 4] {
-        let remote = |transport| Way::Remote(Setup::new(transport).inside(parent).start());
+        let remote = |transport| Way::Remote(Box::new(Setup::new(transport).inside(parent).start()));
         [
             Side { peer: TSTUNNEL, way: remote(Transport::Tstunnel) },
             Side { peer: SSH, way: remote(Transport::OpenSsh) },

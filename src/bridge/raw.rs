@@ -1,0 +1,76 @@
+//! A connection without frames, joined to local streams.
+
+use std::io;
+use std::pin::pin;
+
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
+
+use super::{Connection, Reader, Writer};
+use crate::protocol::frame::FRAME_BYTES;
+
+/// When a stream without frames is over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RawEnd {
+    /// When the peer has ended its direction: there is nothing left to wait for.
+    Incoming,
+    /// When the local reader has ended and the peer has been told.
+    Outgoing,
+    /// When both directions have ended, each by itself.
+    Both,
+}
+
+/// Moves bytes both ways between a connection without frames and local streams. Bytes that `writer` no longer takes are
+/// dropped, and nothing else is.
+///
+/// # Errors
+/// Those of the connection.
+pub async fn raw(
+    connection: &mut dyn Connection,
+    leftover: &[u8],
+    reader: Reader,
+    mut writer: Writer,
+    end: RawEnd,
+) -> io::Result<()> {
+    let (from_peer, mut to_peer) = tokio::io::split(connection);
+    let mut reader = BufReader::with_capacity(FRAME_BYTES, reader);
+    let mut from_peer = BufReader::with_capacity(FRAME_BYTES, from_peer);
+    let mut outgoing = pin!(async {
+        tokio::io::copy_buf(&mut reader, &mut to_peer).await?;
+        to_peer.shutdown().await
+    });
+    let mut incoming = pin!(async {
+        let mut takes = writer.write_all(leftover).await.is_ok();
+        loop {
+            let bytes = from_peer.fill_buf().await?;
+            if bytes.is_empty() {
+                let _ = writer.shutdown().await;
+                drop(writer);
+                return Ok::<(), io::Error>(());
+            }
+            takes = takes && writer.write_all(bytes).await.is_ok() && writer.flush().await.is_ok();
+            let length = bytes.len();
+            from_peer.consume(length);
+        }
+    });
+    let (mut has_sent, mut has_received) = (false, false);
+    loop {
+        tokio::select! {
+            result = &mut outgoing, if !has_sent => {
+                result?;
+                has_sent = true;
+            }
+            result = &mut incoming, if !has_received => {
+                result?;
+                has_received = true;
+            }
+        }
+        let is_over = match end {
+            RawEnd::Incoming => has_received,
+            RawEnd::Outgoing => has_sent,
+            RawEnd::Both => has_sent && has_received,
+        };
+        if is_over {
+            return Ok(());
+        }
+    }
+}

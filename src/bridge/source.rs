@@ -1,0 +1,87 @@
+//! A local stream → session: read straight into a frame's own buffer.
+
+use std::cell::Cell;
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use bytes::BytesMut;
+use tokio::io::{AsyncRead as _, ReadBuf};
+
+use super::{RECORD_BYTES, Reader};
+use crate::protocol::frame::{FRAME_BYTES, HEADER_BYTES, Kind};
+use crate::protocol::session::Session;
+
+/// Most bytes of one read.
+const READ_BYTES: usize = FRAME_BYTES - HEADER_BYTES;
+/// A read shorter than this is copied into a frame of its own size, so that what is kept is what was sent.
+const COPY_BELOW_BYTES: usize = RECORD_BYTES;
+
+/// What is read from.
+pub(super) struct Source {
+    pub(super) stream: Kind,
+    /// Until it has ended.
+    pub(super) reader: Option<Reader>,
+}
+
+/// What a read has come to.
+pub(super) enum Read {
+    /// There is nothing now, or nothing any more.
+    Nothing,
+    /// So many bytes, which are queued.
+    Bytes(usize),
+    /// The end, which is queued too, and the error that is the reason for it.
+    End(Option<io::Error>),
+}
+
+impl Source {
+    /// Reads once, at most what `session` has room for, and queues it there.
+    pub(super) fn read(&mut self, cx: &mut Context<'_>, session: &mut Session) -> Read {
+        let Some(reader) = &mut self.reader else { return Read::Nothing };
+        let room = session.room().min(READ_BYTES);
+        let mut frame = blank_frame(session);
+        let mut place = ReadBuf::new(&mut frame[HEADER_BYTES..HEADER_BYTES + room]);
+        let read = Pin::new(reader).poll_read(cx, &mut place);
+        let count = place.filled().len();
+        let read = match read {
+            Poll::Pending => Read::Nothing,
+            Poll::Ready(Ok(())) if count >= COPY_BELOW_BYTES => {
+                frame.truncate(HEADER_BYTES + count);
+                session.queue_data(self.stream, frame);
+                return Read::Bytes(count);
+            }
+            Poll::Ready(Ok(())) if count > 0 => {
+                session.queue_data(self.stream, BytesMut::from(&frame[..HEADER_BYTES + count]));
+                Read::Bytes(count)
+            }
+            Poll::Ready(ended) => {
+                self.end(session);
+                Read::End(ended.err())
+            }
+        };
+        BLANK_FRAME.set(frame);
+        read
+    }
+
+    /// Reads no more, and queues the end.
+    pub(super) fn end(&mut self, session: &mut Session) {
+        if self.reader.take().is_some() {
+            session.queue_end(self.stream);
+        }
+    }
+}
+
+thread_local! {
+    /// A frame to read into, for whichever bridge of the thread has something to read: one that is idle holds none.
+    static BLANK_FRAME: Cell<BytesMut> = Cell::default();
+}
+
+/// A whole frame whose bytes do not matter: the header's place, then that of what is read.
+fn blank_frame(session: &mut Session) -> BytesMut {
+    let mut frame = BLANK_FRAME.take();
+    if frame.is_empty() {
+        frame = session.spare_frame().unwrap_or_else(|| BytesMut::zeroed(FRAME_BYTES));
+    }
+    frame.resize(FRAME_BYTES, 0);
+    frame
+}
