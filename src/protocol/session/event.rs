@@ -45,7 +45,7 @@ impl Exit {
 /// What the peer sent.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Data of one stream; empty ends the stream. To be reported with [`Session::consumed`].
+    /// Data of one stream; empty ends the stream. To be reported with [`Session::consumed`](super::Session::consumed).
     Data {
         /// Stdin, stdout or stderr.
         stream: Kind,
@@ -54,7 +54,7 @@ pub enum Event {
         /// The bytes.
         payload: Bytes,
     },
-    /// How the process ended. To be reported with [`Session::consumed`].
+    /// How the process ended. To be reported with [`Session::consumed`](super::Session::consumed).
     Exit {
         /// The frame's number.
         sequence: u64,
