@@ -2,6 +2,8 @@
 #![no_main]
 
 use libfuzzer_sys::fuzz_target;
+use bytes::Bytes;
+use tstunnel::protocol::early::Early;
 use tstunnel::protocol::frame::{Decoder, Frame, FrameError, Role, encode};
 
 fn decode(peer: Role, bytes: &[u8], piece: usize) -> (Vec<Frame>, Option<FrameError>) {
@@ -20,6 +22,17 @@ fn decode(peer: Role, bytes: &[u8], piece: usize) -> (Vec<Frame>, Option<FrameEr
     (frames, None)
 }
 
+/// What a resume brings along, to a side that has received any number of frames.
+fn early(first: u64, bytes: &[u8]) {
+    let Some(early) = Early::decode(first, Bytes::copy_from_slice(bytes)) else { return };
+    let (_, end) = early.behind(first);
+    for received in [0, first, first + 1, end, end + 1, u64::MAX] {
+        let (lacking, count) = early.behind(received);
+        let frames = decode(Role::Client, &lacking, usize::MAX);
+        assert_eq!((frames.0.len() as u64, frames.1), (count - received, None));
+    }
+}
+
 fuzz_target!(|data: &[u8]| {
     let Some((&piece, bytes)) = data.split_first() else { return };
     for peer in [Role::Client, Role::Server] {
@@ -28,4 +41,5 @@ fuzz_target!(|data: &[u8]| {
         let again: Vec<u8> = whole.0.iter().flat_map(|frame| encode(frame.kind, &frame.payload)).collect();
         assert_eq!(decode(peer, &again, usize::MAX), (whole.0, None));
     }
+    early(u64::from(piece), bytes);
 });
