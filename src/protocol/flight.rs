@@ -34,7 +34,7 @@ const DRAIN: f64 = 0.9;
 const LATENESS: Duration = Duration::from_millis(2);
 const NEAR: Duration = Duration::from_millis(10);
 /// Most bytes for that lateness: a path that is so fast has a shorter one.
-const MAX_LATENESS_BYTES: f64 = (768 << 10) as f64;
+const MAX_LATENESS_BYTES: f64 = (512 << 10) as f64;
 /// On a path that is faster than a gigabit network, as much again is allowed: there throughput is lost in every moment in which
 /// one of the programs on the way does not run, and a queue is passed quickly.
 const FAST_BYTES_PER_SECOND: f64 = 200e6;
