@@ -1,8 +1,8 @@
 //! Bytes cut into frames: the same whatever the pieces, and what was cut can be put together again.
 #![no_main]
 
-use libfuzzer_sys::fuzz_target;
 use bytes::Bytes;
+use libfuzzer_sys::fuzz_target;
 use tstunnel::protocol::early::Early;
 use tstunnel::protocol::frame::{Decoder, Frame, FrameError, Role, encode};
 
