@@ -251,8 +251,7 @@ impl Path {
                 if response.status != 101 {
                     return Err(connection.refusal(&response).await);
                 }
-                let received =
-                    response.field(&HEADER_RECEIVED.to_ascii_lowercase()).and_then(|count| count.parse().ok());
+                let received = response.number(HEADER_RECEIVED);
                 let received = received.ok_or_else(|| {
                     Error::new(Code::Protocol, format!("{endpoint} resumed without saying what it has received"))
                 })?;

@@ -133,15 +133,15 @@ pub async fn open(dialler: &Dialler, opening: &Opening) -> Result<Opened> {
 }
 
 fn window(response: &Response) -> usize {
-    let offered = response.field(&HEADER_WINDOW.to_ascii_lowercase()).and_then(|value| value.parse().ok());
+    let offered = response.number(HEADER_WINDOW);
     offered.unwrap_or(DEFAULT_WINDOW_BYTES).min(MAX_WINDOW_BYTES)
 }
 
 fn resumption(response: &Response) -> Option<Resumption> {
     let token = response.field(&HEADER_SESSION.to_ascii_lowercase())?.to_owned();
-    let grace = response.field(&HEADER_GRACE.to_ascii_lowercase())?.parse().ok().map(Duration::from_secs)?;
-    let early_bytes = response.field(&HEADER_EARLY.to_ascii_lowercase()).and_then(|bytes| bytes.parse().ok());
-    Some(Resumption { token, grace, early_bytes: early_bytes.unwrap_or(0).min(MAX_EARLY_BYTES) })
+    let grace = response.number(HEADER_GRACE).map(Duration::from_secs)?;
+    let early_bytes = response.number(HEADER_EARLY).unwrap_or(0).min(MAX_EARLY_BYTES);
+    Some(Resumption { token, grace, early_bytes })
 }
 
 /// A server that speaks only `tcp` says with a bare status that a program is missing or cannot be executed. A web

@@ -216,7 +216,7 @@ impl Source {
         if !(200..300).contains(&response.status) {
             return Err(connection.refusal(&response).await);
         }
-        let offset = response.field(&HEADER_UPLOAD_OFFSET.to_ascii_lowercase()).and_then(|value| value.parse().ok());
+        let offset = response.number(HEADER_UPLOAD_OFFSET);
         Ok((dialler.dial().await?, offset.unwrap_or(0).min(self.size)))
     }
 

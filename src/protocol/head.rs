@@ -84,9 +84,14 @@ impl Response {
         self.fields.iter().find(|(field, _)| field == name).map(|(_, value)| value.as_str())
     }
 
+    /// A field's value as a number, where it is one; its name may be in any case.
+    pub fn number<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
+        self.field(&name.to_ascii_lowercase())?.parse().ok()
+    }
+
     /// The body's length, where the head gives one.
     pub fn content_length(&self) -> Option<u64> {
-        self.field("content-length")?.parse().ok()
+        self.number("Content-Length")
     }
 
     /// The failure that a refusal stands for: its problem's own code and text, or what its status suggests.

@@ -98,24 +98,27 @@ impl Caller {
 
     /// The same with frames in the body, behind `early` others.
     pub(crate) fn resume_with(&self, token: &str, received: u64, early: &str, body: &str) -> (Answer, Wire) {
-        let fields = [
-            ("Connection", "Upgrade"),
-            ("Upgrade", "tstunnel/1"),
-            ("Tstunnel-Session", token),
-            ("Tstunnel-Received", &received.to_string()),
-            ("Tstunnel-Early", early),
-        ];
-        self.ask("POST", "/resume", &fields, body)
+        self.try_resume_with(token, &received.to_string(), &[("Tstunnel-Early", early)], body).unwrap()
     }
 
     pub(crate) fn try_resume(&self, token: &str, received: &str) -> io::Result<(Answer, Wire)> {
+        self.try_resume_with(token, received, &[], "")
+    }
+
+    fn try_resume_with(
+        &self,
+        token: &str,
+        received: &str,
+        more: &[(&str, &str)],
+        body: &str,
+    ) -> io::Result<(Answer, Wire)> {
         let fields = [
             ("Connection", "Upgrade"),
             ("Upgrade", "tstunnel/1"),
             ("Tstunnel-Session", token),
             ("Tstunnel-Received", received),
         ];
-        self.try_ask("POST", "/resume", &fields, "")
+        self.try_ask("POST", "/resume", &[&fields, more].concat(), body)
     }
 
     /// Starts `sh -c SCRIPT` on the host.
