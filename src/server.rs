@@ -10,6 +10,7 @@ pub mod agents;
 pub mod audit;
 pub mod authorize;
 pub mod check;
+pub mod child;
 pub mod config;
 pub mod connection;
 pub mod descriptors;

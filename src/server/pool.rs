@@ -14,8 +14,9 @@ use tokio::time::Instant;
 
 use crate::protocol::HostId;
 use crate::server::admission::Admission;
+use crate::server::child::Pipes;
 use crate::server::policy::Permit;
-use crate::server::process::{self, Ladder, Pipes, Prepared, Process};
+use crate::server::process::{self, Ladder, Prepared, Process};
 
 /// Idle agents by what they are for; one pool for a server.
 #[derive(Clone, Debug)]

@@ -8,17 +8,18 @@ use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{ExitStatus, Stdio};
+use std::process::ExitStatus;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
-use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
+use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::time::Instant;
 
 use crate::protocol::session::Exit;
 use crate::server::account::{DEFAULT_SHELL, Login};
 use crate::server::agents::{Agents, Trusted};
+use crate::server::child::{Child, Pipes};
 use crate::server::policy::{Action, Invocation, Permit};
 use crate::server::{descriptors, spawn};
 
@@ -28,8 +29,6 @@ pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:
 const OWN_PROGRAM: &str = "/proc/self/exe";
 /// The folder that a confined agent's file must be in, below the home.
 const AGENTS: &str = ".mutagen/agents";
-/// Bytes that a pipe to or from a process holds, where the system allows it.
-const PIPE_BYTES: usize = 256 << 10;
 /// From the end of stdin to SIGTERM: an agent that is well ends by itself.
 const STDIN_GRACE: Duration = Duration::from_secs(1);
 /// From SIGTERM to SIGKILL.
@@ -54,14 +53,14 @@ pub enum StartFailure {
 /// A running command.
 #[derive(Debug)]
 pub struct Process {
-    child: Box<Child>,
+    child: Child,
     group: Group,
     _listed: Listed,
 }
 
 /// The process group that a command leads.
 #[derive(Clone, Copy, Debug)]
-pub struct Group(Option<Pid>);
+pub struct Group(Pid);
 
 /// The groups of this server that something may be left of: the kernel knows of no such list.
 static GROUPS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
@@ -72,18 +71,14 @@ struct Listed(Group);
 
 impl Listed {
     fn new(group: Group) -> Listed {
-        if let Some(id) = group.0 {
-            GROUPS.lock().unwrap_or_else(PoisonError::into_inner).insert(id.as_raw_pid());
-        }
+        GROUPS.lock().unwrap_or_else(PoisonError::into_inner).insert(group.0.as_raw_pid());
         Listed(group)
     }
 }
 
 impl Drop for Listed {
     fn drop(&mut self) {
-        if let Some(id) = self.0.0 {
-            GROUPS.lock().unwrap_or_else(PoisonError::into_inner).remove(&id.as_raw_pid());
-        }
+        GROUPS.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.0.0.as_raw_pid());
     }
 }
 
@@ -93,17 +88,6 @@ pub fn kill_all() {
     for group in groups.iter().filter_map(|id| Pid::from_raw(*id)) {
         let _ = kill_process_group(group, Signal::KILL);
     }
-}
-
-/// The server's ends of a process's standard streams.
-#[derive(Debug)]
-pub struct Pipes {
-    /// To its stdin.
-    pub stdin: ChildStdin,
-    /// From its stdout.
-    pub stdout: ChildStdout,
-    /// From its stderr.
-    pub stderr: ChildStderr,
 }
 
 /// A permitted command that is ready to be started: all that may take its time is done.
@@ -219,42 +203,37 @@ fn agent_file(program: &str, login: &Login) -> Result<(PathBuf, FileVersion), St
 }
 
 impl Prepared {
-    /// Starts it in the account's home directory. To be called by one of the runtime's workers; see [`spawn::command`].
+    /// Starts it in the account's home directory. To be called by one of the runtime's workers; see [`spawn::spawn`].
     ///
     /// # Errors
     /// A [`StartFailure`]; its text is for the client.
     pub fn start(self) -> Result<(Process, Pipes), StartFailure> {
         // Where a wrapper starts is its own affair: the home is one behind it.
         let folder = if self.is_wrapped { Path::new("/") } else { &self.login.home };
-        let mut child = start(self.image, &self.login, folder, Stdio::piped()).map_err(|(name, error)| {
+        let (child, pipes) = with_setup(&self.image, &self.login, folder, Child::start).map_err(|error| {
             if error.raw_os_error() == Some(spawn::NO_HOME.raw_os_error()) {
                 StartFailure::Broken(format!("the home directory {} cannot be entered", folder.display()))
             } else {
-                explain(&name, &error)
+                explain(self.image.words.first().map_or("", String::as_str), &error)
             }
         })?;
-        let group = Group(child.id().and_then(|id| Pid::from_raw(id as i32)));
-        let (Some(stdin), Some(stdout), Some(stderr)) = (child.stdin.take(), child.stdout.take(), child.stderr.take())
-        else {
-            return Err(StartFailure::Broken("the process has no standard streams".to_owned()));
-        };
-        Ok((Process { child: Box::new(child), group, _listed: Listed::new(group) }, Pipes { stdin, stdout, stderr }))
+        let group = Group(child.id());
+        Ok((Process { child, group, _listed: Listed::new(group) }, pipes))
     }
 }
 
 /// Starts this program itself as `login` in its home, under another name. To be called by one of the runtime's workers; see
-/// [`spawn::command`].
+/// [`spawn::spawn`].
 ///
 /// # Errors
-/// Those of fork(2) and execve(2), [`spawn::NO_HOME`] and [`spawn::NOT_BECOME`].
-pub fn start_own(name: &str, login: &Login) -> io::Result<Child> {
+/// Those of [`spawn::spawn`], and where there is no descriptor left.
+pub fn start_own(name: &str, login: &Login) -> io::Result<(Child, Sender, Receiver)> {
     let image = Image { files: vec![OWN_PROGRAM.into()], agent: None, words: vec![name.to_owned()], env: Vec::new() };
-    start(image, login, &login.home, Stdio::inherit()).map_err(|(_, error)| error)
+    with_setup(&image, login, &login.home, Child::start_with_own_stderr)
 }
 
-/// Starts `image` with the environment that a login gives, and wide pipes for stdin and stdout. A failure has the program's name
-/// with it.
-fn start(image: Image, login: &Login, folder: &Path, stderr: Stdio) -> Result<Child, (String, io::Error)> {
+/// Has `image` started, with the environment that a login gives.
+fn with_setup<T>(image: &Image, login: &Login, folder: &Path, start: impl FnOnce(&spawn::Setup<'_>) -> T) -> T {
     let Image { files, agent, words, env } = image;
     let text = |path: &Path| path.display().to_string();
     let mut environment: Vec<(String, String)> = [
@@ -266,30 +245,18 @@ fn start(image: Image, login: &Login, folder: &Path, stderr: Stdio) -> Result<Ch
     ]
     .map(|(name, value)| (name.to_owned(), value))
     .into();
-    environment.extend(env);
-    let setup = spawn::Setup {
+    environment.extend_from_slice(env);
+    start(&spawn::Setup {
         login,
         folder,
         descriptors: descriptors::original(),
-        program: match &agent {
+        program: match agent {
             Some(Trusted { file, is_script, .. }) => spawn::Program::File { file, is_kept: *is_script },
             None => spawn::Program::OneOf(files),
         },
-        arguments: &words,
+        arguments: words,
         environment: &environment,
-    };
-    let spawned = spawn::command(&setup).and_then(|mut command| {
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(stderr);
-        Command::from(command).spawn()
-    });
-    let child = spawned.map_err(|error| (words.into_iter().next().unwrap_or_default(), error))?;
-    if let Some(stdin) = &child.stdin {
-        let _ = rustix::pipe::fcntl_setpipe_size(stdin, PIPE_BYTES);
-    }
-    if let Some(stdout) = &child.stdout {
-        let _ = rustix::pipe::fcntl_setpipe_size(stdout, PIPE_BYTES);
-    }
-    Ok(child)
+    })
 }
 
 fn explain(program: &str, error: &io::Error) -> StartFailure {
@@ -325,7 +292,7 @@ impl Process {
 
     /// Whether it has ended by now.
     pub fn has_ended(&mut self) -> bool {
-        !matches!(self.child.try_wait(), Ok(None))
+        self.child.has_ended()
     }
 
     /// The group that it leads.
@@ -344,11 +311,11 @@ impl Group {
 
     /// Whether there was anybody to get the signal.
     fn kill(self, signal: Signal) -> bool {
-        self.0.is_some_and(|group| kill_process_group(group, signal).is_ok())
+        kill_process_group(self.0, signal).is_ok()
     }
 
     fn is_alive(self) -> bool {
-        self.0.is_some_and(|group| test_kill_process_group(group).is_ok())
+        test_kill_process_group(self.0).is_ok()
     }
 }
 

@@ -1,25 +1,35 @@
-//! What a child does between fork(2) and execve(2): all of the server's unsafe code, and nothing beside that in it.
+//! What a child does between clone(2) and execve(2): all of the server's unsafe code, and nothing beside that in it.
 //!
 //! The child leads a session and a process group of its own, has no signal ignored or blocked, no descriptor but its standard
 //! streams, no resource limit of the server's own, no umask but 022; it becomes the account for good, then enters its home,
 //! with that account's rights; and it ends when the server does, however that ends.
 //!
+//! Until it executes its program the child shares the server's memory and the calling thread waits (`CLONE_VM`,
+//! `CLONE_VFORK`): nothing of that memory is copied, so that a start takes as long in a server of a gigabyte as in a new one.
+//!
 //! # Safety
-//! Between fork(2) and execve(2) in a process with threads only what is async-signal-safe (signal-safety(7)) may be called: no
-//! allocation, no lock. The closure below makes system calls alone, by rustix (which makes them itself, without the C
-//! library) and a few by libc, over memory that was prepared before the fork. A panic cannot happen in it.
+//! In a child of a process with threads only what is async-signal-safe (signal-safety(7)) may be called: no allocation, no
+//! lock. [`Child::become_program`] makes system calls alone, by rustix (which makes them itself, without the C library) and
+//! a few by libc, over memory that was prepared before. As it shares that memory, it runs on a stack of its own, writes
+//! nowhere but there, to its failure and to `errno`, which is the waiting thread's and of no use to it then; and it has every
+//! signal blocked until no handler of the server's can run in it. What it becomes is its own: neither user id nor
+//! descriptors are shared. No process of the account that it becomes can look into that memory: the kernel makes it
+//! undumpable with the change of the user id (credentials(7), ptrace(2)). A panic cannot happen in it.
 
-#![expect(unsafe_code, reason = "pre_exec and what it calls")]
+#![expect(unsafe_code, reason = "clone(2) and what the child calls")]
 
-use std::ffi::CString;
+use std::ffi::{CString, c_char, c_int, c_void};
 use std::io;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::ptr;
+use std::sync::atomic::{AtomicI32, Ordering};
 
+use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::io::Errno;
-use rustix::process::{Resource, Rlimit, Signal, Uid};
+use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
+use rustix::process::{Pid, Resource, Rlimit, Signal, Uid, WaitId, WaitIdOptions};
 
 use crate::server::account::Login;
 
@@ -57,7 +67,7 @@ pub struct Setup<'a> {
 #[derive(Debug)]
 pub enum Program<'a> {
     /// The first of these files that can be executed.
-    OneOf(Vec<PathBuf>),
+    OneOf(&'a [PathBuf]),
     /// An open file, whatever its name leads to by now.
     File {
         /// The file.
@@ -67,31 +77,84 @@ pub enum Program<'a> {
     },
 }
 
-/// A command whose child becomes what `setup` says; its standard streams are the caller's to set.
+/// Starts a child that becomes what `setup` says, with `streams` as its stdin, stdout and stderr. Returns once it executes its
+/// program: its id, and a descriptor that stands for it (pidfd_open(2)) and is to be waited for.
 ///
-/// The thread that then starts it must live as long as the server: the child ends with that thread (prctl(2),
-/// `PR_SET_PDEATHSIG`), so it has to be one of the runtime's workers, and none of its blocking pool.
+/// The calling thread must live as long as the server: the child ends with that thread (prctl(2), `PR_SET_PDEATHSIG`), so
+/// it has to be one of the runtime's workers, and none of its blocking pool.
 ///
 /// # Errors
-/// Where a text has a NUL in it.
-pub fn command(setup: &Setup<'_>) -> io::Result<Command> {
-    use std::os::unix::process::CommandExt;
-
-    let folder = CString::new(setup.folder.as_os_str().as_bytes())?;
-    let identity = setup.login.identity.clone();
-    let descriptors = setup.descriptors;
-    let image = Image::new(setup)?;
-    let kept = match &setup.program {
-        Program::File { file, is_kept: true } => Some(file.as_raw_fd()),
-        _ => None,
+/// Where a text has a NUL in it, those of clone(2) and execve(2), [`NO_HOME`] and [`NOT_BECOME`].
+pub fn spawn(setup: &Setup<'_>, streams: [BorrowedFd<'_>; 3]) -> io::Result<(Pid, OwnedFd)> {
+    let child = Child {
+        setup,
+        streams,
+        folder: CString::new(setup.folder.as_os_str().as_bytes())?,
+        image: Image::new(setup)?,
+        server: rustix::process::getpid(),
+        failure: AtomicI32::new(0),
     };
-    let server = rustix::process::getpid();
-    let child = move || -> io::Result<()> {
+    let stack = Stack::new()?;
+    let mut descriptor: RawFd = -1;
+    let before = SigSet::all().thread_swap_mask(SigmaskHow::SIG_SETMASK)?;
+    // SAFETY: the function and what it is given live until the child has executed its program or ended, which is awaited
+    // here; the stack is the child's alone, and grows downwards from its end on every machine of Linux's but one that Rust does
+    // not know; the last argument is where `CLONE_PIDFD` puts its descriptor. See the module's page for what runs in the child.
+    let id = unsafe {
+        libc::clone(
+            run,
+            stack.end(),
+            libc::CLONE_VM | libc::CLONE_VFORK | libc::CLONE_PIDFD | libc::SIGCHLD,
+            ptr::from_ref(&child).cast_mut().cast(),
+            &raw mut descriptor,
+        )
+    };
+    let cloned = Pid::from_raw(id.max(0)).ok_or_else(io::Error::last_os_error);
+    before.thread_set_mask()?;
+    let id = cloned?;
+    // SAFETY: the kernel has just opened it, for this process alone.
+    let descriptor = unsafe { OwnedFd::from_raw_fd(descriptor) };
+    match child.failure.into_inner() {
+        0 => Ok((id, descriptor)),
+        failure => {
+            let _ = rustix::process::waitid(WaitId::PidFd(descriptor.as_fd()), WaitIdOptions::EXITED);
+            Err(io::Error::from_raw_os_error(failure))
+        }
+    }
+}
+
+/// What a child needs, made before there is one.
+struct Child<'a> {
+    setup: &'a Setup<'a>,
+    streams: [BorrowedFd<'a>; 3],
+    folder: CString,
+    image: Image,
+    server: Pid,
+    /// Why it is ending without having executed anything, as an error's number, or 0.
+    failure: AtomicI32,
+}
+
+/// The child, from its first instruction on.
+extern "C" fn run(child: *mut c_void) -> c_int {
+    // SAFETY: it is what `spawn` has passed, and lives as long as that waits.
+    let child = unsafe { &*child.cast::<Child<'_>>() };
+    let Err(failure) = child.become_program();
+    child.failure.store(failure.raw_os_error(), Ordering::Relaxed);
+    1
+}
+
+impl Child<'_> {
+    /// Returns only where that is not possible.
+    fn become_program(&self) -> Result<std::convert::Infallible, Errno> {
+        let Child { setup, streams: [stdin, stdout, stderr], .. } = self;
+        reset_signals()?;
+        rustix::stdio::dup2_stdin(stdin)?;
+        rustix::stdio::dup2_stdout(stdout)?;
+        rustix::stdio::dup2_stderr(stderr)?;
         rustix::process::setsid()?;
-        reset_signals();
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(UMASK));
-        rustix::process::setrlimit(Resource::Nofile, descriptors)?;
-        if let Some(identity) = &identity {
+        rustix::process::setrlimit(Resource::Nofile, setup.descriptors)?;
+        if let Some(identity) = &setup.login.identity {
             let become_account = || -> rustix::io::Result<()> {
                 rustix::thread::set_thread_groups(&identity.groups)?;
                 rustix::thread::set_thread_res_gid(identity.gid, identity.gid, identity.gid)?;
@@ -99,26 +162,62 @@ pub fn command(setup: &Setup<'_>) -> io::Result<Command> {
             };
             // There must be no way back.
             if become_account().is_err() || rustix::thread::set_thread_uid(Uid::ROOT).is_ok() {
-                return Err(NOT_BECOME.into());
+                return Err(NOT_BECOME);
             }
         }
         // Whatever changes the user id takes this back, so it comes after that; and the server may be gone by now.
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
-        if rustix::process::getppid() != Some(server) {
-            return Err(Errno::SRCH.into());
+        if rustix::process::getppid() != Some(self.server) {
+            return Err(Errno::SRCH);
         }
-        rustix::process::chdir(&*folder).map_err(|_| NO_HOME)?;
+        rustix::process::chdir(&*self.folder).map_err(|_| NO_HOME)?;
+        let kept = match &setup.program {
+            Program::File { file, is_kept: true } => Some(file.as_raw_fd()),
+            _ => None,
+        };
         close_on_exec(kept)?;
-        Err(image.execute())
-    };
-    // Its name is never used: the child executes the image itself.
-    let mut command = Command::new("/");
-    // SAFETY: the closure does only what is async-signal-safe; see the module's page.
-    unsafe { command.pre_exec(child) };
-    Ok(command)
+        Err(self.image.execute())
+    }
 }
 
-/// A program, its arguments and its environment as execve(2) takes them, made before the fork.
+/// A child's stack, with a page below it that cannot be written to.
+struct Stack {
+    start: *mut c_void,
+}
+
+impl Stack {
+    /// Far more than system calls need.
+    const BYTES: usize = 64 << 10;
+    /// The largest page of any machine.
+    const GUARD_BYTES: usize = 64 << 10;
+
+    fn new() -> rustix::io::Result<Stack> {
+        let (guard, flags) = (Stack::GUARD_BYTES, MapFlags::PRIVATE | MapFlags::STACK);
+        // SAFETY: it is a mapping of its own, wherever the kernel has room for it.
+        let start =
+            unsafe { rustix::mm::mmap_anonymous(ptr::null_mut(), guard + Stack::BYTES, ProtFlags::empty(), flags) }?;
+        let stack = Stack { start };
+        // SAFETY: it is within that mapping, which nobody uses yet.
+        unsafe {
+            rustix::mm::mprotect(start.byte_add(guard), Stack::BYTES, MprotectFlags::READ | MprotectFlags::WRITE)?;
+        }
+        Ok(stack)
+    }
+
+    fn end(&self) -> *mut c_void {
+        // SAFETY: one past the end of the mapping.
+        unsafe { self.start.byte_add(Stack::GUARD_BYTES + Stack::BYTES) }
+    }
+}
+
+impl Drop for Stack {
+    fn drop(&mut self) {
+        // SAFETY: the child that ran on it has memory of its own by now, or is gone.
+        let _ = unsafe { rustix::mm::munmap(self.start, Stack::GUARD_BYTES + Stack::BYTES) };
+    }
+}
+
+/// A program, its arguments and its environment as execve(2) takes them.
 ///
 /// The standard library would execute by execvp(3), which hands a file that is no program to a shell.
 struct Image {
@@ -127,14 +226,9 @@ struct Image {
     _arguments: Vec<CString>,
     _environment: Vec<CString>,
     /// Pointers to the two above and a null behind them, which live as long as they.
-    argv: Vec<*const libc::c_char>,
-    envp: Vec<*const libc::c_char>,
+    argv: Vec<*const c_char>,
+    envp: Vec<*const c_char>,
 }
-
-// SAFETY: the pointers lead into memory that the same value owns and never changes.
-unsafe impl Send for Image {}
-// SAFETY: the same.
-unsafe impl Sync for Image {}
 
 impl Image {
     fn new(setup: &Setup<'_>) -> io::Result<Image> {
@@ -152,14 +246,14 @@ impl Image {
             }
             Program::File { file, .. } => (Vec::new(), Some(file.as_raw_fd())),
         };
-        let pointers = |texts: &[CString]| texts.iter().map(|text| text.as_ptr()).chain([std::ptr::null()]).collect();
+        let pointers = |texts: &[CString]| texts.iter().map(|text| text.as_ptr()).chain([ptr::null()]).collect();
         let (argv, envp) = (pointers(&arguments), pointers(&environment));
         Ok(Image { paths, file, _arguments: arguments, _environment: environment, argv, envp })
     }
 
     /// Returns only where nothing could be executed, with the most telling reason: as execvp(3) does, a file that is there and
     /// may not be executed counts more than one that is not there.
-    fn execute(&self) -> io::Error {
+    fn execute(&self) -> Errno {
         let mut reason = Errno::NOENT;
         if let Some(file) = self.file {
             // SAFETY: both lists end in a null and outlive the call, and the path is a constant.
@@ -173,43 +267,48 @@ impl Image {
                     libc::AT_EMPTY_PATH,
                 );
             }
-            return io::Error::last_os_error();
+            return last_error();
         }
         for path in &self.paths {
             // SAFETY: both lists end in a null and outlive the call, as the path does.
             unsafe { libc::execve(path.as_ptr(), self.argv.as_ptr(), self.envp.as_ptr()) };
-            let error = io::Error::last_os_error();
-            match Errno::from_io_error(&error) {
-                Some(Errno::NOENT | Errno::NOTDIR) => {}
-                Some(Errno::ACCESS) => reason = Errno::ACCESS,
-                _ => return error,
+            match last_error() {
+                Errno::NOENT | Errno::NOTDIR => {}
+                Errno::ACCESS => reason = Errno::ACCESS,
+                error => return error,
             }
         }
-        reason.into()
+        reason
     }
 }
 
-/// Gives every signal its default back: one that is ignored would stay so behind execve(2).
-fn reset_signals() {
+/// The error of the last call of libc's.
+fn last_error() -> Errno {
+    Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+/// Gives every signal its default back, one that is ignored too, which would stay so behind execve(2); then blocks none.
+fn reset_signals() -> rustix::io::Result<()> {
     for signal in 1..=LAST_SIGNAL {
         // SAFETY: signal(2) is async-signal-safe, SIG_DFL is no handler, and a number that cannot be set is refused.
         unsafe { libc::signal(signal, libc::SIG_DFL) };
     }
+    SigSet::empty().thread_set_mask().map_err(|error| Errno::from_raw_os_error(error as i32))
 }
 
 /// Has every descriptor but the standard streams and `kept` close behind execve(2). Those of the server's own do by themselves:
 /// this is for what the server was started with.
-fn close_on_exec(kept: Option<RawFd>) -> io::Result<()> {
-    // SAFETY: no pointer is passed. Nothing is closed here: the standard library still needs a descriptor of its own.
+fn close_on_exec(kept: Option<RawFd>) -> rustix::io::Result<()> {
+    // SAFETY: no pointer is passed, and nothing is closed here.
     let result = unsafe { libc::syscall(libc::SYS_close_range, FIRST_DESCRIPTOR, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
     if result != 0 {
-        return Err(io::Error::last_os_error());
+        return Err(last_error());
     }
     if let Some(kept) = kept {
         // SAFETY: no pointer is passed; a descriptor that is not open is refused.
         let result = unsafe { libc::fcntl(kept, libc::F_SETFD, 0) };
         if result != 0 {
-            return Err(io::Error::last_os_error());
+            return Err(last_error());
         }
     }
     Ok(())

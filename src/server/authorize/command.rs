@@ -4,7 +4,6 @@
 use std::io;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::Stdio;
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process_group};
@@ -12,10 +11,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use crate::error::{Code, Error, Result};
 use crate::server::account::Login;
+use crate::server::child::{Child, Pipes};
 use crate::server::config::AuthorizeConfig;
 use crate::server::descriptors;
 use crate::server::process::PATH;
-use crate::server::spawn::{self, Program, Setup};
+use crate::server::spawn::{Program, Setup};
 
 /// Most bytes of an answer.
 const MAX_ANSWER_BYTES: u64 = 64 << 10;
@@ -65,20 +65,13 @@ impl Command {
             login: &self.login,
             folder: Path::new("/"),
             descriptors: descriptors::original(),
-            program: Program::OneOf(vec![self.file.clone()]),
+            program: Program::OneOf(std::slice::from_ref(&self.file)),
             arguments: &self.words,
             environment: &environment,
         };
-        let command = spawn::command(&setup).map_err(|error| format!("cannot be started: {error}"))?;
-        let mut command = tokio::process::Command::from(command);
-        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).kill_on_drop(true);
-        let mut child = command.spawn().map_err(|error| format!("cannot be started: {error}"))?;
-        let mut group = Group(child.id().and_then(|id| Pid::from_raw(i32::try_from(id).ok()?)));
-        let (Some(mut stdin), Some(stdout), Some(stderr)) =
-            (child.stdin.take(), child.stdout.take(), child.stderr.take())
-        else {
-            return Err("has no standard streams".to_owned());
-        };
+        let (mut child, pipes) = Child::start(&setup).map_err(|error| format!("cannot be started: {error}"))?;
+        let mut group = Group(Some(child.id()));
+        let Pipes { mut stdin, stdout, stderr } = pipes;
         let asking = async {
             // Whether it reads the question is its own affair.
             let _ = stdin.write_all(question.as_bytes()).await;

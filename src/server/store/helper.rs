@@ -11,12 +11,13 @@ use std::time::{Duration, SystemTime};
 
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
-use tokio::process::{Child, ChildStdin, ChildStdout};
+use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::time::timeout;
 
 use super::{Body, Order, Piece, Stored, wrapped};
 use crate::error::{Code, Error};
 use crate::server::account::Login;
+use crate::server::child::Child;
 use crate::server::process;
 use crate::server::refusal::Refusal;
 
@@ -136,20 +137,17 @@ pub struct Helper {
     /// How long it may take for a piece of a body, and for an answer.
     patience: Duration,
     /// Nothing once the body has ended.
-    stdin: Option<ChildStdin>,
-    stdout: BufReader<ChildStdout>,
+    stdin: Option<Sender>,
+    stdout: BufReader<Receiver>,
 }
 
 impl Helper {
-    /// Starts one as `login`. To be called by one of the runtime's workers; see [`crate::server::spawn::command`].
+    /// Starts one as `login`. To be called by one of the runtime's workers; see [`crate::server::spawn::spawn`].
     ///
     /// # Errors
     /// `storage` where it cannot be started.
     pub async fn start(login: &Login, task: &Task, patience: Duration) -> Result<Helper, Refusal> {
-        let mut child = process::start_own(NAME, login).map_err(|error| broken(&error))?;
-        let (Some(stdin), Some(stdout)) = (child.stdin.take(), child.stdout.take()) else {
-            return Err(broken(&io::ErrorKind::BrokenPipe.into()));
-        };
+        let (child, stdin, stdout) = process::start_own(NAME, login).map_err(|error| broken(&error))?;
         let mut helper = Helper { child, patience, stdin: Some(stdin), stdout: BufReader::new(stdout) };
         let task = serde_json::to_vec(task).map_err(|error| broken(&error.into()))?;
         helper.send(&task).await.map_err(|error| broken(&error))?;
@@ -173,7 +171,7 @@ impl Helper {
             stdin.flush().await
         };
         timeout(self.patience, sending).await.unwrap_or_else(|_| {
-            let _ = self.child.start_kill();
+            self.child.kill();
             Err(io::ErrorKind::TimedOut.into())
         })
     }
@@ -187,7 +185,7 @@ impl Helper {
         let mut bounded = (&mut self.stdout).take(MAX_LINE_BYTES);
         let read = timeout(self.patience, bounded.read_until(b'\n', &mut line)).await;
         read.unwrap_or_else(|_| {
-            let _ = self.child.start_kill();
+            self.child.kill();
             Err(io::ErrorKind::TimedOut.into())
         })
         .map_err(|error| broken(&error))?;
@@ -213,13 +211,6 @@ impl Helper {
         let answer = self.answer().await;
         let _ = timeout(self.patience, self.child.wait()).await;
         answer
-    }
-}
-
-impl Drop for Helper {
-    fn drop(&mut self) {
-        // One that has ended is not there to be killed.
-        let _ = self.child.start_kill();
     }
 }
 

@@ -1,0 +1,155 @@
+//! A child process and the server's ends of its standard streams. One that nobody wants any more is killed, and never left
+//! behind as a zombie.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
+
+use rustix::pipe::PipeFlags;
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process};
+use tokio::io::unix::AsyncFd;
+use tokio::net::unix::pipe::{Receiver, Sender};
+use tokio::runtime::Handle;
+
+use crate::server::spawn::{self, Setup};
+use crate::stdio;
+
+/// Bytes that a pipe to or from a child holds, where the system allows it.
+const PIPE_BYTES: usize = 256 << 10;
+
+/// The server's ends of a child's standard streams.
+#[derive(Debug)]
+pub struct Pipes {
+    /// To its stdin.
+    pub stdin: Sender,
+    /// From its stdout.
+    pub stdout: Receiver,
+    /// From its stderr.
+    pub stderr: Receiver,
+}
+
+/// A child process. It is killed with this, if it has not ended by then.
+#[derive(Debug)]
+pub struct Child {
+    id: Pid,
+    /// Until it has been waited for.
+    process: Option<AsyncFd<OwnedFd>>,
+    status: ExitStatus,
+}
+
+impl Child {
+    /// Starts a child whose standard streams are pipes. To be called by one of the runtime's workers; see [`spawn::spawn`].
+    ///
+    /// # Errors
+    /// Those of [`spawn::spawn`], and where there is no descriptor left.
+    pub fn start(setup: &Setup<'_>) -> io::Result<(Child, Pipes)> {
+        let (stderr, its_stderr) = output()?;
+        let (child, stdin, stdout) = Child::with_stderr(setup, its_stderr.as_fd())?;
+        Ok((child, Pipes { stdin, stdout, stderr }))
+    }
+
+    /// The same with the server's own stderr.
+    ///
+    /// # Errors
+    /// Those of [`Child::start`].
+    pub fn start_with_own_stderr(setup: &Setup<'_>) -> io::Result<(Child, Sender, Receiver)> {
+        Child::with_stderr(setup, io::stderr().as_fd())
+    }
+
+    fn with_stderr(setup: &Setup<'_>, stderr: impl AsFd) -> io::Result<(Child, Sender, Receiver)> {
+        let (stdin, its_stdin) = input()?;
+        let (stdout, its_stdout) = output()?;
+        widen(&stdin);
+        widen(&stdout);
+        let (id, process) = spawn::spawn(setup, [its_stdin.as_fd(), its_stdout.as_fd(), stderr.as_fd()])?;
+        let process = stdio::register(process).inspect_err(|_| {
+            let _ = kill_process(id, Signal::KILL);
+        })?;
+        Ok((Child { id, process: Some(process), status: ExitStatus::default() }, stdin, stdout))
+    }
+
+    /// Its id, and that of the process group that it leads.
+    pub fn id(&self) -> Pid {
+        self.id
+    }
+
+    /// Waits for its end. Cancel-safe.
+    ///
+    /// # Errors
+    /// Where its status is lost.
+    pub async fn wait(&mut self) -> io::Result<ExitStatus> {
+        if let Some(process) = &self.process {
+            self.status = end(process).await?;
+            self.process = None;
+        }
+        Ok(self.status)
+    }
+
+    /// Whether it has ended by now.
+    pub fn has_ended(&mut self) -> bool {
+        if let Some(process) = &self.process
+            && let Some(status) = status(process.get_ref()).transpose()
+        {
+            self.status = status.unwrap_or_default();
+            self.process = None;
+        }
+        self.process.is_none()
+    }
+
+    /// Kills it, if it has not ended.
+    pub fn kill(&self) {
+        if let Some(process) = &self.process {
+            kill(process);
+        }
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        self.kill();
+        if let (Some(process), Ok(runtime)) = (self.process.take(), Handle::try_current()) {
+            runtime.spawn(async move { end(&process).await });
+        }
+    }
+}
+
+fn kill(process: impl AsFd) {
+    let _ = rustix::process::pidfd_send_signal(process, Signal::KILL);
+}
+
+async fn end(process: &AsyncFd<OwnedFd>) -> io::Result<ExitStatus> {
+    loop {
+        let mut ended = process.readable().await?;
+        if let Some(status) = status(process.get_ref())? {
+            return Ok(status);
+        }
+        ended.clear_ready();
+    }
+}
+
+/// How a process has ended, once: nothing is left of it then.
+fn status(process: &OwnedFd) -> io::Result<Option<ExitStatus>> {
+    let ended = rustix::process::waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)?;
+    // As wait(2) encodes them.
+    let encode = |ended: WaitIdStatus| ended.exit_status().map(|status| status << 8).or(ended.terminating_signal());
+    Ok(ended.and_then(encode).map(ExitStatus::from_raw))
+}
+
+/// The server's end and the child's of a pipe to it.
+fn input() -> io::Result<(Sender, OwnedFd)> {
+    let (its, ours) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&ours, true)?;
+    Ok((Sender::from_owned_fd_unchecked(ours)?, its))
+}
+
+/// The same of a pipe from it.
+fn output() -> io::Result<(Receiver, OwnedFd)> {
+    let (ours, its) = rustix::pipe::pipe_with(PipeFlags::CLOEXEC)?;
+    rustix::io::ioctl_fionbio(&ours, true)?;
+    Ok((Receiver::from_owned_fd_unchecked(ours)?, its))
+}
+
+fn widen(pipe: impl AsFd) {
+    let _ = rustix::pipe::fcntl_setpipe_size(pipe, PIPE_BYTES);
+}
