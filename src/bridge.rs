@@ -16,7 +16,7 @@ use std::future::Future;
 use std::io::{self, IoSlice};
 use std::pin::{Pin, pin};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Sleep;
@@ -260,9 +260,11 @@ impl Bridge {
         self.connection.is_some()
     }
 
-    /// Goes on over another connection, after [`Session::resume`]. `leftover` is what was received behind the upgrade.
-    pub fn attach(&mut self, connection: Box<dyn Connection>, leftover: &[u8]) {
+    /// Goes on over another connection, after [`Session::resume`]. `leftover` is what was received behind the upgrade, and
+    /// `round_trip` what its handshake took for one.
+    pub fn attach(&mut self, connection: Box<dyn Connection>, leftover: &[u8], round_trip: Duration) {
         self.detach();
+        self.session.expect_round_trip(round_trip);
         self.session.receive_buffer().extend_from_slice(leftover);
         self.connection = Some(connection);
     }

@@ -140,8 +140,8 @@ async fn a_session_goes_on_over_another_connection() {
         server.bridge.session().resume(to_server, Instant::now()).unwrap();
         client.bridge.session().resume(to_client, Instant::now()).unwrap();
         let (near, far) = duplex(500);
-        client.bridge.attach(Box::new(near), &[]);
-        server.bridge.attach(Box::new(far), &[]);
+        client.bridge.attach(Box::new(near), &[], Duration::ZERO);
+        server.bridge.attach(Box::new(far), &[], Duration::ZERO);
     }
     let mut reading = reading;
     let got = loop {

@@ -169,8 +169,7 @@ impl Path {
                 let resumed = bridge.session().resume(received, std::time::Instant::now());
                 resumed
                     .map_err(|violation| Error::new(Code::Protocol, format!("the server answered with {violation}")))?;
-                bridge.attach(Box::new(stream), &leftover);
-                bridge.session().expect_round_trip(round_trip);
+                bridge.attach(Box::new(stream), &leftover, round_trip);
                 self.interruptions += 1;
                 let milliseconds = self.broken.map_or(0, |broken| broken.elapsed().as_millis() as u64);
                 tracing::info!(milliseconds, interruptions = self.interruptions, "resumed");

@@ -294,8 +294,7 @@ impl Link {
             }
             Happening::Message(Message::Attach { generation, connection, leftover, peer }) => {
                 if generation == self.generation {
-                    bridge.attach(connection, &leftover);
-                    bridge.session().expect_round_trip(peer.round_trip);
+                    bridge.attach(connection, &leftover, peer.round_trip);
                     self.waits_until = None;
                     self.trail.resumed(&peer);
                     if let Some(enrolment) = &self.enrolment {

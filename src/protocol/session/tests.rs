@@ -1,6 +1,11 @@
 //! The session machine, in memory: two ends and the bytes between them.
 
+use std::collections::VecDeque;
+
+use super::incoming::{ACK_DELAY, COPY_BELOW_BYTES};
+use super::outgoing::{MAX_CONTROL_BYTES, MIN_ROOM_BYTES};
 use super::*;
+use bytes::Bytes;
 use proptest::prelude::*;
 
 fn pair(window_bytes: usize) -> (Session, Session, Instant) {
@@ -42,13 +47,13 @@ fn data_arrives_and_its_acknowledgement_frees_what_was_kept() {
     client.queue_end(Kind::Stdin);
     let events = carry(&mut client, &mut server, usize::MAX, now).unwrap();
     assert_eq!(events.len(), 2);
-    assert_eq!(client.kept.len(), 2);
+    assert_eq!(client.outgoing.kept.len(), 2);
     server.consumed(0, now);
     server.consumed(1, now);
     assert!(!server.wants_transmit(), "an ACK of little data waits");
     assert_eq!(server.on_time(now + ACK_DELAY), Verdict::Alive);
     carry(&mut server, &mut client, usize::MAX, now).unwrap();
-    assert_eq!((client.kept.len(), client.kept_bytes), (0, 0));
+    assert_eq!((client.outgoing.kept.len(), client.kept_bytes()), (0, 0));
 }
 
 #[test]
@@ -59,7 +64,7 @@ fn an_acknowledgement_rides_along_with_data() {
     server.consumed(0, now);
     server.queue_data(Kind::Stdout, data(b"answer"));
     carry(&mut server, &mut client, usize::MAX, now).unwrap();
-    assert_eq!(client.kept.len(), 0);
+    assert_eq!(client.outgoing.kept.len(), 0);
 }
 
 #[test]
@@ -89,7 +94,7 @@ fn what_cannot_be_held_back_waits_behind_a_full_window() {
 #[test]
 fn a_peer_that_exceeds_the_window_is_refused() {
     let (mut client, mut server, now) = pair(1000);
-    client.window_bytes = usize::MAX;
+    client.outgoing.window_bytes = usize::MAX;
     client.queue_data(Kind::Stdin, data(&[0; 900]));
     client.queue_data(Kind::Stdin, data(&[0; 900]));
     assert_eq!(carry(&mut client, &mut server, usize::MAX, now), Err(Violation::WindowExceeded));
@@ -102,9 +107,9 @@ fn consumption_out_of_order_is_acknowledged_in_order() {
     server.queue_data(Kind::Stderr, data(b"err"));
     carry(&mut server, &mut client, usize::MAX, now).unwrap();
     client.consumed(1, now);
-    assert_eq!(client.consumed, 0);
+    assert_eq!(client.incoming.consumed, 0);
     client.consumed(0, now);
-    assert_eq!(client.consumed, 2);
+    assert_eq!(client.incoming.consumed, 2);
 }
 
 #[test]
@@ -118,7 +123,7 @@ fn signals_alone_are_acknowledged_too() {
         server.on_time(now + ACK_DELAY);
         carry(&mut server, &mut client, usize::MAX, now).unwrap();
     }
-    assert_eq!((client.kept.len(), server.received_count()), (0, 20));
+    assert_eq!((client.outgoing.kept.len(), server.received_count()), (0, 20));
 }
 
 #[test]
@@ -149,7 +154,7 @@ fn nothing_may_follow_an_end() {
 fn an_acknowledgement_of_what_was_never_sent_is_refused() {
     let (mut client, mut server, now) = pair(1 << 20);
     client.queue_data(Kind::Stdin, data(b"unsent"));
-    server.queue_control(Kind::Ack, &1u64.to_be_bytes());
+    server.outgoing.queue_control(Kind::Ack, &1u64.to_be_bytes());
     assert_eq!(carry(&mut server, &mut client, usize::MAX, now), Err(Violation::AckOutOfRange(1)));
 }
 
@@ -157,10 +162,10 @@ fn an_acknowledgement_of_what_was_never_sent_is_refused() {
 fn a_flood_of_pings_is_answered_within_bounds() {
     let (mut client, mut server, now) = pair(1 << 20);
     for _ in 0..10_000 {
-        client.queue_control(Kind::Ping, &[1; 8]);
+        client.outgoing.queue_control(Kind::Ping, &[1; 8]);
     }
     carry(&mut client, &mut server, usize::MAX, now).unwrap();
-    assert!(server.control.len() <= MAX_CONTROL_BYTES + 12);
+    assert!(server.outgoing.control.len() <= MAX_CONTROL_BYTES + 12);
 }
 
 #[test]
@@ -174,12 +179,12 @@ fn a_peer_that_sends_and_never_reads_makes_nothing_grow() {
             now += Duration::from_secs(10);
             server.on_time(now);
             // Behind the client's back, so that its window never fills.
-            client.acknowledge(&(sequence + 1).to_be_bytes(), now).unwrap();
+            client.outgoing.acknowledge(&(sequence + 1).to_be_bytes(), now).unwrap();
         }
     }
-    assert!(server.control.len() <= MAX_CONTROL_BYTES + 24, "{}", server.control.len());
+    assert!(server.outgoing.control.len() <= MAX_CONTROL_BYTES + 24, "{}", server.outgoing.control.len());
     carry(&mut server, &mut client, usize::MAX, now).unwrap();
-    assert_eq!(client.acked, 10_000);
+    assert_eq!(client.outgoing.acked, 10_000);
 }
 
 #[test]
@@ -187,7 +192,7 @@ fn an_acknowledgement_that_is_half_sent_is_left_as_it_is() {
     let (mut client, mut server, now) = pair(4);
     for sequence in 0..2 {
         client.queue_data(Kind::Stdin, data(b"x"));
-        client.cursor = client.kept.len() - 1;
+        client.outgoing.cursor = client.outgoing.kept.len() - 1;
         server.receive_buffer().extend_from_slice(&frame::encode(Kind::Stdin, b"x"));
         client.transmitted(5, now);
         server.next_event(now).unwrap();
@@ -195,7 +200,7 @@ fn an_acknowledgement_that_is_half_sent_is_left_as_it_is() {
         carry(&mut server, &mut client, 5, now).unwrap();
     }
     carry(&mut server, &mut client, usize::MAX, now).unwrap();
-    assert_eq!(client.acked, 2);
+    assert_eq!(client.outgoing.acked, 2);
 }
 
 #[test]
@@ -280,7 +285,7 @@ proptest! {
                     client.resume(to_client, now).unwrap();
                 }
             }
-            prop_assert!(client.kept_bytes <= window.max(HEADER_BYTES + window));
+            prop_assert!(client.kept_bytes() <= window.max(HEADER_BYTES + window));
         }
         loop {
             take(carry(&mut client, &mut server, usize::MAX, now).unwrap(), &mut pending);
@@ -291,6 +296,6 @@ proptest! {
         prop_assert_eq!(delivered, sent);
         server.on_time(now + ACK_DELAY);
         carry(&mut server, &mut client, usize::MAX, now).unwrap();
-        prop_assert_eq!(client.kept_bytes, 0);
+        prop_assert_eq!(client.kept_bytes(), 0);
     }
 }
