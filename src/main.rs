@@ -123,7 +123,7 @@ fn dispatch(command: Command) -> Result<u8> {
                 cli::ServeAction::Check => return print(&tstunnel::server::check::report(&path)?),
                 cli::ServeAction::Ask(question) => question,
             };
-            let (is_allowed, text) = on_workers(async move { tstunnel::server::check::answer(&path, question).await })?;
+            let (is_allowed, text) = server_runtime()?.block_on(tstunnel::server::check::answer(&path, question))?;
             print(&text).map(|_| u8::from(!is_allowed))
         }
         #[cfg(feature = "server")]
@@ -135,18 +135,17 @@ fn dispatch(command: Command) -> Result<u8> {
 #[cfg(feature = "server")]
 fn serve(path: &std::path::Path) -> Result<u8> {
     let sockets = tstunnel::server::systemd::sockets()?;
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(no_runtime)?;
+    let runtime = server_runtime()?;
     let result = runtime.block_on(tstunnel::server::run(path, sockets));
     runtime.shutdown_background();
     result.map(|()| 0)
 }
 
-/// Runs something on a worker of a runtime with several threads, as the server runs its requests.
+/// What runs the server. Its threads for what blocks last as long as it does: a process ends with the thread that started it.
 #[cfg(feature = "server")]
-fn on_workers<T: Send + 'static>(future: impl Future<Output = Result<T>> + Send + 'static) -> Result<T> {
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(no_runtime)?;
-    let ended = runtime.block_on(async { tokio::spawn(future).await });
-    ended.map_err(|error| Error::new(Code::Internal, error.to_string()))?
+fn server_runtime() -> Result<tokio::runtime::Runtime> {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    builder.enable_all().thread_keep_alive(std::time::Duration::MAX).build().map_err(no_runtime)
 }
 
 /// Runs a command of the small certificate authority, and prints what it made.

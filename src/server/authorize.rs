@@ -68,8 +68,8 @@ impl Authorize {
         })
     }
 
-    /// What the command grants to `asker` on `host`; `serial` is the certificate's. To be called by one of the runtime's workers,
-    /// which the command ends with. Cancel-safe: who else asks the same goes on.
+    /// What the command grants to `asker` on `host`; `serial` is the certificate's. Cancel-safe: who else asks the
+    /// same goes on.
     pub async fn grant(
         &self,
         asker: &Asker,

@@ -141,8 +141,7 @@ fn list(items: impl Iterator<Item = String>) -> String {
     if items.is_empty() { "nothing".to_owned() } else { items.join(", ") }
 }
 
-/// Answers one question as a server with the configuration at `path` would: whether it is allowed, and the words. To be called by
-/// one of the runtime's workers, which an `authorize` command ends with.
+/// Answers one question as a server with the configuration at `path` would: whether it is allowed, and the words.
 ///
 /// # Errors
 /// `config` where such a server would not start, `usage` where there can be no such principal or host.

@@ -7,7 +7,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
 
 use rustix::pipe::PipeFlags;
-use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process};
+use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process_group};
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::runtime::Handle;
@@ -29,7 +29,7 @@ pub struct Pipes {
     pub stderr: Receiver,
 }
 
-/// A child process. It is killed with this, if it has not ended by then.
+/// A child process. It is killed with this, and with its group, if it has not ended by then.
 #[derive(Debug)]
 pub struct Child {
     id: Pid,
@@ -39,7 +39,7 @@ pub struct Child {
 }
 
 impl Child {
-    /// Starts a child whose standard streams are pipes. To be called by one of the runtime's workers; see [`spawn::spawn`].
+    /// Starts a child whose standard streams are pipes. Blocks; see [`spawn::spawn`].
     ///
     /// # Errors
     /// Those of [`spawn::spawn`], and where there is no descriptor left.
@@ -64,7 +64,7 @@ impl Child {
         widen(&stdout);
         let (id, process) = spawn::spawn(setup, [its_stdin.as_fd(), its_stdout.as_fd(), stderr.as_fd()])?;
         let process = stdio::register(process).inspect_err(|_| {
-            let _ = kill_process(id, Signal::KILL);
+            let _ = kill_process_group(id, Signal::KILL);
         })?;
         Ok((Child { id, process: Some(process), status: ExitStatus::default() }, stdin, stdout))
     }
@@ -97,10 +97,10 @@ impl Child {
         self.process.is_none()
     }
 
-    /// Kills it, if it has not ended.
+    /// Kills it and its group, if it has not ended.
     pub fn kill(&self) {
-        if let Some(process) = &self.process {
-            kill(process);
+        if self.process.is_some() {
+            let _ = kill_process_group(self.id, Signal::KILL);
         }
     }
 }
@@ -114,8 +114,12 @@ impl Drop for Child {
     }
 }
 
-fn kill(process: impl AsFd) {
-    let _ = rustix::process::pidfd_send_signal(process, Signal::KILL);
+/// Runs what blocks while it starts a child, where nothing else waits for it.
+///
+/// # Errors
+/// Its own.
+pub async fn aside<T: Send + 'static>(start: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    tokio::task::spawn_blocking(start).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
 async fn end(process: &AsyncFd<OwnedFd>) -> io::Result<ExitStatus> {

@@ -100,7 +100,7 @@ impl Pool {
         found
     }
 
-    /// Starts what is missing on the shelf of `label`, aside. To be called by one of the runtime's workers.
+    /// Starts what is missing on the shelf of `label`, aside.
     pub fn refill(&self, label: Label, prepared: &Prepared, bounds: Bounds) {
         let missing = {
             let mut shelves = self.lock();
@@ -121,12 +121,11 @@ impl Pool {
         };
         for _ in 0..missing {
             let (pool, label, prepared) = (self.clone(), label.clone(), prepared.clone());
-            // A task and no thread of the blocking pool: a process ends with the thread that started it.
-            tokio::spawn(async move { pool.add(&label, prepared, bounds.idle) });
+            tokio::task::spawn_blocking(move || pool.add(&label, prepared, bounds.idle));
         }
     }
 
-    /// Starts one agent, and puts it on its shelf, where that still is of the same kind.
+    /// Starts one agent, and puts it on its shelf, where that still is of the same kind. Blocks.
     fn add(&self, label: &Label, prepared: Prepared, idle: Duration) {
         let started = prepared.clone().start();
         let since = Instant::now();

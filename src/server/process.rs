@@ -203,7 +203,7 @@ fn agent_file(program: &str, login: &Login) -> Result<(PathBuf, FileVersion), St
 }
 
 impl Prepared {
-    /// Starts it in the account's home directory. To be called by one of the runtime's workers; see [`spawn::spawn`].
+    /// Starts it in the account's home directory. Blocks; see [`spawn::spawn`].
     ///
     /// # Errors
     /// A [`StartFailure`]; its text is for the client.
@@ -222,8 +222,7 @@ impl Prepared {
     }
 }
 
-/// Starts this program itself as `login` in its home, under another name. To be called by one of the runtime's workers; see
-/// [`spawn::spawn`].
+/// Starts this program itself as `login` in its home, under another name. Blocks; see [`spawn::spawn`].
 ///
 /// # Errors
 /// Those of [`spawn::spawn`], and where there is no descriptor left.

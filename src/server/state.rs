@@ -57,8 +57,8 @@ impl State {
     }
 
     /// Decides on one request of `peer`: as the policy does, and with what the `authorize` command grants where no grant of the
-    /// configuration opens the host. What `asker` has been granted before is not asked for again while it opens the host. To be
-    /// called by one of the runtime's workers; cancel-safe.
+    /// configuration opens the host. What `asker` has been granted before is not asked for again while it opens the host.
+    /// Cancel-safe.
     ///
     /// # Errors
     /// Those of [`Policy::judge`].

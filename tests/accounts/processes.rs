@@ -5,6 +5,9 @@ use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt;
 use std::process::Stdio;
+use std::thread::available_parallelism;
+
+use nix::sys::fanotify::{EventFFlags, Fanotify, FanotifyResponse, InitFlags, MarkFlags, MaskFlags, Response};
 
 use crate::machine::{ANN, BOB, Machine, TEAM, mode};
 use crate::support::process;
@@ -109,6 +112,32 @@ fn the_home_is_entered_with_the_accounts_rights() {
     std::os::unix::fs::chown(&home, Some(0), Some(0)).unwrap();
     let said = fails(&mut machine.exec("ann", &["true"]), 255, "internal");
     assert!(said.contains("cannot be entered"), "{said}");
+}
+
+/// As on a disk that is far away, or where somebody stops the account's processes at just that moment.
+#[test]
+fn programs_that_cannot_be_executed_now_hold_up_nobody_else() {
+    let machine = Machine::start("\"any\"", Plan::any());
+    let program = machine.home("ann").join("far-away");
+    fs::copy("/bin/true", &program).unwrap();
+    let (group, mark) = (InitFlags::FAN_CLASS_CONTENT | InitFlags::FAN_NONBLOCK, MarkFlags::FAN_MARK_ADD);
+    let guard = Fanotify::init(group, EventFFlags::O_RDONLY).unwrap();
+    guard.mark(mark, MaskFlags::FAN_OPEN_EXEC_PERM, rustix::fs::CWD, Some(&program)).unwrap();
+    let count = 2 * available_parallelism().unwrap().get() + 1;
+    let sessions = vec![(); count].into_iter().map(|()| Watched::start(&mut machine.exec("ann", &["./far-away"])));
+    let sessions: Vec<Watched> = sessions.collect();
+    let mut asked = Vec::new();
+    wait_until("each waits for its program", SOON, || {
+        asked.extend(guard.read_events().unwrap_or_default());
+        asked.len() == count
+    });
+    run(&mut machine.exec("bob", &["true"])).ok();
+    for event in &asked {
+        guard.write_response(FanotifyResponse::new(event.fd().unwrap(), Response::FAN_ALLOW)).unwrap();
+    }
+    for session in sessions {
+        session.wait().ok();
+    }
 }
 
 /// The whole life of the server, and the user of every process that it has started.

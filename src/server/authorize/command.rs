@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use crate::error::{Code, Error, Result};
 use crate::server::account::Login;
-use crate::server::child::{Child, Pipes};
+use crate::server::child::{self, Child, Pipes};
 use crate::server::config::AuthorizeConfig;
 use crate::server::descriptors;
 use crate::server::process::PATH;
@@ -26,7 +26,7 @@ const OTHERS_WRITE: u32 = 0o022;
 /// The bit of a folder where everybody can remove only what is theirs (inode(7)).
 const STICKY: u32 = 0o1000;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Command {
     /// Links resolved.
     file: PathBuf,
@@ -60,16 +60,9 @@ impl Command {
     }
 
     async fn run(&self, question: &str) -> Result<Vec<u8>, String> {
-        let environment = [("PATH".to_owned(), PATH.to_owned())];
-        let setup = Setup {
-            login: &self.login,
-            folder: Path::new("/"),
-            descriptors: descriptors::original(),
-            program: Program::OneOf(std::slice::from_ref(&self.file)),
-            arguments: &self.words,
-            environment: &environment,
-        };
-        let (mut child, pipes) = Child::start(&setup).map_err(|error| format!("cannot be started: {error}"))?;
+        let command = self.clone();
+        let started = child::aside(move || command.start()).await;
+        let (mut child, pipes) = started.map_err(|error| format!("cannot be started: {error}"))?;
         let mut group = Group(Some(child.id()));
         let Pipes { mut stdin, stdout, stderr } = pipes;
         let asking = async {
@@ -85,6 +78,18 @@ impl Command {
             return Ok(answer);
         }
         Err(format!("{status}: {}", String::from_utf8_lossy(&said).trim()))
+    }
+
+    /// Blocks; see [`Child::start`].
+    fn start(&self) -> io::Result<(Child, Pipes)> {
+        Child::start(&Setup {
+            login: &self.login,
+            folder: Path::new("/"),
+            descriptors: descriptors::original(),
+            program: Program::OneOf(std::slice::from_ref(&self.file)),
+            arguments: &self.words,
+            environment: &[("PATH".to_owned(), PATH.to_owned())],
+        })
     }
 }
 

@@ -27,7 +27,7 @@ use crate::server::child::Pipes;
 use crate::server::connection::Lingering;
 use crate::server::handshake::{Peer, Stream};
 use crate::server::policy::{Action, Permit};
-use crate::server::pool::{Bounds, Label};
+use crate::server::pool::{Bounds, Label, Pool};
 use crate::server::process::{self, Prepared, Process, StartFailure};
 use crate::server::refusal::Refusal;
 use crate::server::registry::{Enrolment, Found, Grant, Message};
@@ -68,12 +68,14 @@ pub(super) async fn command(
     trail: Arc<Trail>,
     request: Request<()>,
 ) -> Result<Answer, Refusal> {
-    let agents = shared.agents.clone();
-    let (prepared, permit) = tokio::task::spawn_blocking(move || (process::prepare(&permit, login, &agents), permit))
-        .await
-        .map_err(internal)?;
-    // Here, on one of the runtime's workers: the process ends with the thread that starts it.
-    let started = prepared.and_then(|prepared| start(shared, state, &permit, prepared));
+    let limits = &state.config.limits;
+    let bounds = Bounds { of_shelf: permit.pool(), in_all: limits.max_pooled, idle: limits.pool_idle };
+    let (agents, pool) = (shared.agents.clone(), shared.pool.clone());
+    let starting = tokio::task::spawn_blocking(move || {
+        let prepared = process::prepare(&permit, login, &agents);
+        (prepared.and_then(|prepared| start(&pool, bounds, &permit, prepared)), permit)
+    });
+    let (started, permit) = starting.await.map_err(internal)?;
     let opened = Opened::new(shared, &permit, protocol, trail.ticket())?;
     let (window_bytes, ending) = (opened.window_bytes, trail.ticket().ending());
     let work = match (started, protocol) {
@@ -113,22 +115,15 @@ pub(super) async fn command(
     Ok(answer)
 }
 
-/// Starts what is prepared, or takes what was started ahead, and sees to the next.
-fn start(
-    shared: &Shared,
-    state: &State,
-    permit: &Permit,
-    prepared: Prepared,
-) -> Result<(Process, Pipes), StartFailure> {
-    if permit.pool() == 0 {
+/// Starts what is prepared, or takes what was started ahead, and sees to the next. Blocks.
+fn start(pool: &Pool, bounds: Bounds, permit: &Permit, prepared: Prepared) -> Result<(Process, Pipes), StartFailure> {
+    if bounds.of_shelf == 0 {
         return prepared.start();
     }
     let label = Label::of(permit);
-    let ahead = shared.pool.take(&label, &prepared);
+    let ahead = pool.take(&label, &prepared);
     let started = ahead.map_or_else(|| prepared.clone().start(), Ok)?;
-    let limits = &state.config.limits;
-    let bounds = Bounds { of_shelf: permit.pool(), in_all: limits.max_pooled, idle: limits.pool_idle };
-    shared.pool.refill(label, &prepared, bounds);
+    pool.refill(label, &prepared, bounds);
     Ok(started)
 }
 

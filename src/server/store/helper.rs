@@ -17,7 +17,7 @@ use tokio::time::timeout;
 use super::{Body, Order, Piece, Stored, wrapped};
 use crate::error::{Code, Error};
 use crate::server::account::Login;
-use crate::server::child::Child;
+use crate::server::child::{self, Child};
 use crate::server::process;
 use crate::server::refusal::Refusal;
 
@@ -142,12 +142,14 @@ pub struct Helper {
 }
 
 impl Helper {
-    /// Starts one as `login`. To be called by one of the runtime's workers; see [`crate::server::spawn::spawn`].
+    /// Starts one as `login`.
     ///
     /// # Errors
     /// `storage` where it cannot be started.
     pub async fn start(login: &Login, task: &Task, patience: Duration) -> Result<Helper, Refusal> {
-        let (child, stdin, stdout) = process::start_own(NAME, login).map_err(|error| broken(&error))?;
+        let login = login.clone();
+        let started = child::aside(move || process::start_own(NAME, &login)).await;
+        let (child, stdin, stdout) = started.map_err(|error| broken(&error))?;
         let mut helper = Helper { child, patience, stdin: Some(stdin), stdout: BufReader::new(stdout) };
         let task = serde_json::to_vec(task).map_err(|error| broken(&error.into()))?;
         helper.send(&task).await.map_err(|error| broken(&error))?;
