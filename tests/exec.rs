@@ -71,6 +71,14 @@ fn the_exit_status_is_the_commands() {
 }
 
 #[test]
+fn a_status_is_kept_by_a_server_that_was_started_to_keep_none() {
+    let mut site = Site::new();
+    let launcher = [text(&program("env")), "--ignore-signal=CHLD"].map(str::to_owned);
+    site.serve_by(&Plan::any(), &launcher);
+    assert_eq!(run(&mut site.exec(&["exit 3"])).code(), Some(3));
+}
+
+#[test]
 fn a_signal_is_128_and_its_number() {
     let site = site();
     for (name, number) in [("HUP", 1), ("INT", 2), ("KILL", 9), ("SEGV", 11), ("PIPE", 13), ("TERM", 15)] {

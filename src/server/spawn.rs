@@ -24,6 +24,7 @@ use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::ptr;
+use std::sync::Once;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::sys::signal::{SigSet, SigmaskHow};
@@ -80,12 +81,14 @@ pub enum Program<'a> {
 /// Starts a child that becomes what `setup` says, with `streams` as its stdin, stdout and stderr. Returns once it executes its
 /// program: its id, and a descriptor that stands for it (pidfd_open(2)) and is to be waited for.
 ///
-/// The calling thread must live as long as the server: the child ends with that thread (prctl(2), `PR_SET_PDEATHSIG`), so
-/// it has to be one of the runtime's workers, and none of its blocking pool.
+/// Blocks for as long as the account's file system makes it: not for one of the runtime's workers. The calling thread must live
+/// as long as the server, as those of its runtime do: the child ends with that thread (prctl(2), `PR_SET_PDEATHSIG`).
 ///
 /// # Errors
 /// Where a text has a NUL in it, those of clone(2) and execve(2), [`NO_HOME`] and [`NOT_BECOME`].
 pub fn spawn(setup: &Setup<'_>, streams: [BorrowedFd<'_>; 3]) -> io::Result<(Pid, OwnedFd)> {
+    static KEEPS_STATUSES: Once = Once::new();
+    KEEPS_STATUSES.call_once(keep_statuses);
     let child = Child {
         setup,
         streams,
@@ -119,6 +122,17 @@ pub fn spawn(setup: &Setup<'_>, streams: [BorrowedFd<'_>; 3]) -> io::Result<(Pid
         failure => {
             let _ = rustix::process::waitid(WaitId::PidFd(descriptor.as_fd()), WaitIdOptions::EXITED);
             Err(io::Error::from_raw_os_error(failure))
+        }
+    }
+}
+
+/// Has children wait to be waited for: whoever started the server may have had their ends ignored (wait(2)).
+fn keep_statuses() {
+    // SAFETY: all of its fields may be zeros; no handler is set, and none is taken away.
+    unsafe {
+        let mut action: libc::sigaction = std::mem::zeroed();
+        if libc::sigaction(libc::SIGCHLD, ptr::null(), &raw mut action) == 0 && action.sa_sigaction == libc::SIG_IGN {
+            libc::signal(libc::SIGCHLD, libc::SIG_DFL);
         }
     }
 }
