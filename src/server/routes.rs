@@ -7,7 +7,6 @@ mod copy;
 mod decision;
 mod upgrade;
 
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -175,7 +174,7 @@ async fn serve(
             let asked = CommandRequest { user: one_user(user, asked.user)?, ..asked }.into();
             let permit = decide(decision, &asked, draft).await?;
             let ticket = admit(&permit, asked)?;
-            let login = login(&permit).await?;
+            let login = login(&permit)?;
             let trail = draft.open(&permit, ticket).await?;
             upgrade::command(shared, state, protocol, permit, login, trail.clone(), request)
                 .await
@@ -295,10 +294,8 @@ async fn read_body(
 }
 
 /// The account that `permit` is for.
-async fn login(permit: &Permit) -> Result<Login, Refusal> {
-    let (name, home) = (permit.account().to_owned(), permit.home_override().map(Path::to_owned));
-    let found = tokio::task::spawn_blocking(move || Login::find(&name, home.as_deref()));
-    Ok(found.await.map_err(internal)??)
+fn login(permit: &Permit) -> Result<Login, Refusal> {
+    Ok(tokio::task::block_in_place(|| Login::find(permit.account(), permit.home_override()))?)
 }
 
 fn host(permit: &Permit) -> Answer {

@@ -70,12 +70,10 @@ pub(super) async fn command(
 ) -> Result<Answer, Refusal> {
     let limits = &state.config.limits;
     let bounds = Bounds { of_shelf: permit.pool(), in_all: limits.max_pooled, idle: limits.pool_idle };
-    let (agents, pool) = (shared.agents.clone(), shared.pool.clone());
-    let starting = tokio::task::spawn_blocking(move || {
-        let prepared = process::prepare(&permit, login, &agents);
-        (prepared.and_then(|prepared| start(&pool, bounds, &permit, prepared)), permit)
+    let started = tokio::task::block_in_place(|| {
+        let prepared = process::prepare(&permit, login, &shared.agents)?;
+        start(&shared.pool, bounds, &permit, prepared)
     });
-    let (started, permit) = starting.await.map_err(internal)?;
     let opened = Opened::new(shared, &permit, protocol, trail.ticket())?;
     let (window_bytes, ending) = (opened.window_bytes, trail.ticket().ending());
     let work = match (started, protocol) {
