@@ -184,7 +184,7 @@ fn stand_in(ours: Ours, env: &Environment) -> Result<u8> {
 }
 
 fn dialler(host: &str, overrides: &Overrides, env: &Environment) -> Result<Dialler> {
-    Dialler::new(config::resolve(host, overrides, &WeakDefaults::default(), env)?)
+    Ok(Dialler::new(config::resolve(host, overrides, &WeakDefaults::default(), env)?))
 }
 
 fn offer(raw: bool) -> Offer {

@@ -16,9 +16,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
-use rustix::fs::{OFlags, fcntl_getfl};
+use rustix::fs::{CWD, FileType, Mode, OFlags, fcntl_getfl, mknodat};
 use rustix::pipe::PipeFlags;
 use support::process::{Signal, program};
+use support::relay::Relay;
 use support::serve::TSTUNNEL;
 use support::wait::{SOON, wait_until};
 use support_net::child::{Ran, Watched, run, run_with_input};
@@ -57,6 +58,23 @@ fn started(site: &Site, line: &str) -> Watched {
     let mut session = Watched::start(site.exec(&[&line]).stdin(Stdio::piped()));
     session.wait_for_output("here\n");
     session
+}
+
+// --- connecting ---------------------------------------------------------------------------------------------------------
+
+#[test]
+fn a_connection_is_made_while_the_files_are_read() {
+    let site = site();
+    let relay = Relay::to(site.address());
+    site.configure(relay.address(), "");
+    let key = site.root.join("client.key");
+    let contents = fs::read(&key).unwrap();
+    fs::remove_file(&key).unwrap();
+    mknodat(CWD, &key, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let session = Watched::start(site.exec(&["echo here"]).stdin(Stdio::null()));
+    wait_until("there is a connection", SOON, || relay.accepted() == 1);
+    fs::write(&key, contents).unwrap();
+    assert_eq!(session.wait().ok().text(), "here\n");
 }
 
 // --- status -------------------------------------------------------------------------------------------------------------

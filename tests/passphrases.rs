@@ -118,6 +118,22 @@ fn where_nobody_can_answer_nobody_is_asked() {
 }
 
 #[test]
+fn whoever_answers_late_is_connected_all_the_same() {
+    let site = Site::start(&Plan::any().limit("handshake_timeout = \"1s\""));
+    encrypt(&site.root.join("client.key"));
+    let answer = site.root.join("answer");
+    let waits = format!("until [ -e '{0}' ]; do :; done; cat '{0}'", text(&answer));
+    let askpass = askpass(&site, &waits);
+    let session = Watched::start(&mut detached(&site, Some(&askpass), "force"));
+    wait_until("the server has given the connection up", SOON, || {
+        site.server_log().contains("the handshake did not end in time")
+    });
+    let draft = site.local_file("draft", PASSPHRASE.as_bytes());
+    fs::rename(draft, answer).unwrap();
+    assert_eq!(session.wait().ok().text(), "there\n");
+}
+
+#[test]
 fn a_wrong_passphrase_is_asked_for_three_times() {
     let site = site();
     let said = fails(&mut detached(&site, Some(&askpass(&site, "echo wrong")), "force"), 255, "config");

@@ -9,7 +9,9 @@ mod transport;
 use std::collections::VecDeque;
 use std::io::{self, Write as _};
 use std::net::{IpAddr, SocketAddr};
-use std::sync::Arc;
+use std::pin::pin;
+use std::sync::{Arc, OnceLock};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
@@ -37,6 +39,10 @@ use crate::{socket, tls};
 /// How long a connection attempt has before the next address is tried beside it (RFC 8305 §5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
+/// How long a connection may wait for the files that TLS needs; one that has waited for longer, perhaps for a person who was asked
+/// for a passphrase, is made anew, because the server may have given it up.
+const LOADING: Duration = Duration::from_millis(100);
+
 /// An authenticated TLS stream.
 pub type Stream = TlsStream<BufReader<Transport>>;
 
@@ -44,10 +50,25 @@ pub type Stream = TlsStream<BufReader<Transport>>;
 #[derive(Clone)]
 pub struct Dialler {
     host: Arc<Host>,
-    connector: TlsConnector,
-    /// For TLS to the proxy, where that speaks it.
-    proxy_connector: Option<TlsConnector>,
+    /// What TLS needs, loaded with the first connection.
+    connectors: Arc<OnceLock<Connectors>>,
     family: AddressFamily,
+}
+
+/// TLS to the server, and to the proxy where that speaks it.
+struct Connectors {
+    server: TlsConnector,
+    proxy: Option<TlsConnector>,
+}
+
+impl Connectors {
+    fn new(host: &Host, config: ClientConfig) -> Result<Connectors> {
+        let proxy = match &host.proxy {
+            Some(proxy) if proxy.scheme == Scheme::Https => Some(TlsConnector::from(Arc::new(tls::proxy_config()?))),
+            _ => None,
+        };
+        Ok(Connectors { server: TlsConnector::from(Arc::new(config)), proxy })
+    }
 }
 
 impl std::fmt::Debug for Dialler {
@@ -57,13 +78,9 @@ impl std::fmt::Debug for Dialler {
 }
 
 impl Dialler {
-    /// Loads what TLS needs, once for all connections; asks for the key's passphrase where it has one.
-    ///
-    /// # Errors
-    /// `config` for files that are missing or wrong, and for a passphrase that nobody gives.
-    pub fn new(host: Host) -> Result<Dialler> {
-        let config = tls::client_config(&host, &mut passphrase::ask)?;
-        Dialler::with_config(host, config)
+    /// Makes connections to `host`. What TLS needs is loaded with the first one, once for all; a key's passphrase is asked for then.
+    pub fn new(host: Host) -> Dialler {
+        Dialler { host: Arc::new(host), connectors: Arc::default(), family: AddressFamily::Any }
     }
 
     /// Makes connections by a TLS configuration for `host` that is loaded already.
@@ -71,12 +88,10 @@ impl Dialler {
     /// # Errors
     /// `config` where the proxy speaks TLS and the system trusts nobody.
     pub fn with_config(host: Host, config: ClientConfig) -> Result<Dialler> {
-        let proxy_connector = match &host.proxy {
-            Some(proxy) if proxy.scheme == Scheme::Https => Some(TlsConnector::from(Arc::new(tls::proxy_config()?))),
-            _ => None,
-        };
-        let connector = TlsConnector::from(Arc::new(config));
-        Ok(Dialler { host: Arc::new(host), connector, proxy_connector, family: AddressFamily::Any })
+        let dialler = Dialler::new(host);
+        let connectors = Connectors::new(&dialler.host, config)?;
+        dialler.connectors.get_or_init(|| connectors);
+        Ok(dialler)
     }
 
     /// Dials only addresses of `family`.
@@ -94,7 +109,8 @@ impl Dialler {
     /// Connects and authenticates.
     ///
     /// # Errors
-    /// `dns`, `connect-refused`, `connect-timeout`, `proxy`, and the `tls-…` codes.
+    /// `config` for files that are missing or wrong, and for a passphrase that nobody gives; `dns`, `connect-refused`,
+    /// `connect-timeout`, `proxy`, and the `tls-…` codes.
     pub async fn dial(&self) -> Result<Connection> {
         self.dial_with(b"").await
     }
@@ -104,15 +120,58 @@ impl Dialler {
     /// # Errors
     /// Those of [`Dialler::dial`] and [`Connection::send`].
     pub async fn dial_with(&self, request: &[u8]) -> Result<Connection> {
-        let deadline = self.deadline();
-        let transport = match &self.host.proxy {
+        let mut deadline = self.deadline();
+        let reached = match self.connectors.get() {
+            Some(_) => None,
+            None => self.reach_while_loading(deadline).await?,
+        };
+        let transport = match reached {
+            Some(transport) => transport,
             None => {
-                let addresses = self.look_up(&self.host.endpoint, deadline).await?;
-                Transport::Tcp(self.connect(&self.host.endpoint, &addresses, deadline).await?).read_ahead()
+                deadline = self.deadline();
+                self.reach_endpoint(deadline).await?
             }
-            Some(proxy) => self.connect_through(proxy, deadline).await?,
         };
         self.secure(transport, request, deadline).await
+    }
+
+    /// A stream to the endpoint, for which the network and the server have worked while files were read; none where that took
+    /// too long.
+    async fn reach_while_loading(&self, deadline: Instant) -> Result<Option<BufReader<Transport>>> {
+        let begun = Instant::now();
+        let mut reaching = pin!(self.reach_endpoint(deadline));
+        let reached = std::future::poll_fn(|cx| Poll::Ready(reaching.as_mut().poll(cx))).await;
+        self.connectors()?;
+        Ok(match reached {
+            _ if begun.elapsed() > LOADING => None,
+            Poll::Ready(reached) => Some(reached?),
+            Poll::Pending => Some(reaching.await?),
+        })
+    }
+
+    /// What TLS needs, loaded once.
+    ///
+    /// # Errors
+    /// `config`.
+    fn connectors(&self) -> Result<&Connectors> {
+        if let Some(connectors) = self.connectors.get() {
+            return Ok(connectors);
+        }
+        let config = tls::client_config(&self.host, &mut passphrase::ask)?;
+        let connectors = Connectors::new(&self.host, config)?;
+        Ok(self.connectors.get_or_init(|| connectors))
+    }
+
+    /// A stream to the endpoint, directly or through the proxy.
+    async fn reach_endpoint(&self, deadline: Instant) -> Result<BufReader<Transport>> {
+        let endpoint = &self.host.endpoint;
+        match &self.host.proxy {
+            None => {
+                let addresses = self.look_up(endpoint, deadline).await?;
+                Ok(Transport::Tcp(self.connect(endpoint, &addresses, deadline).await?).read_ahead())
+            }
+            Some(proxy) => self.connect_through(proxy, deadline).await,
+        }
     }
 
     /// When a connection that is begun now must stand.
@@ -172,7 +231,7 @@ impl Dialler {
     async fn reach(&self, proxy: &Proxy, deadline: Instant) -> Result<BufReader<Transport>> {
         let addresses = self.look_up(&proxy.endpoint, deadline).await?;
         let tcp = self.connect(&proxy.endpoint, &addresses, deadline).await?;
-        let Some(connector) = &self.proxy_connector else { return Ok(Transport::Tcp(tcp).read_ahead()) };
+        let Some(connector) = &self.connectors()?.proxy else { return Ok(Transport::Tcp(tcp).read_ahead()) };
         let name = server_name(&proxy.endpoint.host)?;
         let stream = timeout_at(deadline, connector.connect(name, tcp))
             .await
@@ -195,7 +254,7 @@ impl Dialler {
         let name = server_name(&self.host.server_name)?;
         let greeted = Instant::now();
         let mut begun = 0;
-        let handshake = self.connector.connect_with(name, transport, |tls| {
+        let handshake = self.connectors()?.server.connect_with(name, transport, |tls| {
             begun = tls.writer().write(request).unwrap_or_default();
         });
         let mut stream = timeout_at(deadline, handshake)
@@ -275,6 +334,9 @@ fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
 
 /// The first of `addresses` that takes a connection; each has a head start before the next.
 async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
+    if let [address] = addresses {
+        return TcpStream::connect(address).await;
+    }
     let mut attempts = JoinSet::new();
     let mut waiting = addresses.iter().copied();
     let mut failure = None;

@@ -106,7 +106,7 @@ fn dialler(
     if let Some(port) = destination.port.filter(|port| *port != SSH_PORT) {
         host.endpoint.port = port;
     }
-    Ok(Dialler::new(host)?.with_family(family))
+    Ok(Dialler::new(host).with_family(family))
 }
 
 /// The failure to take over this process's own streams.
