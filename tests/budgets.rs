@@ -28,7 +28,7 @@ use count::{BYTES, Counts, INSTRUCTIONS, Tool, client, server};
 use record::{Costs, hold};
 
 /// How often each is counted.
-const RUNS: usize = 3;
+const RUNS: usize = 5;
 
 /// A session to count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
