@@ -9,7 +9,7 @@
 //!
 //! # Safety
 //! In a child of a process with threads only what is async-signal-safe (signal-safety(7)) may be called: no allocation, no
-//! lock. [`Child::become_program`] makes system calls alone, by rustix (which makes them itself, without the C library) and
+//! lock. `Child::become_program` makes system calls alone, by rustix (which makes them itself, without the C library) and
 //! a few by libc, over memory that was prepared before. As it shares that memory, it runs on a stack of its own, writes
 //! nowhere but there, to its failure and to `errno`, which is the waiting thread's and of no use to it then; and it has every
 //! signal blocked until no handler of the server's can run in it. What it becomes is its own: neither user id nor
