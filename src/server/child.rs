@@ -5,18 +5,26 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::process::ExitStatus;
+use std::time::Duration;
 
 use rustix::pipe::PipeFlags;
 use rustix::process::{Pid, Signal, WaitId, WaitIdOptions, WaitIdStatus, kill_process_group};
 use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, SemaphorePermit};
+use tokio::time::timeout;
 
 use crate::server::spawn::{self, Setup};
 use crate::stdio;
 
 /// Bytes that a pipe to or from a child holds, where the system allows it.
 const PIPE_BYTES: usize = 256 << 10;
+
+/// How many threads at once find accounts and start children, as long as none of them is held up.
+const AT_ONCE: usize = 8;
+/// How long the next one waits for them.
+const PATIENCE: Duration = Duration::from_millis(100);
 
 /// The server's ends of a child's standard streams.
 #[derive(Debug)]
@@ -114,12 +122,27 @@ impl Drop for Child {
     }
 }
 
-/// Runs what blocks while it starts a child, where nothing else waits for it.
+/// Runs what blocks while it finds an account or starts a child, in the worker that serves a request: what else that had to do goes
+/// to another thread.
+pub async fn in_place<T>(start: impl FnOnce() -> T) -> T {
+    let _turn = turn().await;
+    tokio::task::block_in_place(start)
+}
+
+/// The same in a thread of its own, where whoever asked may lose patience meanwhile.
 ///
 /// # Errors
 /// Its own.
 pub async fn aside<T: Send + 'static>(start: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
+    let _turn = turn().await;
     tokio::task::spawn_blocking(start).await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+/// Waits for one of a few turns, so that a thousand requests at once are not served by as many threads, which would never end;
+/// but not for long: those who have the turns may wait for a file system that does not answer.
+async fn turn() -> Option<SemaphorePermit<'static>> {
+    static TURNS: Semaphore = Semaphore::const_new(AT_ONCE);
+    timeout(PATIENCE, TURNS.acquire()).await.ok()?.ok()
 }
 
 async fn end(process: &AsyncFd<OwnedFd>) -> io::Result<ExitStatus> {

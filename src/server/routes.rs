@@ -24,6 +24,7 @@ use crate::protocol::{CommandRequest, HEADER_USER, MAX_COMMAND_BYTES, UPGRADE_FR
 use crate::server::Shared;
 use crate::server::account::Login;
 use crate::server::audit::record::Asked;
+use crate::server::child;
 use crate::server::handshake::Peer;
 use crate::server::policy::{Permit, Request as PolicyRequest};
 use crate::server::refusal::Refusal;
@@ -174,7 +175,7 @@ async fn serve(
             let asked = CommandRequest { user: one_user(user, asked.user)?, ..asked }.into();
             let permit = decide(decision, &asked, draft).await?;
             let ticket = admit(&permit, asked)?;
-            let login = login(&permit)?;
+            let login = login(&permit).await?;
             let trail = draft.open(&permit, ticket).await?;
             upgrade::command(shared, state, protocol, permit, login, trail.clone(), request)
                 .await
@@ -294,8 +295,8 @@ async fn read_body(
 }
 
 /// The account that `permit` is for.
-fn login(permit: &Permit) -> Result<Login, Refusal> {
-    Ok(tokio::task::block_in_place(|| Login::find(permit.account(), permit.home_override()))?)
+async fn login(permit: &Permit) -> Result<Login, Refusal> {
+    Ok(child::in_place(|| Login::find(permit.account(), permit.home_override())).await?)
 }
 
 fn host(permit: &Permit) -> Answer {

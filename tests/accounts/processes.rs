@@ -123,7 +123,8 @@ fn programs_that_cannot_be_executed_now_hold_up_nobody_else() {
     let (group, mark) = (InitFlags::FAN_CLASS_CONTENT | InitFlags::FAN_NONBLOCK, MarkFlags::FAN_MARK_ADD);
     let guard = Fanotify::init(group, EventFFlags::O_RDONLY).unwrap();
     guard.mark(mark, MaskFlags::FAN_OPEN_EXEC_PERM, rustix::fs::CWD, Some(&program)).unwrap();
-    let count = 2 * available_parallelism().unwrap().get() + 1;
+    // More than the server has processors, and than it starts at once.
+    let count = 2 * available_parallelism().unwrap().get() + 9;
     let sessions = vec![(); count].into_iter().map(|()| Watched::start(&mut machine.exec("ann", &["./far-away"])));
     let sessions: Vec<Watched> = sessions.collect();
     let mut asked = Vec::new();

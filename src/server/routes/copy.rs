@@ -42,7 +42,7 @@ pub(super) async fn copy(
     let Action::Copy { filename, digests } = permit.action() else {
         return Err(internal("this permit is not for a file"));
     };
-    let login = login(&permit)?;
+    let login = login(&permit).await?;
     let order = order(&state.config.limits, &permit, &login, filename, request.headers())?;
     if !digests.is_empty() && !order.digest.is_some_and(|digest| digests.contains(&hex(&digest))) {
         return Err(Error::new(Code::CommandDenied, "this file is not one of those that the host trusts").into());

@@ -23,7 +23,7 @@ use crate::protocol::session::Exit;
 use crate::protocol::{HEADER_EARLY, HEADER_RECEIVED, HEADER_SESSION, UPGRADE_FRAMED, UPGRADE_RAW};
 use crate::server::account::Login;
 use crate::server::admission::{Counted, Ticket};
-use crate::server::child::Pipes;
+use crate::server::child::{self, Pipes};
 use crate::server::connection::Lingering;
 use crate::server::handshake::{Peer, Stream};
 use crate::server::policy::{Action, Permit};
@@ -70,10 +70,11 @@ pub(super) async fn command(
 ) -> Result<Answer, Refusal> {
     let limits = &state.config.limits;
     let bounds = Bounds { of_shelf: permit.pool(), in_all: limits.max_pooled, idle: limits.pool_idle };
-    let started = tokio::task::block_in_place(|| {
+    let started = child::in_place(|| {
         let prepared = process::prepare(&permit, login, &shared.agents)?;
         start(&shared.pool, bounds, &permit, prepared)
     });
+    let started = started.await;
     let opened = Opened::new(shared, &permit, protocol, trail.ticket())?;
     let (window_bytes, ending) = (opened.window_bytes, trail.ticket().ending());
     let work = match (started, protocol) {
