@@ -9,6 +9,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use rustix::fs::{Mode, OFlags, open};
+use rustix::termios::{LocalModes, tcgetattr};
 use support::mutagen::Daemon;
 use support::process::{self, Signal, program};
 use support::relay::Relay;
@@ -67,6 +69,14 @@ fn on_terminal(site: &Site, line: &str) -> Command {
     let mut command = site.command(program("script"));
     command.args(["-q", "-e", "-c", line, "/dev/null"]).env("SHELL", "/bin/sh").stdin(Stdio::piped());
     command
+}
+
+/// Whether what is typed on the terminal of a session's program shows there.
+fn echoes(session: &Watched) -> bool {
+    let stdins = process::descendants(session.id()).into_iter().map(|process| format!("/proc/{}/fd/0", process.pid));
+    let mut terminals = stdins.filter_map(|path| open(path, OFlags::RDONLY | OFlags::NOCTTY, Mode::empty()).ok());
+    let modes = terminals.find_map(|terminal| tcgetattr(terminal).ok());
+    modes.is_none_or(|modes| modes.local_modes.contains(LocalModes::ECHO))
 }
 
 #[test]
@@ -249,7 +259,8 @@ fn mutagen_asks_its_user_when_a_session_is_created() {
     // An agent that is installed first takes more than one ssh, and each of them asks.
     wait_until("the session is created", SOON * 2, || {
         let prompts = String::from_utf8_lossy(&session.stdout()).matches("Enter passphrase for key '").count();
-        if prompts > answered {
+        // Mutagen turns the echo off behind its prompt.
+        if prompts > answered && !echoes(&session) {
             answered = prompts;
             session.write(format!("{PASSPHRASE}\n").as_bytes());
         }
@@ -257,7 +268,6 @@ fn mutagen_asks_its_user_when_a_session_is_created() {
     });
     let ran = session.wait();
     assert_eq!(ran.code(), Some(0), "{}", String::from_utf8_lossy(&ran.stdout));
-    // That the answer is not seen is Mutagen's affair: it turns the echo off behind its prompt.
-    assert!(answered > 0);
+    assert!(answered > 0 && !ran.text().contains(PASSPHRASE));
     wait_until("the file arrives", SOON, || remote.home().join("beta/file").is_file());
 }
