@@ -54,8 +54,7 @@ pub enum StartFailure {
 #[derive(Debug)]
 pub struct Process {
     child: Child,
-    group: Group,
-    _listed: Listed,
+    listed: Listed,
 }
 
 /// The process group that a command leads.
@@ -217,8 +216,8 @@ impl Prepared {
                 explain(self.image.words.first().map_or("", String::as_str), &error)
             }
         })?;
-        let group = Group(child.id());
-        Ok((Process { child, group, _listed: Listed::new(group) }, pipes))
+        let listed = Listed::new(Group(child.id()));
+        Ok((Process { child, listed }, pipes))
     }
 }
 
@@ -296,7 +295,7 @@ impl Process {
 
     /// The group that it leads.
     pub fn group(&self) -> Group {
-        self.group
+        self.listed.0
     }
 }
 
@@ -384,7 +383,7 @@ impl Ladder {
 
 /// Ends a process whose session is over, and waits until nothing of its group is left.
 pub async fn end(mut process: Process, mut ladder: Ladder, mut has_ended: bool) {
-    let group = process.group;
+    let group = process.group();
     ladder.start();
     while !has_ended {
         tokio::select! {

@@ -81,7 +81,7 @@ pub enum Program<'a> {
 /// Starts a child that becomes what `setup` says, with `streams` as its stdin, stdout and stderr. Returns once it executes its
 /// program: its id, and a descriptor that stands for it (pidfd_open(2)) and is to be waited for.
 ///
-/// Blocks for as long as the account's file system makes it: not for one of the runtime's workers. The calling thread must live
+/// Blocks for as long as the account's file system makes it (see [`in_place`](super::child::in_place)). The calling thread must live
 /// as long as the server, as those of its runtime do: the child ends with that thread (prctl(2), `PR_SET_PDEATHSIG`).
 ///
 /// # Errors

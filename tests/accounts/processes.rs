@@ -125,8 +125,8 @@ fn programs_that_cannot_be_executed_now_hold_up_nobody_else() {
     guard.mark(mark, MaskFlags::FAN_OPEN_EXEC_PERM, rustix::fs::CWD, Some(&program)).unwrap();
     // More than the server has processors, and than it starts at once.
     let count = 2 * available_parallelism().unwrap().get() + 9;
-    let sessions = vec![(); count].into_iter().map(|()| Watched::start(&mut machine.exec("ann", &["./far-away"])));
-    let sessions: Vec<Watched> = sessions.collect();
+    let sessions: Vec<Watched> =
+        (0..count).map(|_| Watched::start(&mut machine.exec("ann", &["./far-away"]))).collect();
     let mut asked = Vec::new();
     wait_until("each waits for its program", SOON, || {
         asked.extend(guard.read_events().unwrap_or_default());
