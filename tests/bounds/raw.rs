@@ -1,6 +1,6 @@
 //! Connections of strangers: what TCP alone can do to a server, from any of loopback's addresses.
 
-use std::io::{ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpStream};
 use std::process::Stdio;
 
@@ -15,19 +15,28 @@ const ALERT: u8 = 21;
 
 /// Connects from one of loopback's addresses.
 pub(crate) fn connect_from(source: Ipv4Addr, to: SocketAddr) -> TcpStream {
+    try_connect_from(source, to).unwrap()
+}
+
+fn try_connect_from(source: Ipv4Addr, to: SocketAddr) -> io::Result<TcpStream> {
     let socket = socket(AddressFamily::INET, SocketType::STREAM, None).unwrap();
     bind(&socket, &SocketAddrV4::new(source, 0)).unwrap();
-    connect(&socket, &to).unwrap();
+    connect(&socket, &to)?;
     let stream = TcpStream::from(socket);
     stream.set_read_timeout(Some(SOON)).unwrap();
-    stream
+    Ok(stream)
 }
 
 /// Says something that is not TLS, and whether it got an answer; else it was hung up on.
 pub(crate) fn is_answered(source: Ipv4Addr, to: SocketAddr) -> bool {
-    let mut stream = connect_from(source, to);
     let mut answer = [0; 1];
-    match stream.write_all(b"GET / HTTP/1.1\r\n\r\n").and_then(|()| stream.read(&mut answer)) {
+    let mut ask = || {
+        // A server that hangs up at once may have done so before connect(2) returns.
+        let mut stream = try_connect_from(source, to)?;
+        stream.write_all(b"GET / HTTP/1.1\r\n\r\n")?;
+        stream.read(&mut answer)
+    };
+    match ask() {
         Ok(0) => false,
         Ok(_) => {
             assert_eq!(answer, [ALERT]);
