@@ -29,16 +29,17 @@ fn main() -> ExitCode {
         log(&command)?;
         dispatch(command)
     });
-    match result {
-        Ok(status) => ExitCode::from(status),
-        Err(error) => fail(&error, is_standin),
+    let status = result.unwrap_or_else(|error| fail(&error, is_standin));
+    if is_standin && status != 0 {
+        stdio::stay_until_read();
     }
+    ExitCode::from(status)
 }
 
 /// Prints the error's line and hint, and chooses the exit status.
-fn fail(error: &Error, is_standin: bool) -> ExitCode {
+fn fail(error: &Error, is_standin: bool) -> u8 {
     let _ = writeln!(std::io::stderr(), "{}", error.report());
-    ExitCode::from(error.code.exit_status(is_standin))
+    error.code.exit_status(is_standin)
 }
 
 /// Logs go to stderr, and a client is quiet unless it is asked: Mutagen shows that stderr to people.

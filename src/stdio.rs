@@ -14,6 +14,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
+use std::time::{Duration, Instant};
 
 use rustix::fs::{FileType, OFlags};
 use rustix::net::{RecvFlags, SendFlags};
@@ -46,6 +47,10 @@ impl std::fmt::Debug for Stdio {
     }
 }
 
+/// How long a process stays for its last words to be read, and how often it looks.
+const STAY: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(1);
+
 /// Standard output. Its shutdown closes descriptor 1 too, so that a reader sees the end.
 #[derive(Debug)]
 pub struct Stdout(Stdio);
@@ -72,6 +77,21 @@ pub fn take() -> io::Result<Streams> {
     let stdout = open(io::stdout().as_fd().try_clone_to_owned()?, Direction::Write)?;
     let stderr = open(io::stderr().as_fd().try_clone_to_owned()?, Direction::Write)?;
     Ok(Streams { stdin, stdout: Stdout(stdout), stderr })
+}
+
+/// Blocks until what is in the pipe that is stderr has been read, but not for longer than a second. Mutagen closes its end of it
+/// as soon as the process has ended, whether it has read everything or not (os/exec: `Wait` beside `StderrPipe`), and what it does
+/// next depends on those words.
+pub fn stay_until_read() {
+    let stderr = io::stderr();
+    let unread = || match rustix::fs::fstat(&stderr).map(|stat| FileType::from_raw_mode(stat.st_mode)) {
+        Ok(FileType::Fifo) => rustix::io::ioctl_fionread(&stderr).unwrap_or(0),
+        _ => 0,
+    };
+    let until = Instant::now() + STAY;
+    while unread() > 0 && Instant::now() < until {
+        std::thread::sleep(LOOK);
+    }
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]

@@ -79,6 +79,18 @@ fn a_connection_is_made_while_the_files_are_read() {
 
 // --- status -------------------------------------------------------------------------------------------------------------
 
+/// Mutagen stops reading as soon as the process has ended, and decides by the words whether it installs its agent.
+#[test]
+fn a_stand_in_that_fails_stays_a_second_for_its_words_to_be_read() {
+    let site = site();
+    let began = Instant::now();
+    let mut command = site.ssh(&[HOST, "echo words >&2; exit 3"]);
+    let mut session = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    let status = session.wait().unwrap();
+    assert!(began.elapsed() >= Duration::from_secs(1), "ended after {:?}", began.elapsed());
+    assert_eq!((status.code(), std::io::read_to_string(session.stderr.take().unwrap()).unwrap()), (Some(3), "words\n".into()));
+}
+
 #[test]
 fn the_exit_status_is_the_commands() {
     let site = site();
