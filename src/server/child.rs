@@ -4,7 +4,9 @@
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
+use std::pin::pin;
 use std::process::ExitStatus;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::pipe::PipeFlags;
@@ -23,8 +25,8 @@ const PIPE_BYTES: usize = 256 << 10;
 
 /// How many threads at once find accounts and start children, as long as none of them is held up.
 const AT_ONCE: usize = 8;
-/// How long the next one waits for them.
-const PATIENCE: Duration = Duration::from_millis(100);
+/// How long the next one waits for any of them to be done, before it is one more. A machine that is busy takes its time, too.
+const PATIENCE: Duration = Duration::from_millis(500);
 
 /// The server's ends of a child's standard streams.
 #[derive(Debug)]
@@ -138,11 +140,40 @@ pub async fn aside<T: Send + 'static>(start: impl FnOnce() -> io::Result<T> + Se
     tokio::task::spawn_blocking(start).await.unwrap_or_else(|error| Err(io::Error::other(error)))
 }
 
-/// Waits for one of a few turns, so that a thousand requests at once are not served by as many threads, which would never end;
-/// but not for long: those who have the turns may wait for a file system that does not answer.
-async fn turn() -> Option<SemaphorePermit<'static>> {
-    static TURNS: Semaphore = Semaphore::const_new(AT_ONCE);
-    timeout(PATIENCE, TURNS.acquire()).await.ok()?.ok()
+/// One of a few turns, so that a thousand requests at once are not served by as many threads, which would never end.
+struct Turn {
+    permit: Option<SemaphorePermit<'static>>,
+}
+
+/// Those that are free. There may be more than [`AT_ONCE`] with those that are not.
+static TURNS: Semaphore = Semaphore::const_new(AT_ONCE);
+/// How many have ended so far.
+static ENDED: AtomicUsize = AtomicUsize::new(0);
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        ENDED.fetch_add(1, Ordering::Relaxed);
+        if let Some(permit) = self.permit.take()
+            && TURNS.available_permits() >= AT_ONCE
+        {
+            permit.forget();
+        }
+    }
+}
+
+/// Waits for a turn. Those who have one may wait for a file system that does not answer: if nobody's ends for a while, there is
+/// one more.
+async fn turn() -> Turn {
+    let mut free = pin!(TURNS.acquire());
+    loop {
+        let ended = ENDED.load(Ordering::Relaxed);
+        if let Ok(permit) = timeout(PATIENCE, &mut free).await {
+            return Turn { permit: permit.ok() };
+        }
+        if ENDED.load(Ordering::Relaxed) == ended {
+            TURNS.add_permits(1);
+        }
+    }
 }
 
 async fn end(process: &AsyncFd<OwnedFd>) -> io::Result<ExitStatus> {
