@@ -88,7 +88,10 @@ fn a_stand_in_that_fails_stays_a_second_for_its_words_to_be_read() {
     let mut session = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
     let status = session.wait().unwrap();
     assert!(began.elapsed() >= Duration::from_secs(1), "ended after {:?}", began.elapsed());
-    assert_eq!((status.code(), std::io::read_to_string(session.stderr.take().unwrap()).unwrap()), (Some(3), "words\n".into()));
+    assert_eq!(
+        (status.code(), std::io::read_to_string(session.stderr.take().unwrap()).unwrap()),
+        (Some(3), "words\n".into())
+    );
 }
 
 #[test]

@@ -6,7 +6,6 @@
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
 use proptest::prelude::*;
 
 use tstunnel::protocol::frame::{HEADER_BYTES, Kind, MAX_PAYLOAD_BYTES, Role};
@@ -123,7 +122,7 @@ impl Owner {
                 if size > 0
                     && let Some(stream) = self.streams.first()
                 {
-                    self.session.queue_data(*stream, BytesMut::zeroed(HEADER_BYTES + size));
+                    self.session.queue_data(*stream, vec![0; HEADER_BYTES + size], HEADER_BYTES + size);
                     self.largest_frame = self.largest_frame.max(HEADER_BYTES + size);
                 }
             }

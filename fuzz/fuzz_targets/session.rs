@@ -7,7 +7,6 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 use std::time::{Duration, Instant};
 
-use bytes::BytesMut;
 use libfuzzer_sys::fuzz_target;
 use tstunnel::protocol::frame::{HEADER_BYTES, Kind, Role};
 use tstunnel::protocol::liveness::Policy;
@@ -43,9 +42,8 @@ impl<'a> End<'a> {
         let (now, later) = self.source.split_at(size.min(self.session.room()).min(self.source.len()));
         self.source = later;
         if !now.is_empty() {
-            let mut wire = BytesMut::zeroed(HEADER_BYTES);
-            wire.extend_from_slice(now);
-            self.session.queue_data(self.stream, wire);
+            let wire = [&[0; HEADER_BYTES], now].concat();
+            self.session.queue_data(self.stream, wire, HEADER_BYTES + now.len());
         } else if later.is_empty() {
             self.session.queue_end(self.stream);
             self.has_ended = true;

@@ -5,7 +5,6 @@ use std::io;
 use std::pin::Pin;
 use std::task::{Context, Poll};
 
-use bytes::BytesMut;
 use tokio::io::{AsyncRead as _, ReadBuf};
 
 use super::{RECORD_BYTES, Reader};
@@ -46,12 +45,11 @@ impl Source {
         let read = match read {
             Poll::Pending => Read::Nothing,
             Poll::Ready(Ok(())) if count >= COPY_BELOW_BYTES => {
-                frame.truncate(HEADER_BYTES + count);
-                session.queue_data(self.stream, frame);
+                session.queue_data(self.stream, frame, HEADER_BYTES + count);
                 return Read::Bytes(count);
             }
             Poll::Ready(Ok(())) if count > 0 => {
-                session.queue_data(self.stream, BytesMut::from(&frame[..HEADER_BYTES + count]));
+                session.queue_data(self.stream, frame[..HEADER_BYTES + count].to_vec(), HEADER_BYTES + count);
                 Read::Bytes(count)
             }
             Poll::Ready(ended) => {
@@ -73,15 +71,13 @@ impl Source {
 
 thread_local! {
     /// A frame to read into, for whichever bridge of the thread has something to read: one that is idle holds none.
-    static BLANK_FRAME: Cell<BytesMut> = Cell::default();
+    static BLANK_FRAME: Cell<Vec<u8>> = Cell::default();
 }
 
 /// A whole frame whose bytes do not matter: the header's place, then that of what is read.
-fn blank_frame(session: &mut Session) -> BytesMut {
-    let mut frame = BLANK_FRAME.take();
-    if frame.is_empty() {
-        frame = session.spare_frame().unwrap_or_else(|| BytesMut::zeroed(FRAME_BYTES));
+fn blank_frame(session: &mut Session) -> Vec<u8> {
+    match BLANK_FRAME.take() {
+        none if none.is_empty() => session.spare_frame().unwrap_or_else(|| vec![0; FRAME_BYTES]),
+        frame => frame,
     }
-    frame.resize(FRAME_BYTES, 0);
-    frame
 }

@@ -78,7 +78,7 @@ mod tests {
     #[test]
     fn whatever_is_not_whole_numbered_frames_of_a_client_is_nothing() {
         let signal = encode(Kind::Signal, b"INT");
-        assert!(Early::decode(0, signal).is_some());
+        assert!(Early::decode(0, signal.into()).is_some());
         let whole = frames(&["one", "two"]);
         for length in 1..whole.len() {
             let is_whole = length == frames(&["one"]).len();
@@ -88,11 +88,11 @@ mod tests {
             encode(Kind::Ack, &[0; 8]),
             encode(Kind::Close, b""),
             encode(Kind::Stdout, b"a"),
-            Bytes::from_static(&[0x80, 0, 0, 0]),
-            Bytes::from_static(&[0x7f, 0, 0, 0]),
-            Bytes::from_static(&[0, 0x7f, 0, 0]),
+            vec![0x80, 0, 0, 0],
+            vec![0x7f, 0, 0, 0],
+            vec![0, 0x7f, 0, 0],
         ] {
-            assert_eq!(Early::decode(0, wrong.clone()), None, "{wrong:?}");
+            assert_eq!(Early::decode(0, wrong.clone().into()), None, "{wrong:?}");
         }
         assert_eq!(Early::decode(u64::MAX, frames(&["one"])), None);
     }

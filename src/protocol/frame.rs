@@ -143,11 +143,8 @@ pub fn header(kind: Kind, length: usize) -> [u8; HEADER_BYTES] {
 }
 
 /// A whole frame as bytes, in an allocation of its own size.
-pub fn encode(kind: Kind, payload: &[u8]) -> Bytes {
-    let mut bytes = BytesMut::with_capacity(HEADER_BYTES + payload.len());
-    bytes.extend_from_slice(&header(kind, payload.len()));
-    bytes.extend_from_slice(payload);
-    bytes.freeze()
+pub fn encode(kind: Kind, payload: &[u8]) -> Vec<u8> {
+    [&header(kind, payload.len()), payload].concat()
 }
 
 /// Cuts a stream of bytes into the frames that a peer of one role may send.

@@ -19,7 +19,7 @@ use bytes::BytesMut;
 use super::frame::{self, HEADER_BYTES, Kind, Role};
 use super::liveness::{Liveness, Policy, Verdict};
 use incoming::Incoming;
-use outgoing::Outgoing;
+use outgoing::{Outgoing, Wire};
 
 pub use event::{Event, Exit, Violation};
 
@@ -62,26 +62,34 @@ impl Session {
         self.outgoing.room()
     }
 
-    /// The memory of an earlier frame, with its bytes.
-    pub fn spare_frame(&mut self) -> Option<BytesMut> {
+    /// The memory of an earlier frame, [`FRAME_BYTES`](frame::FRAME_BYTES) with whatever is in them.
+    pub fn spare_frame(&mut self) -> Option<Vec<u8>> {
         self.outgoing.spare_frame()
     }
 
-    /// Queues a data frame whose header has been left free: the first [`HEADER_BYTES`] of `wire` are written here.
-    pub fn queue_data(&mut self, stream: Kind, mut wire: BytesMut) {
-        let header = frame::header(stream, wire.len() - HEADER_BYTES);
-        wire[..HEADER_BYTES].copy_from_slice(&header);
-        self.outgoing.keep(wire.freeze());
+    /// Queues a data frame that is the first `bytes` of `memory`. Its header has been left free: the first [`HEADER_BYTES`] are
+    /// written here.
+    pub fn queue_data(&mut self, stream: Kind, mut memory: Vec<u8>, bytes: usize) {
+        let header = frame::header(stream, bytes - HEADER_BYTES);
+        memory[..HEADER_BYTES].copy_from_slice(&header);
+        self.outgoing.keep(Wire::of(memory, bytes));
+    }
+
+    /// Queues any other sequenced frame.
+    fn queue(&mut self, kind: Kind, payload: &[u8]) {
+        let wire = frame::encode(kind, payload);
+        let bytes = wire.len();
+        self.outgoing.keep(Wire::of(wire, bytes));
     }
 
     /// Queues the end of a stream.
     pub fn queue_end(&mut self, stream: Kind) {
-        self.outgoing.keep(frame::encode(stream, b""));
+        self.queue(stream, b"");
     }
 
     /// Queues how the process ended; nothing sequenced may follow.
     pub fn queue_exit(&mut self, exit: Exit) {
-        self.outgoing.keep(frame::encode(Kind::Exit, &exit.encode()));
+        self.queue(Kind::Exit, &exit.encode());
         self.outgoing.end();
     }
 
@@ -92,7 +100,7 @@ impl Session {
 
     /// Queues a signal for the process: a name without `SIG` (RFC 4254 §6.9).
     pub fn queue_signal(&mut self, name: &str) {
-        self.outgoing.keep(frame::encode(Kind::Signal, name.as_bytes()));
+        self.queue(Kind::Signal, name.as_bytes());
     }
 
     /// Queues CLOSE: the peer shall end the process and keep nothing.

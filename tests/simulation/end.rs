@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 
 use tstunnel::protocol::frame::{HEADER_BYTES, Kind, Role};
 use tstunnel::protocol::liveness::Policy;
@@ -107,9 +107,8 @@ impl End {
             source.is_open = false;
             self.session.queue_end(stream);
         } else {
-            let mut wire = BytesMut::zeroed(HEADER_BYTES);
-            wire.extend_from_slice(bytes_at(stream as u8, position, length));
-            self.session.queue_data(stream, wire);
+            let wire = [&[0; HEADER_BYTES], bytes_at(stream as u8, position, length)].concat();
+            self.session.queue_data(stream, wire, HEADER_BYTES + length);
         }
         self.note(Sent::Data { stream, position, length }, length);
         true

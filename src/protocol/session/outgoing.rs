@@ -2,21 +2,47 @@
 
 use std::collections::VecDeque;
 use std::io::IoSlice;
+use std::ops::Deref;
 use std::time::{Duration, Instant};
 
-use bytes::{Buf, BufMut, Bytes, BytesMut};
+use bytes::{Buf, BufMut, BytesMut};
 
 use super::Violation;
 use crate::protocol::flight::Flight;
-use crate::protocol::frame::{self, HEADER_BYTES, Kind, MAX_PAYLOAD_BYTES};
+use crate::protocol::frame::{self, FRAME_BYTES, HEADER_BYTES, Kind, MAX_PAYLOAD_BYTES};
 
 /// Bytes of unsent control frames above which nothing more is asked or answered: a peer that asks faster than it reads.
 pub(super) const MAX_CONTROL_BYTES: usize = 1024;
 /// Less room than that is none, where the window has more: a path would fill with crumbs.
 pub(super) const MIN_ROOM_BYTES: usize = 4 << 10;
-/// Frames of at least so many bytes have their memory used again, at most so many at a time.
-const SPARED_FROM_BYTES: usize = 64 << 10;
+/// How many frames' memory is held to be used again.
 const MAX_SPARES: usize = 8;
+
+/// A sequenced frame as it stands on the wire: the beginning of memory that may be larger, and is not blanked when it is used again.
+#[derive(Debug)]
+pub(super) struct Wire {
+    memory: Vec<u8>,
+    bytes: usize,
+}
+
+impl Wire {
+    /// The first `bytes` of `memory`.
+    pub(super) fn of(memory: Vec<u8>, bytes: usize) -> Wire {
+        Wire { bytes: bytes.min(memory.len()), memory }
+    }
+
+    fn len(&self) -> usize {
+        self.bytes
+    }
+}
+
+impl Deref for Wire {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.memory[..self.bytes]
+    }
+}
 
 /// What stands on the connection unfinished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,11 +59,11 @@ enum Partial {
 pub(super) struct Outgoing {
     pub(super) window_bytes: usize,
     /// Unacknowledged frames as they stand on the wire; the first has number `acked`.
-    pub(super) kept: VecDeque<Bytes>,
+    pub(super) kept: VecDeque<Wire>,
     kept_bytes: usize,
     pub(super) acked: u64,
     /// Memory of frames that were acknowledged, for the next ones.
-    spares: Vec<BytesMut>,
+    spares: Vec<Vec<u8>>,
     /// Index into `kept` of the next frame for this connection.
     pub(super) cursor: usize,
     unsent_bytes: usize,
@@ -97,7 +123,7 @@ impl Outgoing {
     }
 
     /// Queues a sequenced frame.
-    pub(super) fn keep(&mut self, wire: Bytes) {
+    pub(super) fn keep(&mut self, wire: Wire) {
         debug_assert!(!self.is_ended);
         self.kept_bytes += wire.len();
         self.unsent_bytes += wire.len();
@@ -147,13 +173,13 @@ impl Outgoing {
 
     pub(super) fn may_send_frame(&self) -> bool {
         let is_begun = matches!(self.partial, Partial::Frame(_));
-        let fits = |wire: &Bytes| self.fits_window(self.kept_bytes - self.unsent_bytes, wire);
+        let fits = |wire: &Wire| self.fits_window(self.kept_bytes - self.unsent_bytes, wire);
         self.kept.get(self.cursor).is_some_and(|wire| is_begun || fits(wire))
     }
 
     /// Whether the peer has room for a frame behind `ahead` bytes. What nobody can hold back (the end of a stream, a
     /// signal, EXIT) may be queued beyond the window, and waits here.
-    fn fits_window(&self, ahead: usize, wire: &Bytes) -> bool {
+    fn fits_window(&self, ahead: usize, wire: &Wire) -> bool {
         ahead == 0 || ahead + wire.len() <= self.window_bytes
     }
 
@@ -250,17 +276,14 @@ impl Outgoing {
         Ok(())
     }
 
-    /// Keeps the memory of a frame that is not needed any more, if it was a large one, for another.
-    fn spare(&mut self, wire: Bytes) {
-        if wire.len() >= SPARED_FROM_BYTES
-            && self.spares.len() < MAX_SPARES
-            && let Ok(wire) = wire.try_into_mut()
-        {
-            self.spares.push(wire);
+    /// Keeps the memory of a frame that is not needed any more for another, if it is that of a whole one.
+    fn spare(&mut self, wire: Wire) {
+        if wire.memory.len() == FRAME_BYTES && self.spares.len() < MAX_SPARES {
+            self.spares.push(wire.memory);
         }
     }
 
-    pub(super) fn spare_frame(&mut self) -> Option<BytesMut> {
+    pub(super) fn spare_frame(&mut self) -> Option<Vec<u8>> {
         self.spares.pop()
     }
 
@@ -277,7 +300,7 @@ impl Outgoing {
             return None;
         }
         self.transmitted = self.transmitted.max(self.acked + self.kept.len() as u64);
-        Some((self.acked, self.kept.iter().flatten().copied().collect()))
+        Some((self.acked, self.kept.iter().flat_map(|wire| wire.iter()).copied().collect()))
     }
 
     /// Goes on over a new connection, whose other end has received `peer_received` frames. Control frames are gone with the old
@@ -290,7 +313,7 @@ impl Outgoing {
             return Err(Violation::AckOutOfRange(peer_received));
         }
         self.cursor = (peer_received - self.acked) as usize;
-        self.unsent_bytes = self.kept.iter().skip(self.cursor).map(Bytes::len).sum();
+        self.unsent_bytes = self.kept.iter().skip(self.cursor).map(Wire::len).sum();
         self.partial = Partial::Nothing;
         self.control.clear();
         self.unsent_ack = None;

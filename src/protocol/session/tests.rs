@@ -14,10 +14,10 @@ fn pair(window_bytes: usize) -> (Session, Session, Instant) {
     (end(Role::Client), end(Role::Server), now)
 }
 
-fn data(payload: &[u8]) -> BytesMut {
-    let mut wire = BytesMut::zeroed(HEADER_BYTES);
-    wire.extend_from_slice(payload);
-    wire
+fn queue(session: &mut Session, stream: Kind, payload: &[u8]) {
+    let wire = frame::encode(stream, payload);
+    let bytes = wire.len();
+    session.queue_data(stream, wire, bytes);
 }
 
 /// Moves at most `limit` bytes from one end to the other; returns what they made there.
@@ -43,7 +43,7 @@ fn carry(from: &mut Session, to: &mut Session, limit: usize, now: Instant) -> Re
 #[test]
 fn data_arrives_and_its_acknowledgement_frees_what_was_kept() {
     let (mut client, mut server, now) = pair(1 << 20);
-    client.queue_data(Kind::Stdin, data(b"hello"));
+    queue(&mut client, Kind::Stdin, b"hello");
     client.queue_end(Kind::Stdin);
     let events = carry(&mut client, &mut server, usize::MAX, now).unwrap();
     assert_eq!(events.len(), 2);
@@ -59,10 +59,10 @@ fn data_arrives_and_its_acknowledgement_frees_what_was_kept() {
 #[test]
 fn an_acknowledgement_rides_along_with_data() {
     let (mut client, mut server, now) = pair(1 << 20);
-    client.queue_data(Kind::Stdin, data(b"question"));
+    queue(&mut client, Kind::Stdin, b"question");
     carry(&mut client, &mut server, usize::MAX, now).unwrap();
     server.consumed(0, now);
-    server.queue_data(Kind::Stdout, data(b"answer"));
+    queue(&mut server, Kind::Stdout, b"answer");
     carry(&mut server, &mut client, usize::MAX, now).unwrap();
     assert_eq!(client.outgoing.kept.len(), 0);
 }
@@ -71,16 +71,16 @@ fn an_acknowledgement_rides_along_with_data() {
 fn a_full_window_leaves_no_room_but_a_single_frame_always_has_some() {
     let (mut client, _, _) = pair(1000);
     assert_eq!(client.room(), MIN_ROOM_BYTES);
-    client.queue_data(Kind::Stdin, data(&[0; 600]));
+    queue(&mut client, Kind::Stdin, &[0; 600]);
     assert_eq!(client.room(), 1000 - 604 - 4);
-    client.queue_data(Kind::Stdin, data(&[0; 392]));
+    queue(&mut client, Kind::Stdin, &[0; 392]);
     assert_eq!(client.room(), 0);
 }
 
 #[test]
 fn what_cannot_be_held_back_waits_behind_a_full_window() {
     let (mut client, mut server, now) = pair(1000);
-    server.queue_data(Kind::Stdout, data(&[0; 996]));
+    queue(&mut server, Kind::Stdout, &[0; 996]);
     server.queue_end(Kind::Stdout);
     server.queue_end(Kind::Stderr);
     server.queue_exit(Exit::Status(0));
@@ -95,16 +95,16 @@ fn what_cannot_be_held_back_waits_behind_a_full_window() {
 fn a_peer_that_exceeds_the_window_is_refused() {
     let (mut client, mut server, now) = pair(1000);
     client.outgoing.window_bytes = usize::MAX;
-    client.queue_data(Kind::Stdin, data(&[0; 900]));
-    client.queue_data(Kind::Stdin, data(&[0; 900]));
+    queue(&mut client, Kind::Stdin, &[0; 900]);
+    queue(&mut client, Kind::Stdin, &[0; 900]);
     assert_eq!(carry(&mut client, &mut server, usize::MAX, now), Err(Violation::WindowExceeded));
 }
 
 #[test]
 fn consumption_out_of_order_is_acknowledged_in_order() {
     let (mut client, mut server, now) = pair(1 << 20);
-    server.queue_data(Kind::Stdout, data(b"out"));
-    server.queue_data(Kind::Stderr, data(b"err"));
+    queue(&mut server, Kind::Stdout, b"out");
+    queue(&mut server, Kind::Stderr, b"err");
     carry(&mut server, &mut client, usize::MAX, now).unwrap();
     client.consumed(1, now);
     assert_eq!(client.incoming.consumed, 0);
@@ -146,14 +146,14 @@ fn exit_is_acknowledged_at_once_and_finishes_the_server() {
 fn nothing_may_follow_an_end() {
     let (mut client, mut server, now) = pair(1 << 20);
     client.queue_end(Kind::Stdin);
-    client.queue_data(Kind::Stdin, data(b"more"));
+    queue(&mut client, Kind::Stdin, b"more");
     assert_eq!(carry(&mut client, &mut server, usize::MAX, now), Err(Violation::AfterEnd(Kind::Stdin)));
 }
 
 #[test]
 fn an_acknowledgement_of_what_was_never_sent_is_refused() {
     let (mut client, mut server, now) = pair(1 << 20);
-    client.queue_data(Kind::Stdin, data(b"unsent"));
+    queue(&mut client, Kind::Stdin, b"unsent");
     server.outgoing.queue_control(Kind::Ack, &1u64.to_be_bytes());
     assert_eq!(carry(&mut server, &mut client, usize::MAX, now), Err(Violation::AckOutOfRange(1)));
 }
@@ -172,7 +172,7 @@ fn a_flood_of_pings_is_answered_within_bounds() {
 fn a_peer_that_sends_and_never_reads_makes_nothing_grow() {
     let (mut client, mut server, mut now) = pair(1 << 20);
     for sequence in 0..10_000 {
-        client.queue_data(Kind::Stdin, data(b"x"));
+        queue(&mut client, Kind::Stdin, b"x");
         carry(&mut client, &mut server, usize::MAX, now).unwrap();
         server.consumed(sequence, now);
         if sequence % 100 == 99 {
@@ -191,7 +191,7 @@ fn a_peer_that_sends_and_never_reads_makes_nothing_grow() {
 fn an_acknowledgement_that_is_half_sent_is_left_as_it_is() {
     let (mut client, mut server, now) = pair(4);
     for sequence in 0..2 {
-        client.queue_data(Kind::Stdin, data(b"x"));
+        queue(&mut client, Kind::Stdin, b"x");
         client.outgoing.cursor = client.outgoing.kept.len() - 1;
         server.receive_buffer().extend_from_slice(&frame::encode(Kind::Stdin, b"x"));
         client.transmitted(5, now);
@@ -206,8 +206,8 @@ fn an_acknowledgement_that_is_half_sent_is_left_as_it_is() {
 #[test]
 fn a_small_frame_does_not_keep_the_buffer_that_it_came_in() {
     let (mut client, mut server, now) = pair(1 << 20);
-    client.queue_data(Kind::Stdin, data(b"small"));
-    client.queue_data(Kind::Stdin, data(&vec![0; COPY_BELOW_BYTES]));
+    queue(&mut client, Kind::Stdin, b"small");
+    queue(&mut client, Kind::Stdin, &vec![0; COPY_BELOW_BYTES]);
     let events = carry(&mut client, &mut server, usize::MAX, now).unwrap();
     let is_alone = |event: &Event| matches!(event, Event::Data { payload, .. } if payload.is_unique());
     assert!(is_alone(&events[0]));
@@ -218,8 +218,8 @@ fn a_small_frame_does_not_keep_the_buffer_that_it_came_in() {
 fn what_few_frames_are_kept_can_be_brought_along_and_counts_as_sent() {
     let (mut client, _, now) = pair(100);
     assert_eq!(client.early(1000), None);
-    client.queue_data(Kind::Stdin, data(b"one"));
-    client.queue_data(Kind::Stdin, data(b"two"));
+    queue(&mut client, Kind::Stdin, b"one");
+    queue(&mut client, Kind::Stdin, b"two");
     let frames = [frame::encode(Kind::Stdin, b"one"), frame::encode(Kind::Stdin, b"two")].concat();
     assert_eq!(client.early(frames.len() - 1), None);
     assert_eq!(client.resume(1, now), Err(Violation::AckOutOfRange(1)), "nothing of it was sent");
@@ -227,7 +227,7 @@ fn what_few_frames_are_kept_can_be_brought_along_and_counts_as_sent() {
     client.resume(2, now).unwrap();
     assert_eq!(client.unsent_bytes(), 0);
     // The end waits beyond a full window, and is not brought along.
-    client.queue_data(Kind::Stdin, data(&[b'x'; 80]));
+    queue(&mut client, Kind::Stdin, &[b'x'; 80]);
     client.queue_end(Kind::Stdin);
     assert_eq!(client.early(1000), None);
 }
@@ -235,9 +235,9 @@ fn what_few_frames_are_kept_can_be_brought_along_and_counts_as_sent() {
 #[test]
 fn impossible_counts_are_refused_and_change_nothing() {
     let (mut client, mut server, now) = pair(1 << 20);
-    client.queue_data(Kind::Stdin, data(b"one"));
+    queue(&mut client, Kind::Stdin, b"one");
     carry(&mut client, &mut server, usize::MAX, now).unwrap();
-    client.queue_data(Kind::Stdin, data(b"two"));
+    queue(&mut client, Kind::Stdin, b"two");
     assert_eq!(client.resume(2, now), Err(Violation::AckOutOfRange(2)));
     assert_eq!(client.resume(1, now), Ok(()));
 }
@@ -268,7 +268,7 @@ proptest! {
                     let size = size.clamp(1, window).min(client.room());
                     if size > 0 {
                         let payload: Vec<u8> = (0..size).map(|_| { next = next.wrapping_mul(6364136223846793005).wrapping_add(1); (next >> 56) as u8 }).collect();
-                        client.queue_data(Kind::Stdin, data(&payload));
+                        queue(&mut client, Kind::Stdin, &payload);
                         sent.extend_from_slice(&payload);
                     }
                 }
