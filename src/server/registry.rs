@@ -137,15 +137,15 @@ impl Registry {
         kept.memory_bytes = limits.resume_memory_bytes;
     }
 
-    /// The window of a new session whose client is `round_trip` away: what a fast path of that length has in flight, and
-    /// smaller where memory is short.
+    /// The window of a new session whose client is `round_trip` away: twice what a fast path of that length has in flight, so that
+    /// the path is what limits it, and smaller where memory is short.
     pub fn window_bytes(&self, round_trip: Duration) -> usize {
         let kept = self.lock();
         let (least, most) = (MIN_WINDOW_BYTES.min(kept.max_window_bytes), kept.max_window_bytes);
         // Without resuming there is nothing to keep for longer than it is in flight.
         let free = if kept.can_resume() { kept.free_bytes() } else { usize::MAX };
         let near = (free / WINDOW_SHARE).min(DEFAULT_WINDOW_BYTES);
-        let far = assumed_bytes(round_trip).min(free / PRINCIPAL_SHARE);
+        let far = (2 * assumed_bytes(round_trip)).min(free / PRINCIPAL_SHARE);
         near.max(far).clamp(least, most)
     }
 
@@ -347,19 +347,19 @@ mod tests {
 
     #[test]
     fn a_far_client_gets_a_larger_window_as_long_as_there_is_memory() {
-        let registry = Registry::new(&Limits { resume_memory_bytes: 512 << 20, ..Limits::default() });
+        let registry = Registry::new(&Limits { resume_memory_bytes: 1 << 30, ..Limits::default() });
         let (near, far) = (Duration::from_millis(1), Duration::from_millis(100));
         let mut promised = Vec::new();
         assert_eq!(registry.window_bytes(near), DEFAULT_WINDOW_BYTES);
-        assert_eq!(registry.window_bytes(far), 90_000_000);
+        assert_eq!(registry.window_bytes(far), 180_000_000);
         for _ in 0..100 {
             let window_bytes = registry.window_bytes(far);
             promised.push(enrol_with(&registry, "ann", window_bytes).unwrap());
         }
         assert!(registry.window_bytes(far) <= DEFAULT_WINDOW_BYTES);
         let large = promised.iter().map(|enrolment| registry.lock().entries[&enrolment.id].window_bytes);
-        assert!(large.map(|bytes| bytes.saturating_sub(DEFAULT_WINDOW_BYTES)).sum::<usize>() <= 512 << 20);
+        assert!(large.map(|bytes| bytes.saturating_sub(DEFAULT_WINDOW_BYTES)).sum::<usize>() <= 1 << 30);
         drop(promised);
-        assert_eq!(registry.window_bytes(far), 90_000_000);
+        assert_eq!(registry.window_bytes(far), 180_000_000);
     }
 }

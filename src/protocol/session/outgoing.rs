@@ -15,8 +15,8 @@ use crate::protocol::frame::{self, FRAME_BYTES, HEADER_BYTES, Kind, MAX_PAYLOAD_
 pub(super) const MAX_CONTROL_BYTES: usize = 1024;
 /// Less room than that is none, where the window has more: a path would fill with crumbs.
 pub(super) const MIN_ROOM_BYTES: usize = 4 << 10;
-/// How many frames' memory is held to be used again.
-const MAX_SPARES: usize = 8;
+/// How many frames' memory is held to be used again, where there are not even more of them unacknowledged.
+const SPARES: usize = 8;
 
 /// A sequenced frame as it stands on the wire: the beginning of memory that may be larger, and is not blanked when it is used again.
 #[derive(Debug)]
@@ -278,7 +278,7 @@ impl Outgoing {
 
     /// Keeps the memory of a frame that is not needed any more for another, if it is that of a whole one.
     fn spare(&mut self, wire: Wire) {
-        if wire.memory.len() == FRAME_BYTES && self.spares.len() < MAX_SPARES {
+        if wire.memory.len() == FRAME_BYTES && self.spares.len() < self.kept.len().max(SPARES) {
             self.spares.push(wire.memory);
         }
     }
