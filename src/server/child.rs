@@ -161,8 +161,8 @@ impl Drop for Turn {
     }
 }
 
-/// Waits for a turn. Those who have one may wait for a file system that does not answer: if nobody's ends for a while, there is
-/// one more.
+/// Waits for a turn. Those who have one may wait for a file system that does not answer: if nobody's ends for a while, there is one
+/// more for each who waits, because those ahead may be out for that.
 async fn turn() -> Turn {
     let mut free = pin!(TURNS.acquire());
     loop {
