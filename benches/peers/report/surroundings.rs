@@ -19,6 +19,8 @@ const VERSIONS: [(&str, &str, &str); 5] = [
 pub(super) struct Surroundings {
     /// Minutes' average of processes that wanted a processor, before the run.
     load_before: String,
+    /// Before the run too, which writes its figures into the checkout.
+    commit: String,
     peers: Vec<String>,
 }
 
@@ -26,7 +28,7 @@ impl Surroundings {
     pub(super) fn look() -> Surroundings {
         let peers = VERSIONS.iter().map(|(name, argument, line)| version(&program(name), argument, line));
         let peers = peers.chain([version(&websocat(), "--version", "websocat"), "Mutagen 0.18.1".to_owned()]);
-        Surroundings { load_before: load(), peers: peers.collect() }
+        Surroundings { load_before: load(), commit: commit(), peers: peers.collect() }
     }
 
     /// Machine, program, and peers.
@@ -44,7 +46,7 @@ impl Surroundings {
             format!(
                 "tstunnel {} (commit {}, {})",
                 env!("CARGO_PKG_VERSION"),
-                commit(),
+                self.commit,
                 run(Command::new("rustc").arg("--version")).trim()
             ),
             self.peers.join(", "),
