@@ -201,15 +201,18 @@ fn exchange(
                 return;
             }
             let now = Instant::now();
-            let is_it = message.starts_with(&(expected as u64).to_be_bytes());
-            let _ = sender.send(is_it.then(|| (now, now - due(expected), bulk.load(Ordering::Relaxed))));
+            if !message.starts_with(&(expected as u64).to_be_bytes()) {
+                let _ = sender.send(Err(String::from_utf8_lossy(&message).into_owned()));
+                return;
+            }
+            let _ = sender.send(Ok((now, now - due(expected), bulk.load(Ordering::Relaxed))));
         }
     });
     let mut come: Vec<(Instant, Duration, u64)> = Vec::new();
     while come.len() < FIRST + COUNTED
         && let Ok(message) = receiver.recv_timeout(PATIENCE)
     {
-        come.push(message.unwrap_or_else(|| panic!("message {} is another", come.len())));
+        come.push(message.unwrap_or_else(|found| panic!("message {} is `{found}`", come.len())));
     }
     let counted = come.get(FIRST..).unwrap_or_default();
     let times = counted.iter().map(|(_, time, _)| *time).chain(std::iter::repeat(PATIENCE));
