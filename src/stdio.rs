@@ -23,6 +23,9 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// Bytes that a pipe of ours holds, where the system allows it: a quarter of what an account may ask for.
 const PIPE_BYTES: usize = 256 << 10;
+/// How long a process stays for its last words to be read, and how often it looks.
+const STAY: Duration = Duration::from_secs(1);
+const LOOK: Duration = Duration::from_millis(1);
 
 /// A readable or writable descriptor of any kind.
 pub enum Stdio {
@@ -46,10 +49,6 @@ impl std::fmt::Debug for Stdio {
         })
     }
 }
-
-/// How long a process stays for its last words to be read, and how often it looks.
-const STAY: Duration = Duration::from_secs(1);
-const LOOK: Duration = Duration::from_millis(1);
 
 /// Standard output. Its shutdown closes descriptor 1 too, so that a reader sees the end.
 #[derive(Debug)]
@@ -84,12 +83,12 @@ pub fn take() -> io::Result<Streams> {
 /// next depends on those words.
 pub fn stay_until_read() {
     let stderr = io::stderr();
-    let unread = || match rustix::fs::fstat(&stderr).map(|stat| FileType::from_raw_mode(stat.st_mode)) {
-        Ok(FileType::Fifo) => rustix::io::ioctl_fionread(&stderr).unwrap_or(0),
-        _ => 0,
-    };
+    // What a terminal answers is how much of its input waits.
+    if !rustix::fs::fstat(&stderr).is_ok_and(|stat| FileType::from_raw_mode(stat.st_mode) == FileType::Fifo) {
+        return;
+    }
     let until = Instant::now() + STAY;
-    while unread() > 0 && Instant::now() < until {
+    while rustix::io::ioctl_fionread(&stderr).is_ok_and(|unread| unread > 0) && Instant::now() < until {
         std::thread::sleep(LOOK);
     }
 }

@@ -42,8 +42,8 @@ const MAX_LATENESS_BYTES: f64 = (512 << 10) as f64;
 const LOCAL: Duration = Duration::from_millis(2);
 /// Allowed there whatever was measured: five frames. With six, both ends took a third more processor time where it was tried.
 const LOCAL_BYTES: usize = 5 * FRAME_BYTES;
-/// On any other path that is faster than a gigabit network, as much again is allowed: there throughput is lost in every moment in which
-/// one of the programs on the way does not run, and a queue is passed quickly.
+/// On any other path that is faster than a gigabit network, as much again is allowed: there throughput is lost in every moment in
+/// which one of the programs on the way does not run, and a queue is passed quickly.
 const FAST_BYTES_PER_SECOND: f64 = 200e6;
 /// How long a frame may take to pass, and the least that it may have: a TLS record.
 const FRAME: Duration = Duration::from_millis(4);
@@ -185,10 +185,12 @@ impl Flight {
         let is_local = shortest < LOCAL;
         let grows = self.flat <= START_SAMPLES || (rate > FAST_BYTES_PER_SECOND && !is_local);
         let gain = if grows { GROWTH } else { GAIN };
-        let lateness = match shortest {
-            _ if is_local => Duration::ZERO,
-            near if near < NEAR => NEAR,
-            _ => LATENESS,
+        let lateness = if is_local {
+            Duration::ZERO
+        } else if shortest < NEAR {
+            NEAR
+        } else {
+            LATENESS
         };
         let late = (rate * lateness.as_secs_f64()).min(MAX_LATENESS_BYTES);
         let allowed = if self.drains { product * DRAIN } else { product * gain + late };

@@ -30,10 +30,6 @@ impl Wire {
     pub(super) fn of(memory: Vec<u8>, bytes: usize) -> Wire {
         Wire { bytes: bytes.min(memory.len()), memory }
     }
-
-    fn len(&self) -> usize {
-        self.bytes
-    }
 }
 
 impl Deref for Wire {
@@ -313,7 +309,7 @@ impl Outgoing {
             return Err(Violation::AckOutOfRange(peer_received));
         }
         self.cursor = (peer_received - self.acked) as usize;
-        self.unsent_bytes = self.kept.iter().skip(self.cursor).map(Wire::len).sum();
+        self.unsent_bytes = self.kept.iter().skip(self.cursor).map(|wire| wire.len()).sum();
         self.partial = Partial::Nothing;
         self.control.clear();
         self.unsent_ack = None;
