@@ -13,6 +13,8 @@ mod pem;
 pub mod probe;
 #[cfg(feature = "server")]
 mod server;
+#[cfg(feature = "server")]
+mod signatures;
 
 #[cfg(all(test, feature = "server"))]
 pub(crate) mod fixtures;

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
+use rustls::crypto::CryptoProvider;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
@@ -21,6 +22,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
 
 use crate::error::{Code, Error, Result};
+use crate::tls::signatures::remember_signatures;
 use crate::tls::{ALPN, add_roots, check_validity, date, pem, provider, seconds_since_1970, unusable_pair};
 
 /// A fatal alert `unrecognized_name` (RFC 6066 §3) as the record that is sent before any key is agreed on: content type
@@ -208,7 +210,9 @@ fn verifier(
     roots: &Arc<RootCertStore>,
     lists: Vec<CertificateRevocationListDer<'static>>,
 ) -> Result<Arc<dyn ClientCertVerifier>, rustls::server::VerifierBuilderError> {
-    WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), provider())
+    let mut provider = CryptoProvider::clone(&provider());
+    remember_signatures(&mut provider);
+    WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::new(provider))
         .with_crls(lists)
         .enforce_revocation_expiration()
         .build()

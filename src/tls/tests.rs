@@ -245,6 +245,47 @@ async fn an_expired_or_foreign_revocation_list_lets_no_client_in() {
 }
 
 #[tokio::test]
+async fn a_certificate_that_was_let_in_is_asked_everything_again() {
+    let mut scene = Scene::new();
+    let serial: &[u8] = &[0x11, 0x22];
+    let known = scene.clients.issue(&["ann.example.org"], ExtendedKeyUsagePurpose::ClientAuth, |params| {
+        params.serial_number = Some(SerialNumber::from_slice(serial));
+    });
+    scene = scene.with_client(&known);
+    for _ in 0..2 {
+        assert!(scene.connect().await.is_ok());
+    }
+
+    // Whoever shows it has another key.
+    let mut client = client_config(&scene.host, &mut ask_nobody).unwrap();
+    let chain = pem::certificates(&scene.host.cert).unwrap();
+    let stranger = scene.files.write_pair("stranger", &scene.clients.client("eve.example.org"));
+    let key = pem::private_key(&stranger.1).unwrap();
+    let signing_key = provider().key_provider.load_private_key(key).unwrap();
+    let pair = rustls::sign::CertifiedKey::new(chain, signing_key);
+    client.client_auth_cert_resolver = Arc::new(rustls::sign::SingleCertAndKey::from(pair));
+    let error = scene.connect_as(client, ServerName::try_from(SERVER_NAME).unwrap()).await.err().unwrap();
+    let tls = error.get_ref().unwrap().downcast_ref::<rustls::Error>().unwrap();
+    assert_eq!(*tls, rustls::Error::AlertReceived(rustls::AlertDescription::DecryptError));
+
+    // Its last byte, which is the signature's, is another.
+    let mut forged = pem::certificates(&scene.host.cert).unwrap().remove(0).to_vec();
+    *forged.last_mut().unwrap() ^= 1;
+    let verifier = client_verifier(&[scene.files.path("clients-ca.crt")], &[]).unwrap();
+    let error = verify_again(&*verifier, &[forged.into()], SystemTime::now()).unwrap_err();
+    assert_eq!(error.code, Code::Unauthorized);
+
+    // It is revoked.
+    scene.crl = vec![scene.files.write("clients.crl", &scene.clients.revocation_list(&[serial], hours(1)))];
+    assert!(scene.refusal().await.text.ends_with("(alert certificate_revoked)"));
+
+    // Its authority is not trusted any more.
+    scene.crl = Vec::new();
+    scene.files.write("clients-ca.crt", &Authority::new("others").pem());
+    assert!(scene.refusal().await.text.ends_with("(alert unknown_ca)"));
+}
+
+#[tokio::test]
 async fn a_client_hello_without_sni_gets_unrecognized_name() {
     let scene = Scene::new();
     let client = client_config(&scene.host, &mut ask_nobody).unwrap();
