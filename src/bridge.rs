@@ -5,6 +5,7 @@
 //! and what was received is written straight from the buffer that TLS filled. [`Bridge::next`] is cancel-safe, so that
 //! its owner can wait for a child or a signal beside it.
 
+mod patience;
 mod raw;
 mod sink;
 mod source;
@@ -21,6 +22,7 @@ use std::time::{Duration, Instant};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::time::Sleep;
 
+use self::patience::Patience;
 use self::sink::Sink;
 use self::source::{Read, Source};
 use crate::protocol::frame::{FRAME_BYTES, Kind};
@@ -88,6 +90,7 @@ pub struct Bridge {
     end: Option<Option<io::Error>>,
     sources: Vec<Source>,
     sinks: Vec<Sink>,
+    patience: Patience,
     exit: Option<(u64, Exit)>,
     events: VecDeque<Event>,
     needs_flush: bool,
@@ -120,6 +123,7 @@ impl Bridge {
             end: None,
             sources: sources.into_iter().map(|(stream, reader)| Source { stream, reader: Some(reader) }).collect(),
             sinks: sinks.into_iter().map(|(stream, writer)| Sink::new(stream, writer)).collect(),
+            patience: Patience::default(),
             exit: None,
             events: VecDeque::new(),
             needs_flush: false,
@@ -223,6 +227,10 @@ impl Bridge {
             self.lose(end);
             return true;
         }
+        let undelivered_bytes = self.sinks.iter().map(Sink::queued_bytes).max().unwrap_or(0);
+        if self.patience.waits(undelivered_bytes, Instant::now()) {
+            return progress;
+        }
         let mut received = 0;
         while received < FRAME_BYTES && self.end.is_none() {
             let Some(connection) = &mut self.connection else { break };
@@ -276,7 +284,7 @@ impl Bridge {
                 Ok(None) => break,
                 Ok(Some(PeerEvent::Data { stream, sequence, payload })) => {
                     match self.sinks.iter_mut().find(|sink| sink.stream == stream && sink.writer.is_some()) {
-                        Some(sink) => sink.queue.push_back((sequence, payload)),
+                        Some(sink) => sink.queue(sequence, payload),
                         None => self.session.consumed(sequence, Instant::now()),
                     }
                 }
@@ -396,7 +404,8 @@ impl Bridge {
             return false;
         }
         // A timer that comes too early costs less than one that is set anew with each byte.
-        let deadline = self.session.deadline().into();
+        let patience = self.patience.deadline(Instant::now());
+        let deadline = patience.into_iter().fold(self.session.deadline(), Instant::min).into();
         if self.timer.deadline() > deadline {
             self.timer.as_mut().reset(deadline);
         }

@@ -17,14 +17,26 @@ pub(super) struct Sink {
     pub(super) stream: Kind,
     pub(super) writer: Option<Writer>,
     /// Frames' numbers and what is left of their payloads.
-    pub(super) queue: VecDeque<(u64, Bytes)>,
+    queue: VecDeque<(u64, Bytes)>,
+    queued_bytes: usize,
     /// A write is not yet flushed.
     unflushed: bool,
 }
 
 impl Sink {
     pub(super) fn new(stream: Kind, writer: Writer) -> Sink {
-        Sink { stream, writer: Some(writer), queue: VecDeque::new(), unflushed: false }
+        Sink { stream, writer: Some(writer), queue: VecDeque::new(), queued_bytes: 0, unflushed: false }
+    }
+
+    /// Takes a frame's payload, to be written behind what is there.
+    pub(super) fn queue(&mut self, sequence: u64, payload: Bytes) {
+        self.queued_bytes += payload.len();
+        self.queue.push_back((sequence, payload));
+    }
+
+    /// What is not yet written.
+    pub(super) fn queued_bytes(&self) -> usize {
+        self.queued_bytes
     }
 
     /// Nothing is written any more, and what is left is dropped.
@@ -69,6 +81,7 @@ impl Sink {
                 Ok(count) => {
                     *bytes += count as u64;
                     payload.advance(count);
+                    self.queued_bytes -= count;
                     self.unflushed = self.writer.is_some();
                     if payload.is_empty() {
                         self.queue.pop_front();

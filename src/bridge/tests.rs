@@ -180,6 +180,29 @@ async fn a_sink_that_is_closed_drops_its_bytes_and_nothing_else() {
     }
 }
 
+#[tokio::test]
+async fn acknowledgements_do_not_wait_behind_what_is_for_a_sink_that_takes_nothing() {
+    let window_bytes = 1 << 20;
+    let (mut client, mut server) = pair(100_000, window_bytes);
+    let data = noise(3 * window_bytes);
+    let (mut unread, mut answer, sent) = (client.into, server.into, data.clone());
+    let feeding = tokio::spawn(async move {
+        unread.write_all(&sent[..window_bytes / 2]).await.unwrap();
+        answer.write_all(&sent).await.unwrap();
+        (unread, answer)
+    });
+    let mut got = Vec::new();
+    while got.len() < data.len() {
+        tokio::select! {
+            event = client.bridge.next() => panic!("{event:?}"),
+            event = server.bridge.next() => panic!("{event:?}"),
+            read = client.out.read_buf(&mut got) => { read.unwrap(); }
+        }
+    }
+    assert!(got == data);
+    feeding.await.unwrap();
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_is_silent_is_suspected_and_then_given_up() {
     let (near, _far) = duplex(1000);
