@@ -37,19 +37,21 @@ const AHEAD_BYTES: usize = 256 << 10;
 
 /// Listens on a loopback port for ever. Every connection gets a process of `words`. Without a folder of certificates there
 /// is no TLS.
-pub(crate) fn serve(folder: Option<&Path>, port: u16, words: &[String; 2]) {
+pub(crate) fn serve(folder: Option<&Path>, port: u16, words: &[&str]) {
     runtime().block_on(async {
         let acceptor = folder.map(|folder| TlsAcceptor::from(Arc::new(server_config(folder))));
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.unwrap();
         loop {
             let (tcp, _) = listener.accept().await.unwrap();
-            let (acceptor, words) = (acceptor.clone(), words.clone());
+            let acceptor = acceptor.clone();
+            let mut command = Command::new(words[0]);
+            command.args(&words[1..]);
             // One that comes and goes without a word has only looked whether somebody listens.
             tokio::spawn(async move {
                 tcp.set_nodelay(true)?;
                 match acceptor {
-                    None => attend(tcp, words).await,
-                    Some(acceptor) => attend(tuned(acceptor.accept(ahead(tcp)).await?.into()), words).await,
+                    None => attend(tcp, command).await,
+                    Some(acceptor) => attend(tuned(acceptor.accept(ahead(tcp)).await?.into()), command).await,
                 }
             });
         }
@@ -79,8 +81,8 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-async fn attend(connection: impl AsyncRead + AsyncWrite, words: [String; 2]) -> io::Result<()> {
-    let mut child = Command::new(&words[0]).arg(&words[1]).stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
+async fn attend(connection: impl AsyncRead + AsyncWrite, mut command: Command) -> io::Result<()> {
+    let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
     join(connection, child.stdout.take().unwrap(), child.stdin.take().unwrap()).await?;
     child.wait().await?;
     Ok(())

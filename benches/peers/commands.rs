@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use nix::unistd::{Uid, User};
+
 use crate::Plan;
 use crate::measure::until_exit;
-use crate::peers::SSH;
+use crate::peers::{BRIDGE, SSH, bridge};
 use crate::report::{Goal, Measure, Report, Section, TSTUNNEL};
 use crate::servers::Plain;
 use crate::support::relay::Relay;
@@ -13,7 +15,8 @@ const SECTION: Section = Section {
     title: "A command that does nothing",
     note: "`true`, from exec to exit, on loopback and through a relay that adds a round trip. Round trips are what that relay \
            added, divided by its round trip, less the one of TCP's own where there is a fresh connection. A ControlMaster keeps \
-           a process and a connection for each host.",
+           a process and a connection for each host. The bridge has the account's shell do it, and makes the same handshake: as \
+           short as a connection of its own can be.",
 };
 const CONTROL_MASTER: &str = "ssh over a ControlMaster";
 const LINE: &str = "true";
@@ -26,19 +29,22 @@ pub(crate) fn measure(plan: &Plan, report: &mut Report) {
     let host = Plain::start();
     let loopback = Measure::less(&SECTION, "loopback", "ms").charted();
     let loopback = loopback.goal(Goal::Times(0.05, SSH)).goal(Goal::Times(0.5, CONTROL_MASTER));
-    let mut shortest = [f64::MAX; 3];
+    let mut shortest = [f64::MAX; 4];
     let master = host.master(host.sshd_address());
+    let account = User::from_uid(Uid::effective()).unwrap().unwrap();
+    let bridge = bridge(BRIDGE, true, &[account.shell.to_str().unwrap().to_owned(), "-c".to_owned(), LINE.to_owned()]);
     for index in 0..ON_LOOPBACK {
         let mut commands = [
             (0, host.tstunnel_to(host.tunnel().address(), LINE)),
             (1, host.ssh_to(host.sshd_address(), &[], LINE)),
             (2, host.ssh_over(&master, LINE)),
+            (3, bridge.client(bridge.address)),
         ];
         // Whoever comes behind ssh finds the machine as that has left it: an ssh finds its own program there, and tstunnel does not.
         if index % 2 == 1 {
             commands.reverse();
         }
-        let mut seconds = [0.0; 3];
+        let mut seconds = [0.0; 4];
         for (peer, command) in &mut commands {
             seconds[*peer] = until_exit(command);
         }
@@ -74,5 +80,5 @@ pub(crate) fn measure(plan: &Plan, report: &mut Report) {
 }
 
 fn names() -> impl Iterator<Item = &'static str> {
-    [TSTUNNEL, SSH, CONTROL_MASTER].into_iter()
+    [TSTUNNEL, SSH, CONTROL_MASTER, BRIDGE].into_iter()
 }

@@ -75,13 +75,13 @@ pub(crate) fn first_byte(client: impl Fn(SocketAddr) -> Command) -> f64 {
     first.duration_since(started).as_secs_f64()
 }
 
-/// Seconds from exec to the exit of a command that must succeed.
+/// Seconds from exec to the exit of a command that must succeed. It gets pipes as Mutagen has them, and nothing by them.
 pub(crate) fn until_exit(command: &mut Command) -> f64 {
-    command.stdin(Stdio::null()).stdout(Stdio::null());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::inherit());
     let started = Instant::now();
-    let status = command.status().unwrap_or_else(|error| panic!("{command:?}: {error}"));
+    let output = command.output().unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let seconds = started.elapsed().as_secs_f64();
-    assert!(status.success(), "{command:?}: {status}");
+    assert!(output.status.success(), "{command:?}: {}", output.status);
     seconds
 }
 

@@ -56,7 +56,7 @@ pub(crate) fn main_peers() -> Vec<Peer> {
             client: Box::new(move |address| tunnel.tstunnel_to(address, &tunnel_line)),
             _running: plain.clone(),
         },
-        bridge(BRIDGE, true),
+        bridge(BRIDGE, true, &far_end_words()),
         Peer {
             name: SSH,
             address: plain.sshd_address(),
@@ -78,7 +78,7 @@ pub(crate) fn main_peers() -> Vec<Peer> {
 pub(crate) fn path_peers() -> Vec<Peer> {
     let mut peers = main_peers();
     peers.retain(|peer| peer.name != SSH_GCM);
-    peers.push(bridge(TCP, false));
+    peers.push(bridge(TCP, false, &far_end_words()));
     peers
 }
 
@@ -86,15 +86,16 @@ pub(crate) fn path_peers() -> Vec<Peer> {
 pub(crate) fn all_peers() -> Vec<Peer> {
     let mut peers = main_peers();
     peers.extend(stunnel());
-    peers.extend([socat(), websocat_peer(), bridge(TCP, false)]);
+    peers.extend([socat(), websocat_peer(), bridge(TCP, false, &far_end_words())]);
     peers
 }
 
-fn bridge(name: &'static str, secure: bool) -> Peer {
+/// The bridge to one process after another of `words`.
+pub(crate) fn bridge(name: &'static str, secure: bool, words: &[String]) -> Peer {
     let folder = secure.then(certified);
     let path = folder.as_ref().map(|folder| folder.path().to_owned());
     let port = port::free();
-    let server = Running::start(bridge_server(path.as_deref(), port), port, folder);
+    let server = Running::start(bridge_server(path.as_deref(), port, words), port, folder);
     server.peer(name, Box::new(move |address| bridge_client(path.as_deref(), address)))
 }
 

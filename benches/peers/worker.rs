@@ -68,17 +68,16 @@ pub(crate) fn run(words: &[String]) -> bool {
     match words[..] {
         // Whoever asked may be gone at any time, which ends this.
         [FAR_END] => drop(far_end()),
-        [BRIDGE, "serve", port, ref folder @ ..] => {
-            bridge::serve(path(folder), port.parse().unwrap(), &far_end_words())
-        }
-        [BRIDGE, "connect", address, ref folder @ ..] => bridge::connect(path(folder), address.parse().unwrap()),
+        [BRIDGE, "serve", folder, port, ref words @ ..] => bridge::serve(path(folder), port.parse().unwrap(), words),
+        [BRIDGE, "connect", folder, address] => bridge::connect(path(folder), address.parse().unwrap()),
         _ => return false,
     }
     true
 }
 
-fn path<'a>(words: &[&'a str]) -> Option<&'a Path> {
-    words.first().map(|word| Path::new(*word))
+/// Nothing stands for no folder.
+fn path(word: &str) -> Option<&Path> {
+    Some(Path::new(word)).filter(|path| !path.as_os_str().is_empty())
 }
 
 /// The command that every peer has to start on the other side.
@@ -86,17 +85,17 @@ pub(crate) fn far_end_words() -> [String; 2] {
     [myself().get_program().to_str().unwrap().to_owned(), FAR_END.to_owned()]
 }
 
-/// The server of a bridge, with the certificates of a folder or without TLS.
-pub(crate) fn bridge_server(folder: Option<&Path>, port: u16) -> Command {
+/// The server of a bridge to processes of `words`, with the certificates of a folder or without TLS.
+pub(crate) fn bridge_server(folder: Option<&Path>, port: u16, words: &[String]) -> Command {
     let mut command = myself();
-    command.args([BRIDGE, "serve", &port.to_string()]).args(folder);
+    command.args([BRIDGE, "serve"]).arg(folder.unwrap_or(Path::new(""))).arg(port.to_string()).args(words);
     command
 }
 
 /// The client of such a bridge.
 pub(crate) fn bridge_client(folder: Option<&Path>, address: SocketAddr) -> Command {
     let mut command = myself();
-    command.args([BRIDGE, "connect", &address.to_string()]).args(folder);
+    command.args([BRIDGE, "connect"]).arg(folder.unwrap_or(Path::new(""))).arg(address.to_string());
     command
 }
 
