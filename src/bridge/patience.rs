@@ -7,9 +7,9 @@ use crate::protocol::frame::FRAME_BYTES;
 
 /// How many undelivered bytes make a sink late.
 const LATE_BYTES: usize = FRAME_BYTES;
-/// Who takes more time than that for them is slow: what the peer says besides, answers and acknowledgements, must not wait behind
-/// what is for him.
-const LATE: Duration = Duration::from_millis(2);
+/// Who takes more time than that for them, more than a turn on a busy processor, is slow: what the peer says besides, answers and
+/// acknowledgements, must not wait behind what is for him.
+const LATE: Duration = Duration::from_millis(5);
 
 /// What is known of the sinks.
 #[derive(Debug, Default)]
