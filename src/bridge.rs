@@ -228,7 +228,8 @@ impl Bridge {
             return true;
         }
         let undelivered_bytes = self.sinks.iter().map(Sink::queued_bytes).max().unwrap_or(0);
-        if self.patience.waits(undelivered_bytes, Instant::now()) {
+        self.patience.look(undelivered_bytes, Instant::now());
+        if self.patience.end().is_some() {
             return progress;
         }
         let mut received = 0;
@@ -404,8 +405,8 @@ impl Bridge {
             return false;
         }
         // A timer that comes too early costs less than one that is set anew with each byte.
-        let patience = self.patience.deadline(Instant::now());
-        let deadline = patience.into_iter().fold(self.session.deadline(), Instant::min).into();
+        let due = self.session.deadline();
+        let deadline = self.patience.end().map_or(due, |end| end.min(due)).into();
         if self.timer.deadline() > deadline {
             self.timer.as_mut().reset(deadline);
         }

@@ -11,26 +11,35 @@ const LATE_BYTES: usize = FRAME_BYTES;
 /// acknowledgements, must not wait behind what is for him.
 const LATE: Duration = Duration::from_millis(5);
 
-/// What is known of the sinks.
-#[derive(Debug, Default)]
-pub(super) struct Patience {
-    /// While one is late: until when that is waited for.
-    until: Option<Instant>,
+/// How the sink that is most behind has kept up.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) enum Patience {
+    /// Well.
+    #[default]
+    Idle,
+    /// It is late, and waited for until then.
+    Until(Instant),
+    /// It is slow, and not waited for before it has caught up.
+    Exhausted,
 }
 
 impl Patience {
-    /// Whether to wait, where the sink that is most behind has `undelivered_bytes`.
-    pub(super) fn waits(&mut self, undelivered_bytes: usize, now: Instant) -> bool {
-        if undelivered_bytes < LATE_BYTES {
-            self.until = None;
-            return false;
-        }
-        now < *self.until.get_or_insert(now + LATE)
+    /// Looks at the sink's undelivered bytes.
+    pub(super) fn look(&mut self, undelivered_bytes: usize, now: Instant) {
+        *self = match self {
+            _ if undelivered_bytes < LATE_BYTES => Patience::Idle,
+            Patience::Idle => Patience::Until(now + LATE),
+            Patience::Until(end) if now < *end => return,
+            Patience::Until(_) | Patience::Exhausted => Patience::Exhausted,
+        };
     }
 
-    /// When to look again, where there is waiting.
-    pub(super) fn deadline(&self, now: Instant) -> Option<Instant> {
-        self.until.filter(|until| now < *until)
+    /// Until when to wait, where there is waiting.
+    pub(super) fn end(&self) -> Option<Instant> {
+        match self {
+            Patience::Until(end) => Some(*end),
+            Patience::Idle | Patience::Exhausted => None,
+        }
     }
 }
 
@@ -41,23 +50,26 @@ mod tests {
     #[test]
     fn a_late_sink_is_waited_for_until_it_is_slow() {
         let (mut patience, now) = (Patience::default(), Instant::now());
-        assert!(!patience.waits(LATE_BYTES - 1, now));
-        assert_eq!(patience.deadline(now), None);
-        assert!(patience.waits(LATE_BYTES, now));
-        let end = patience.deadline(now).unwrap();
-        assert!(patience.waits(LATE_BYTES, end - Duration::from_nanos(1)));
+        patience.look(LATE_BYTES - 1, now);
+        assert_eq!(patience.end(), None);
+        patience.look(LATE_BYTES, now);
+        let end = patience.end().unwrap();
+        assert!(end > now);
+        patience.look(LATE_BYTES, end - Duration::from_nanos(1));
+        assert_eq!(patience.end(), Some(end));
         for later in [end, end + LATE, end + 10 * LATE] {
-            assert!(!patience.waits(LATE_BYTES, later));
-            assert_eq!(patience.deadline(later), None);
+            patience.look(LATE_BYTES, later);
+            assert_eq!(patience, Patience::Exhausted);
         }
     }
 
     #[test]
     fn a_slow_sink_that_has_caught_up_is_waited_for_again() {
-        let (mut patience, now) = (Patience::default(), Instant::now());
-        patience.waits(LATE_BYTES, now);
-        assert!(!patience.waits(LATE_BYTES, now + LATE));
-        assert!(!patience.waits(0, now + LATE));
-        assert!(patience.waits(LATE_BYTES, now + LATE));
+        let (mut patience, now) = (Patience::Exhausted, Instant::now());
+        patience.look(LATE_BYTES, now);
+        assert_eq!(patience.end(), None);
+        patience.look(LATE_BYTES - 1, now);
+        patience.look(LATE_BYTES, now);
+        assert_eq!(patience.end(), Some(now + LATE));
     }
 }

@@ -22,7 +22,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
 
 use crate::error::{Code, Error, Result};
-use crate::tls::signatures::remember_signatures;
+use crate::tls::signatures::remembering_algorithms;
 use crate::tls::{ALPN, add_roots, check_validity, date, pem, provider, seconds_since_1970, unusable_pair};
 
 /// A fatal alert `unrecognized_name` (RFC 6066 §3) as the record that is sent before any key is agreed on: content type
@@ -211,7 +211,8 @@ fn verifier(
     lists: Vec<CertificateRevocationListDer<'static>>,
 ) -> Result<Arc<dyn ClientCertVerifier>, rustls::server::VerifierBuilderError> {
     let mut provider = CryptoProvider::clone(&provider());
-    remember_signatures(&mut provider);
+    // The signature under the handshake itself is verified by what stands in `mapping`.
+    provider.signature_verification_algorithms.all = remembering_algorithms();
     WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::new(provider))
         .with_crls(lists)
         .enforce_revocation_expiration()

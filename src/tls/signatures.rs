@@ -7,64 +7,68 @@
 use std::collections::HashSet;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
-use aws_lc_rs::digest::{Context, SHA256};
-use rustls::crypto::CryptoProvider;
+use aws_lc_rs::digest::{Context, SHA256, SHA256_OUTPUT_LEN};
 use rustls_pki_types::{AlgorithmIdentifier, InvalidSignature, SignatureVerificationAlgorithm};
 
-/// How many are remembered before all are forgotten, some 100 bytes each. Only an authority that is trusted here makes more.
+/// How many are remembered before all are forgotten. What was never signed by an authority that is trusted here is not among them.
 const MAX_SIGNATURES: usize = 4096;
 
-/// Has `provider` remember the signatures of certificates and lists that it finds good.
-pub(super) fn remember_signatures(provider: &mut CryptoProvider) {
+/// What verifies certificates and lists: the provider's algorithms, which remember what they find good.
+pub(super) fn remembering_algorithms() -> &'static [&'static dyn SignatureVerificationAlgorithm] {
     static MEMORY: LazyLock<Memory> = LazyLock::new(Memory::default);
     static ALGORITHMS: LazyLock<Vec<&'static dyn SignatureVerificationAlgorithm>> = LazyLock::new(|| {
-        let all = super::provider().signature_verification_algorithms.all;
-        let remembering = all.iter().map(|algorithm| Remembering { algorithm: *algorithm, memory: &MEMORY });
+        let all = super::provider().signature_verification_algorithms.all.iter().enumerate();
+        let remembering = all.map(|(index, algorithm)| Remembering { index, algorithm: *algorithm, memory: &MEMORY });
         remembering.map(|algorithm| &*Box::leak(Box::new(algorithm)) as _).collect()
     });
-    // The handshake's own signature is verified by what stands in `mapping`.
-    provider.signature_verification_algorithms.all = &ALGORITHMS;
+    &ALGORITHMS
 }
 
-/// SHA-256 digests of good signatures, with all that they depend on.
+/// SHA-256 of a signature and all that it depends on.
+type Digest = [u8; SHA256_OUTPUT_LEN];
+
+/// Those that were good.
 #[derive(Debug, Default)]
-struct Memory(Mutex<HashSet<Vec<u8>>>);
+struct Memory(Mutex<HashSet<Digest>>);
 
 impl Memory {
-    fn knows(&self, signature: &[u8]) -> bool {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(signature)
+    fn has(&self, digest: &Digest) -> bool {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).contains(digest)
     }
 
-    fn remember(&self, signature: Vec<u8>) {
+    fn add(&self, digest: Digest) {
         let mut known = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if known.len() >= MAX_SIGNATURES {
             known.clear();
         }
-        known.insert(signature);
+        known.insert(digest);
     }
 }
 
 /// An algorithm that finds no signature good twice.
 #[derive(Debug)]
 struct Remembering {
+    /// Tells it from every other algorithm.
+    index: usize,
     algorithm: &'static dyn SignatureVerificationAlgorithm,
     memory: &'static Memory,
 }
 
 impl SignatureVerificationAlgorithm for Remembering {
     fn verify_signature(&self, public_key: &[u8], message: &[u8], signature: &[u8]) -> Result<(), InvalidSignature> {
-        let (key_type, method) = (self.public_key_alg_id(), self.signature_alg_id());
-        let mut digest = Context::new(&SHA256);
-        for part in [key_type.as_ref(), method.as_ref(), public_key, message, signature] {
-            digest.update(&part.len().to_be_bytes());
-            digest.update(part);
+        let mut context = Context::new(&SHA256);
+        context.update(&self.index.to_be_bytes());
+        for part in [public_key, message, signature] {
+            context.update(&part.len().to_be_bytes());
+            context.update(part);
         }
-        let digest = digest.finish();
-        if self.memory.knows(digest.as_ref()) {
+        let mut digest = Digest::default();
+        digest.copy_from_slice(context.finish().as_ref());
+        if self.memory.has(&digest) {
             return Ok(());
         }
         self.algorithm.verify_signature(public_key, message, signature)?;
-        self.memory.remember(digest.as_ref().to_vec());
+        self.memory.add(digest);
         Ok(())
     }
 
@@ -108,7 +112,7 @@ mod tests {
 
     fn remembering() -> (Remembering, &'static Counting) {
         let algorithm: &Counting = Box::leak(Box::default());
-        (Remembering { algorithm, memory: Box::leak(Box::default()) }, algorithm)
+        (Remembering { index: 0, algorithm, memory: Box::leak(Box::default()) }, algorithm)
     }
 
     #[test]
@@ -136,6 +140,15 @@ mod tests {
         remembering.verify_signature(b"kez", b"message", b"keymessage").unwrap_err();
         remembering.verify_signature(b"key", b"messagf", b"keymessage").unwrap_err();
         remembering.verify_signature(b"key", b"message", b"keymessagf").unwrap_err();
+    }
+
+    #[test]
+    fn what_was_good_says_nothing_of_another_algorithm() {
+        let (remembering, calculated) = remembering();
+        let another = Remembering { index: 1, ..remembering };
+        remembering.verify_signature(b"key", b"message", b"keymessage").unwrap();
+        another.verify_signature(b"key", b"message", b"keymessage").unwrap();
+        assert_eq!(calculated.0.load(Ordering::Relaxed), 2);
     }
 
     #[test]
