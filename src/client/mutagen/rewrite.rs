@@ -91,12 +91,19 @@ fn alias(meant: Remembered, noted: &mut Vec<(String, Remembered)>, env: &Environ
     if plain.starts_with('-') {
         return Err(usage(format!("`{host}` is not a host"), "write tstunnel://HOST/PATH"));
     }
+    // A name without an endpoint is the configuration's, and goes on to mean what that says.
+    let is_configured = meant.parameters.endpoint.is_none();
+    if is_configured && meant == (Remembered { host: plain.clone(), ..Remembered::default() }) {
+        return Ok(plain);
+    }
     // An alias lives as long as its session, so a URL with another certificate is given another: the plain name, or that
     // with at least six digits of what makes it different.
     let said = format!("{meant:?}");
     let digits = hex(aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, said.as_bytes()).as_ref());
     let longer = (6..=digits.len()).step_by(2).filter_map(|length| digits.get(..length));
-    let candidates = std::iter::once(plain.clone()).chain(longer.map(|digits| format!("{plain}+{digits}")));
+    let candidates = std::iter::once(plain.clone())
+        .filter(|_| !is_configured)
+        .chain(longer.map(|digits| format!("{plain}+{digits}")));
     for alias in candidates {
         if let Some((_, known)) = noted.iter().find(|(noted, _)| *noted == alias) {
             if *known == meant {
@@ -275,15 +282,29 @@ mod tests {
     }
 
     #[test]
-    fn a_host_of_the_configuration_keeps_its_name_and_its_file() {
+    fn a_host_of_the_configuration_keeps_its_name_and_what_that_means() {
         let mut machine = Machine::new();
-        let file = machine.env.home.clone().unwrap().join("c.toml");
-        std::fs::write(&file, "[host.\"dev-*\"]\nendpoint = \"e\"\n").unwrap();
-        machine.env.config = Some(file.clone());
+        let file = machine.env.home.clone().unwrap().join(".config/tstunnel/config.toml");
+        std::fs::create_dir_all(file.parent().unwrap()).unwrap();
+        std::fs::write(&file, "[host.\"dev-*\"]\nendpoint = \"e\"\ncert = \"/c\"\nkey = \"/k\"\n").unwrap();
+        (machine.env.cert, machine.env.key) = (None, None);
         let (args, noted) = machine.rewritten(&["sync", "create", "tstunnel://dev-7/p"]);
-        assert_eq!(args[2], "dev-7:/p");
-        assert_eq!((noted[0].1.host.as_str(), noted[0].1.config.as_deref()), ("dev-7", file.to_str()));
-        assert_eq!(machine.rewritten(&["tstunnel://h.e/p?endpoint=E:443"]).0[0], "h.e:/p");
+        assert_eq!((args[2].as_str(), noted.len()), ("dev-7:/p", 0));
+
+        // What is said besides, by the URL or by a variable, is remembered under another name.
+        let named = |machine: &Machine, url: &str| {
+            let (args, noted) = machine.rewritten(&["sync", "create", url]);
+            let [(alias, remembered)] = noted.as_slice() else { panic!("{noted:?}") };
+            assert!(alias.strip_prefix("dev-7+").is_some_and(|digits| digits.len() == 6), "{alias}");
+            assert_eq!(args[2], format!("{alias}:/p"));
+            remembered.clone()
+        };
+        assert_eq!(named(&machine, "tstunnel://dev-7/p?cert=/other").parameters.cert.as_deref(), Some("/other"));
+        machine.env.proxies.https_proxy = Some("http://proxy:1".to_owned());
+        assert_eq!(named(&machine, "tstunnel://dev-7/p").proxies, machine.env.proxies);
+        machine.env.config = Some(file.clone());
+        assert_eq!(named(&machine, "tstunnel://dev-7/p").config.as_deref(), file.to_str());
+        assert_eq!(machine.rewritten(&["tstunnel://h.e/p?endpoint=E:443&cert=/c&key=/k"]).0[0], "h.e:/p");
     }
 
     #[test]
@@ -303,7 +324,8 @@ mod tests {
         let file = machine.env.home.clone().unwrap().join("c.toml");
         std::fs::write(&file, "[host.\"*\"]\nendpoint = \"e\"\nhost_id = \"x\"\n").unwrap();
         machine.env.config = Some(file);
-        assert_eq!(machine.rewritten(&["sync", "create", "tstunnel://a%20b%3Ac/p"]).0[2], "a-b-c:/p");
+        let odd = &machine.rewritten(&["sync", "create", "tstunnel://a%20b%3Ac/p"]).0[2];
+        assert!(odd.starts_with("a-b-c+") && odd.ends_with(":/p"), "{odd}");
         for url in ["tstunnel:///p", "tstunnel://-h/p", "tstunnel://-oX@h/p", "tstunnel://a%3Ab@h/p", "tstunnel://@h/p"]
         {
             assert_eq!(machine.rewrite(&["sync", "create", url]).unwrap_err().code, Code::Usage, "{url}");
