@@ -130,7 +130,8 @@ pub const COMMANDS: &[CommandRow] = &[
              started by it finds tstunnel as its `ssh`. One that runs without is restarted by what starts \
              sessions or the daemon, which says so; its sessions go on by themselves. The variable \
              `TSTUNNEL_MUTAGEN_DAEMON` with the value `keep` refuses instead. What a URL says beyond its host is \
-             remembered for the daemon. In the file of `project start` URLs are taken too, in `alpha`, `beta`, \
+             remembered for the daemon, under a name of its own: a host of the configuration goes on to mean what \
+             that says. In the file of `project start` URLs are taken too, in `alpha`, `beta`, \
              `source` and `destination`; files that they name are relative to it. See tstunnel-mutagen(7).",
         server: false,
     },
