@@ -2,8 +2,8 @@
 //!
 //! What comes in are paths, what goes out is a configuration that cannot be weakened any more: TLS 1.3 (RFC 8446; 1.2 only
 //! for a host that allows it by name), certificates on both sides, `http/1.1` by ALPN, no early data, and no resumption, so
-//! that every connection verifies every certificate again ([`signatures`] remembers arithmetic alone). Everything here fails closed: a file that cannot be read or
-//! understood is an error that names it, never a weaker check.
+//! that every connection verifies every certificate again (`signatures` remembers arithmetic alone). Everything here fails
+//! closed: a file that cannot be read or understood is an error that names it, never a weaker check.
 //!
 //! [`classify_client_error`] says what a failed handshake means to a person, [`probe`] shows more of it.
 
