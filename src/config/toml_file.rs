@@ -8,7 +8,7 @@ use std::path::Path;
 
 use serde::de::DeserializeOwned;
 
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, nearest};
 
 /// Largest configuration file that is read; more is some other file.
 pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
@@ -59,7 +59,31 @@ fn decode(path: &Path, bytes: Vec<u8>) -> Result<String> {
 /// # Errors
 /// `config` as `FILE:LINE: text`: bad syntax, unknown keys, wrong types, values that the type itself refuses.
 pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
-    toml::from_str(text).map_err(|cause| error_at(path, text, cause.span(), cause.message()))
+    toml::from_str(text).map_err(|cause| {
+        let error = error_at(path, text, cause.span(), cause.message());
+        match hint(cause.message(), cause.span().and_then(|span| text.get(span)).unwrap_or_default()) {
+            Some(hint) => error.with_hint(hint),
+            None => error,
+        }
+    })
+}
+
+/// What to write instead of `source`, which serde has refused for `why`: its words are all that tells the kind of an error.
+fn hint(why: &str, source: &str) -> Option<String> {
+    if let Some(unknown) = why.strip_prefix("unknown field `") {
+        let (name, known) = unknown.split_once("`, expected ")?;
+        // Every other part stands between two names.
+        return nearest(name, known.split('`').skip(1).step_by(2)).map(|known| format!("did you mean `{known}`?"));
+    }
+    let found = why.strip_prefix("invalid type: ")?.strip_suffix(", expected a sequence")?;
+    Some(if source.is_empty() || source.contains('\n') {
+        "write a list".to_owned()
+    } else if found == "map" && !source.starts_with('{') {
+        // The table's header, or the part of a longer one that names it.
+        format!("write `[[{}]]`", source.trim_matches(['[', ']', ' ', '\t']))
+    } else {
+        format!("write a list: [{source}]")
+    })
 }
 
 /// Makes the `config` error for the value at `span` (bytes of `text`): `FILE:LINE: what`.
@@ -91,6 +115,10 @@ mod tests {
         _size: u16,
         #[serde(default, rename = "inner")]
         _inner: Option<Inner>,
+        #[serde(default, rename = "list")]
+        _list: Vec<String>,
+        #[serde(default, rename = "table")]
+        _table: Vec<Inner>,
     }
 
     #[derive(Debug, serde::Deserialize)]
@@ -100,8 +128,12 @@ mod tests {
         _name: String,
     }
 
+    fn refusal(text: &str) -> Error {
+        parse::<Sample>(Path::new("/etc/x.toml"), text).unwrap_err()
+    }
+
     fn error(text: &str) -> String {
-        let error = parse::<Sample>(Path::new("/etc/x.toml"), text).unwrap_err();
+        let error = refusal(text);
         assert_eq!(error.code, Code::Config);
         assert!(!error.text.contains('\n'), "{}", error.text);
         error.text
@@ -123,6 +155,37 @@ mod tests {
             let error = error(text);
             assert!(error.starts_with(&format!("/etc/x.toml:{line}: ")), "{text:?} -> {error}");
             assert!(error.contains(fragment), "{text:?} -> {error}");
+        }
+    }
+
+    #[test]
+    fn a_misspelt_key_is_told_the_nearest_of_those_that_its_table_has() {
+        for (text, hint) in [
+            ("siz = 1", "did you mean `size`?"),
+            ("size = 1\n[iner]\nname = \"x\"", "did you mean `inner`?"),
+            ("size = 1\n[inner]\nnmae = \"x\"", "did you mean `name`?"),
+            ("size = 1\n[inner]\nsize = 1", Code::Config.default_hint()),
+        ] {
+            assert_eq!(refusal(text).hint(), hint, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn one_value_where_a_list_belongs_is_told_how_to_write_the_list() {
+        for (text, hint) in [
+            ("size = 1\nlist = \"host123\"", "write a list: [\"host123\"]"),
+            ("size = 1\nlist = 'a'\n", "write a list: ['a']"),
+            ("size = 1\nlist = 7 # of them", "write a list: [7]"),
+            ("size = 1\ntable = { name = \"x\" }", "write a list: [{ name = \"x\" }]"),
+            ("size = 1\nlist = \"\"\"\na\"\"\"", "write a list"),
+            ("size = 1\n[table]\nname = \"x\"", "write `[[table]]`"),
+            ("size = 1\n\n[ table ] # one\nname = \"x\"", "write `[[table]]`"),
+            ("size = 1\n[table.inner]", "write `[[table]]`"),
+            ("size = 1\ntable.name = \"x\"", "write `[[table]]`"),
+            ("size = \"1\"", Code::Config.default_hint()),
+        ] {
+            let error = refusal(text);
+            assert_eq!(error.hint(), hint, "{text:?} -> {error}");
         }
     }
 

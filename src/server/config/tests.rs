@@ -12,11 +12,15 @@ fn parse(text: &str) -> (ServerConfig, Vec<String>) {
 }
 
 /// The error for `text` behind the three lines of [`MINIMAL`].
-fn refused(text: &str) -> String {
+fn refusal(text: &str) -> Error {
     let whole = format!("{MINIMAL}{text}");
     let error = ServerConfig::parse(Path::new("/etc/tstunnel/server.toml"), &whole, &dev()).unwrap_err();
     assert_eq!(error.code, Code::Config);
-    error.text
+    error
+}
+
+fn refused(text: &str) -> String {
+    refusal(text).text
 }
 
 #[test]
@@ -241,6 +245,26 @@ fn a_bad_value_is_refused_with_its_line() {
         assert!(error.starts_with(&format!("/etc/tstunnel/server.toml:{line}: ")), "{text:?} -> {error}");
         assert!(error.contains(fragment), "{text:?} -> {error}");
     }
+}
+
+#[test]
+fn a_slip_of_the_pen_is_told_what_to_write() {
+    for (text, line, hint) in [
+        ("clientca = [\"ca.crt\"]", 4, "did you mean `client_ca`?"),
+        ("[hosts.a]", 4, "did you mean `host`?"),
+        ("[host.a]\ncommand = \"any\"", 5, "did you mean `commands`?"),
+        ("[[grant]]\nprincipal = \"*\"\nhost = [\"a\"]", 6, "did you mean `hosts`?"),
+        ("[[grant]]\nprincipal = \"*\"\nhosts = \"host123\"", 6, "write a list: [\"host123\"]"),
+        ("listen = \"0.0.0.0:1\"", 4, "write a list: [\"0.0.0.0:1\"]"),
+        ("[grant]\nprincipal = \"*\"\nhosts = [\"a\"]", 4, "write `[[grant]]`"),
+    ] {
+        let error = refusal(text);
+        assert!(error.text.starts_with(&format!("/etc/tstunnel/server.toml:{line}: ")), "{text:?} -> {error}");
+        assert_eq!(error.hint(), hint, "{text:?} -> {error}");
+    }
+    let text = MINIMAL.replace("[\"ca.crt\"]", "\"ca.crt\"");
+    let error = ServerConfig::parse(Path::new("s.toml"), &text, &dev()).unwrap_err();
+    assert_eq!(error.hint(), "write a list: [\"ca.crt\"]");
 }
 
 #[test]
