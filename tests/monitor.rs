@@ -338,6 +338,8 @@ fn there_is_no_monitor_unless_it_is_asked_for_and_one_that_cannot_listen_is_an_e
     let ran = run(site.command(TSTUNNEL).args(["serve", "--config"]).arg(&configuration));
     assert_eq!(ran.code(), Some(1));
     assert!(ran.stderr.contains("error[config]: cannot monitor on 127.0.0.1:"), "{}", ran.stderr);
+    let hint = "choose another address for `listen` in [monitor], or stop what has this one";
+    assert!(ran.stderr.contains(hint), "{}", ran.stderr);
 }
 
 #[test]

@@ -103,14 +103,22 @@ pub fn bind(addresses: &[SocketAddr], given: Vec<Given>) -> Result<Vec<Bound>> {
             |given: &Bound| given.address == address || given.socket.local_addr().is_ok_and(|local| local == address);
         let socket = match given.iter().position(is_it) {
             Some(index) => given.swap_remove(index).socket,
-            None => listen(address).map_err(|error| {
-                Error::new(Code::Config, format!("cannot listen on {address}: {error}"))
-                    .with_hint("choose another address in `listen`, or stop what has this one")
-            })?,
+            None => listen(address).map_err(|cause| cannot_listen(address, &cause))?,
         };
         bound.push(Bound { address, socket });
     }
     Ok(bound)
+}
+
+fn cannot_listen(address: SocketAddr, cause: &io::Error) -> Error {
+    let hint = match cause.kind() {
+        io::ErrorKind::PermissionDenied => {
+            "ports below 1024 are root's: run it as root or as a service, give the program CAP_NET_BIND_SERVICE, or choose \
+             another port in `listen`"
+        }
+        _ => "choose another address in `listen`, or stop what has this one",
+    };
+    Error::new(Code::Config, format!("cannot listen on {address}: {cause}")).with_hint(hint)
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -325,4 +333,28 @@ async fn authenticate(
         ..Record::new(Event::Handshake)
     });
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_port_that_is_not_this_accounts_to_use_has_another_hint_than_one_in_use() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 443));
+        let hint = |kind: io::ErrorKind| {
+            let error = cannot_listen(address, &kind.into());
+            assert!(
+                error.code == Code::Config && error.text.starts_with("cannot listen on 127.0.0.1:443: "),
+                "{error}"
+            );
+            error.hint().to_owned()
+        };
+        let denied = hint(io::ErrorKind::PermissionDenied);
+        assert!(denied.starts_with("ports below 1024 are root's: ") && !denied.contains("stop what"), "{denied}");
+        for remedy in ["as root or as a service", "CAP_NET_BIND_SERVICE", "another port in `listen`"] {
+            assert!(denied.contains(remedy), "{denied}");
+        }
+        assert_eq!(hint(io::ErrorKind::AddrInUse), "choose another address in `listen`, or stop what has this one");
+    }
 }

@@ -58,10 +58,16 @@ pub struct Monitors {
 /// # Errors
 /// `config` where that is not possible.
 pub fn bind(addresses: &[SocketAddr], given: Vec<Given>) -> Result<Vec<Bound>> {
-    listener::bind(addresses, given).map_err(|error| {
-        Error::new(error.code, error.text.replacen("cannot listen", "cannot monitor", 1))
-            .with_hint("choose another address for `listen` in [monitor], or stop what has this one")
-    })
+    listener::bind(addresses, given).map_err(|error| of_monitor(&error))
+}
+
+/// The same failure to listen, in words for the monitor.
+fn of_monitor(error: &Error) -> Error {
+    Error::new(error.code, error.text.replacen("cannot listen", "cannot monitor", 1)).with_hint(error.hint().replacen(
+        "in `listen`",
+        "for `listen` in [monitor]",
+        1,
+    ))
 }
 
 impl Monitors {
@@ -199,4 +205,18 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::Code;
+
+    #[test]
+    fn a_failure_to_listen_is_said_in_words_for_the_monitor() {
+        let of_listener = |hint: &str| Error::new(Code::Config, "cannot listen on [::1]:80: no").with_hint(hint);
+        let error = of_monitor(&of_listener("choose another port in `listen`"));
+        assert_eq!(error.text, "cannot monitor on [::1]:80: no");
+        assert_eq!(error.hint(), "choose another port for `listen` in [monitor]");
+    }
 }
