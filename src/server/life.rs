@@ -157,7 +157,10 @@ impl Life {
         if self.is_retired {
             tracing::warn!("this process has a successor already");
         } else if self.control.is_none() {
-            tracing::error!("this process cannot be replaced: it has no run folder");
+            tracing::error!(
+                "this process cannot be replaced: it has no run folder that it can use; set `run_dir` to one of this account's \
+                 alone, or XDG_RUNTIME_DIR, and restart it once"
+            );
         } else {
             match self.successor.start() {
                 Ok(Some(id)) => tracing::info!("started process {id} to take over"),
