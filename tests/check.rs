@@ -125,7 +125,8 @@ fn the_check_lists_what_each_principal_may_do_and_what_keeps_a_server_from_start
 /// A site with this configuration behind the usual files, and no server.
 fn site(configuration: &str) -> Site {
     let site = Site::new();
-    let files = "cert = \"server.crt\"\nkey = \"server.key\"\nclient_ca = [\"clients-ca.crt\"]\n";
+    let files =
+        "cert = \"server.crt\"\nkey = \"server.key\"\nclient_ca = [\"clients-ca.crt\"]\ndomain = \"tunnel.test\"\n";
     fs::write(site.root.join("server.toml"), format!("{files}{configuration}")).unwrap();
     site
 }
@@ -157,6 +158,17 @@ fn a_configuration_that_is_right_has_no_warning() {
     let ran = check(&site, &[]).ok();
     assert_eq!(ran.stderr, "");
     assert!(warnings(&ran.text()).is_empty(), "{}", ran.text());
+}
+
+#[test]
+fn hosts_by_bare_names_without_a_domain_are_warned_of() {
+    let site = site("");
+    let file = site.root.join("server.toml");
+    let whole = fs::read_to_string(&file).unwrap().replace("domain = ", "# domain = ") + &host(&site);
+    fs::write(&file, format!("{whole}[[grant]]\nprincipal = \"*\"\nhosts = [\"web\"]\n")).unwrap();
+    let said = check(&site, &[]).ok().text();
+    let warned = warnings(&said);
+    assert!(warned.len() == 1 && warned[0].contains("no `domain`: ") && warned[0].contains("sni = \"web\""), "{said}");
 }
 
 #[test]

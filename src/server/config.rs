@@ -294,6 +294,13 @@ impl ServerConfig {
         if self.hosts.is_empty() {
             warnings.push("the configuration has no [host.NAME]: there is nothing to reach".to_owned());
         }
+        // A dotted id may be the whole name that clients ask for.
+        let bare = self.hosts.keys().find(|host| !host.as_str().contains('.'));
+        if let (None, Some(host)) = (&self.domain, bare) {
+            warnings.push(format!(
+                "the configuration has no `domain`: clients have to ask for a host by its bare name, as with sni = \"{host}\""
+            ));
+        }
         if self.grants.is_empty() && self.authorize.is_none() {
             warnings.push("the configuration has no [[grant]]: nobody is let in".to_owned());
         }

@@ -309,7 +309,7 @@ fn root_may_serve_any_account_from_its_own_home() {
 fn the_authorize_command_runs_as_nobody_who_is_root() {
     let root = Account { name: "root".into(), home: "/root".into(), is_root: true };
     let read = |table: &str, account: &Account| {
-        let text = format!("{MINIMAL}[host.a]\naccount = \"{}\"\n[authorize]\n{table}", account.name);
+        let text = format!("{MINIMAL}[host.\"a.b\"]\naccount = \"{}\"\n[authorize]\n{table}", account.name);
         ServerConfig::parse(Path::new("s.toml"), &text, account).map(|(config, warnings)| {
             assert_eq!(warnings, Vec::<String>::new());
             config.authorize.unwrap()
@@ -350,7 +350,8 @@ fn a_host_that_is_roots_by_default_is_warned_of() {
     let root = Account { name: "root".into(), home: "/root".into(), is_root: true };
     let grant = "[[grant]]\nprincipal = \"*\"\nhosts = [\"*\"]\naccounts = [\"ann\", \"root\"]";
     let warnings = |host: &str, account: &Account| {
-        ServerConfig::parse(Path::new("s.toml"), &format!("{MINIMAL}{host}\n{grant}"), account).unwrap().1
+        let text = format!("domain = \"example.net\"\n{MINIMAL}{host}\n{grant}");
+        ServerConfig::parse(Path::new("s.toml"), &text, account).unwrap().1
     };
     assert_eq!(warnings("[host.a]", &root), ["host `a` has no `account`, so it is `root`'s: everything there is"]);
     assert!(warnings("[host.a]\naccount = \"root\"", &root).is_empty());
@@ -367,11 +368,29 @@ fn what_is_hardly_meant_is_warned_of() {
     let (_, warnings) = parse(MINIMAL);
     assert!(warnings.iter().any(|w| w.contains("nobody is let in")), "{warnings:?}");
     assert!(warnings.iter().any(|w| w.contains("nothing to reach")), "{warnings:?}");
-    let (_, warnings) = parse(&format!("{MINIMAL}[host.a]\n[[grant]]\nprincipal = \"*\"\nhosts = [\"b-*\"]"));
+    let domain = "domain = \"example.net\"\n";
+    let (_, warnings) = parse(&format!("{domain}{MINIMAL}[host.a]\n[[grant]]\nprincipal = \"*\"\nhosts = [\"b-*\"]"));
     assert_eq!(warnings, ["grant 1 for `*` covers none of the hosts"]);
     let grant = "[[grant]]\nprincipal = \"spiffe://example.com/*\"\nhosts = [\"a\"]";
-    let (_, warnings) = parse(&format!("trust_domains = [\"example.org\"]\n{MINIMAL}[host.a]\n{grant}"));
+    let (_, warnings) = parse(&format!("trust_domains = [\"example.org\"]\n{domain}{MINIMAL}[host.a]\n{grant}"));
     assert_eq!(warnings, ["grant 1 for `spiffe://example.com/*` is of none of the `trust_domains`"]);
+}
+
+#[test]
+fn bare_names_without_a_domain_are_warned_of() {
+    let warnings = |text: &str| {
+        let (_, warnings) = parse(&format!("{text}\n[[grant]]\nprincipal = \"*\"\nhosts = [\"*\"]"));
+        warnings
+    };
+    let of = |host: &str| {
+        format!(
+            "the configuration has no `domain`: clients have to ask for a host by its bare name, as with sni = \"{host}\""
+        )
+    };
+    assert_eq!(warnings(&format!("{MINIMAL}[host.host123]\n[host.host456]")), [of("host123")]);
+    assert_eq!(warnings(&format!("{MINIMAL}[host.\"a.example.net\"]\n[host.b]")), [of("b")]);
+    assert!(warnings(&format!("{MINIMAL}[host.\"a.example.net\"]")).is_empty());
+    assert!(warnings(&format!("domain = \"example.net\"\n{MINIMAL}[host.host123]")).is_empty());
 }
 
 #[test]
