@@ -69,6 +69,16 @@ fn a_file_that_is_not_there_cannot_be_uploaded() {
 }
 
 #[test]
+fn a_name_with_a_slash_is_refused_before_anything_is_sent() {
+    let site = Site::new();
+    site.configure("127.0.0.1:1", "");
+    for name in ["sub/dir/x", "/home/dev/x"] {
+        let said = fails(&mut site.tstunnel(&["upload", "/dev/null", &format!("{HOST}:{name}")]), 2, "usage");
+        assert!(said.contains(name), "{said}");
+    }
+}
+
+#[test]
 fn an_unknown_key_is_named_with_file_and_line() {
     let site = Site::new();
     site.configure("127.0.0.1:1", "");

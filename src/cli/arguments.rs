@@ -49,6 +49,13 @@ impl Given {
                 if content == Content::Stdin && name.is_none() {
                     return Err(usage("stdin has no name of its own", "write `tstunnel upload - HOST:NAME`"));
                 }
+                // The server would refuse it too, and take it for the mistake of another version.
+                if let Some(name) = name.as_deref().filter(|name| !is_plain(name)) {
+                    return Err(usage(
+                        format!("`{name}` is no name for a file in the home directory"),
+                        "an upload goes into the account's home directory: give a plain name without a slash",
+                    ));
+                }
                 Ok(Command::Upload(Upload {
                     content,
                     host,
@@ -215,6 +222,11 @@ fn host_and_name(text: String) -> Result<(String, Option<String>)> {
         Some((host, name)) => (host.to_owned(), Some(name.to_owned()).filter(|name| !name.is_empty())),
         None => (text, None),
     })
+}
+
+/// Whether `name` is that of a file in a folder, and leads nowhere else.
+fn is_plain(name: &str) -> bool {
+    !matches!(name, "." | "..") && !name.contains('/')
 }
 
 /// How many bytes `check --throughput` moves where it is not told.

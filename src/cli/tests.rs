@@ -152,7 +152,6 @@ fn upload_splits_host_and_name_and_a_urls_path_is_the_name() {
     for (url, name) in [
         ("Tstunnel://h/n?endpoint=e:1", Some("n")),
         ("tstunnel://h/~/a%20b", Some("a b")),
-        ("tstunnel://h/a/b", Some("a/b")),
         ("tstunnel://h/", None),
         ("tstunnel://h", None),
     ] {
@@ -263,6 +262,25 @@ fn the_servers_commands_are_read() {
 fn the_servers_commands_are_refused_in_words() {
     for line in [&["serve"][..], &["pki", "init"], &["pki", "--help"], &["help", "serve"], &["help", "pki"]] {
         assert!(refused(line).text.contains("a client alone"), "{line:?}");
+    }
+}
+
+#[test]
+fn a_name_that_leads_out_of_the_home_directory_is_no_name_for_an_upload() {
+    for (target, name) in [
+        ("h:sub/dir/x", "sub/dir/x"),
+        ("h:/home/dev/x", "/home/dev/x"),
+        ("h:x/", "x/"),
+        ("tstunnel://h/a/b", "a/b"),
+        ("tstunnel://h/a%2fb", "a/b"),
+        ("h:..", ".."),
+        ("h:.", "."),
+    ] {
+        for content in ["f", "-"] {
+            let error = refused(&["upload", content, target]);
+            assert_eq!(error.text, format!("`{name}` is no name for a file in the home directory"));
+            assert!(error.hint().contains("without a slash"), "{error:?}");
+        }
     }
 }
 
