@@ -102,8 +102,7 @@ fn dispatch(command: Command) -> Result<u8> {
         Command::Check(command) => block_on(check::run(&command, &env, &mut std::io::stdout().lock())),
         Command::Classify(command) => {
             let mut stdout = std::io::stdout().lock();
-            let status = classify::run(&mut std::io::stdin().lock(), &mut stdout, command.exit_status, command.json)?;
-            Ok(status as u8)
+            classify::run(&mut std::io::stdin().lock(), &mut stdout, command.exit_status, command.json)
         }
         Command::Status(command) => {
             let found = block_on(status::ask::tunnels())?;
@@ -125,7 +124,7 @@ fn dispatch(command: Command) -> Result<u8> {
                 cli::ServeAction::Ask(question) => question,
             };
             let (is_allowed, text) = server_runtime()?.block_on(tstunnel::server::check::answer(&path, question))?;
-            print(&text).map(|_| u8::from(!is_allowed))
+            stdio::ended(std::io::stdout().write_all(text.as_ref()), u8::from(!is_allowed))
         }
         #[cfg(feature = "server")]
         Command::Pki(command) => pki(command),
@@ -206,6 +205,5 @@ fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
 }
 
 fn print(text: &(impl AsRef<[u8]> + ?Sized)) -> Result<u8> {
-    let written = std::io::stdout().write_all(text.as_ref());
-    written.map(|()| 0).map_err(|error| Error::new(Code::Internal, format!("cannot write to stdout: {error}")))
+    stdio::ended(std::io::stdout().write_all(text.as_ref()), 0)
 }

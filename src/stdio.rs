@@ -21,8 +21,12 @@ use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use crate::error::{Code, Error, Result};
+
 /// Bytes that a pipe of ours holds, where the system allows it: a quarter of what an account may ask for.
 const PIPE_BYTES: usize = 256 << 10;
+/// What a process gets whose stdout nobody reads any more: 128 and the number of SIGPIPE.
+pub const STATUS_PIPE: u8 = 141;
 /// How long a process stays for its last words to be read, and how often it looks.
 const STAY: Duration = Duration::from_secs(1);
 const LOOK: Duration = Duration::from_millis(1);
@@ -90,6 +94,18 @@ pub fn stay_until_read() {
     let until = Instant::now() + STAY;
     while rustix::io::ioctl_fionread(&stderr).is_ok_and(|unread| unread > 0) && Instant::now() < until {
         std::thread::sleep(LOOK);
+    }
+}
+
+/// The exit status of what has written all that it has to say: `status`, unless nobody reads any more, which is no failure.
+///
+/// # Errors
+/// `internal` where stdout cannot be written.
+pub fn ended(written: io::Result<()>, status: u8) -> Result<u8> {
+    match written {
+        Ok(()) => Ok(status),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(STATUS_PIPE),
+        Err(error) => Err(Error::new(Code::Internal, format!("stdout cannot be written: {error}"))),
     }
 }
 

@@ -632,6 +632,42 @@ fn wrong_usage_is_status_two_and_no_step() {
     }
 }
 
+#[test]
+fn a_reader_that_has_gone_is_no_failure_of_any_command() {
+    let site = Site::new();
+    site.configure("127.0.0.1:1", "");
+    let lines: &[&[&str]] = &[
+        &["check", HOST],
+        &["check", "--json", HOST],
+        &["status"],
+        &["status", "--json"],
+        &["classify"],
+        &["--help"],
+        &["--version"],
+    ];
+    for args in lines {
+        let (reader, writer) = io::pipe().unwrap();
+        drop(reader);
+        let mut command = site.tstunnel(args);
+        let ran = Watched::start_with(command.stdin(Stdio::null()).stdout(writer).stderr(Stdio::piped())).wait();
+        // What a process gets that SIGPIPE ends.
+        assert_eq!((ran.code(), ran.stderr.as_str()), (Some(141), ""), "{args:?}");
+    }
+}
+
+#[test]
+fn a_full_disk_behind_stdout_is_a_failure() {
+    let site = Site::new();
+    site.configure("127.0.0.1:1", "");
+    for args in [&["check", HOST][..], &["classify"], &["--help"]] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = site.tstunnel(args);
+        let ran = Watched::start_with(command.stdin(Stdio::null()).stdout(full).stderr(Stdio::piped())).wait();
+        let said = support_net::report::error_line(&format!("{args:?}"), &ran.stderr, "internal");
+        assert!(said.starts_with("stdout cannot be written: No space left"), "{said}");
+    }
+}
+
 fn checked(site: Site) -> (Site, Ran) {
     let ran = check(&site, &[]);
     (site, ran)

@@ -7,6 +7,7 @@
 use std::io::{Read, Write};
 
 use crate::error::{Code, Error, Result, Retry};
+use crate::stdio;
 
 /// What a failure means.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -254,7 +255,7 @@ const MAX_STDERR_BYTES: u64 = 1024 * 1024;
 ///
 /// # Errors
 /// `internal` where stdin cannot be read or stdout not be written.
-pub fn run(stdin: &mut dyn Read, stdout: &mut dyn Write, exit_status: Option<i32>, json: bool) -> Result<i32> {
+pub fn run(stdin: &mut dyn Read, stdout: &mut dyn Write, exit_status: Option<i32>, json: bool) -> Result<u8> {
     let mut stderr = Vec::new();
     stdin
         .take(MAX_STDERR_BYTES)
@@ -262,10 +263,8 @@ pub fn run(stdin: &mut dyn Read, stdout: &mut dyn Write, exit_status: Option<i32
         .map_err(|error| Error::new(Code::Internal, format!("stdin cannot be read: {error}")))?;
     let verdict = classify(&String::from_utf8_lossy(&stderr), exit_status);
     let said = if json { verdict.to_json() } else { verdict.to_text() };
-    writeln!(stdout, "{said}")
-        .and_then(|()| stdout.flush())
-        .map_err(|error| Error::new(Code::Internal, format!("stdout cannot be written: {error}")))?;
-    Ok(if verdict.known() { 0 } else { 1 })
+    let written = writeln!(stdout, "{said}").and_then(|()| stdout.flush());
+    stdio::ended(written, u8::from(!verdict.known()))
 }
 
 #[cfg(test)]

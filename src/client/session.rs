@@ -23,12 +23,10 @@ use crate::protocol::session::{DEFAULT_WINDOW_BYTES, MAX_WINDOW_BYTES, Session};
 use crate::protocol::{
     HEADER_EARLY, HEADER_GRACE, HEADER_SESSION, HEADER_USER, HEADER_WINDOW, UPGRADE_FRAMED, UPGRADE_RAW,
 };
-use crate::stdio::{Counted, Stdio, Stdout, Streams};
+use crate::stdio::{Counted, STATUS_PIPE, Stdio, Stdout, Streams};
 
 /// How long the last words to a server, or its own, may take.
 pub(super) const GOODBYE: Duration = Duration::from_secs(1);
-/// What a process gets whose stdout nobody reads any more: 128 and the number of SIGPIPE.
-const STATUS_PIPE: u8 = 141;
 
 /// Which protocols a client offers, in its order of preference.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

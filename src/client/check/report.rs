@@ -6,6 +6,7 @@ use std::io::{self, Write};
 use serde_json::{Map, Value, json};
 
 use crate::error::{Code, Error, Result, printable};
+use crate::stdio;
 
 /// Where the words of a step begin, and those of what belongs to it.
 const NAME_COLUMNS: usize = 16;
@@ -256,8 +257,7 @@ impl Report<'_> {
             let report = json!({"host": host, "status": status, "failed": failed.map(Part::name), "steps": steps});
             written = writeln!(stdout, "{report}").and_then(|()| stdout.flush());
         }
-        written.map_err(|error| Error::new(Code::Internal, format!("stdout cannot be written: {error}")))?;
-        Ok(status)
+        stdio::ended(written, status)
     }
 }
 
