@@ -7,7 +7,7 @@ use crate::config::file::{self, Entry, Settings};
 use crate::config::remembered::{basic_string, recall};
 use crate::config::url::{self, TunnelUrl};
 use crate::config::{Endpoint, Environment, Host, Overrides, Parameters, WeakDefaults, pattern, proxy, value};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, nearest};
 use crate::protocol::{DEFAULT_UPGRADE_BASE, HostId};
 
 // Built in, where no source says otherwise.
@@ -79,6 +79,8 @@ struct Gathered {
     /// By which the files know the host.
     alias: String,
     sources: Vec<Source>,
+    /// The names and patterns of the files' other entries.
+    others: Vec<String>,
     overrides: Overrides,
     /// What counts where they name no proxy.
     proxies: proxy::Variables,
@@ -147,11 +149,15 @@ fn gather(host_or_url: &str, overrides: &Overrides, env: &Environment) -> Result
             }
         }
     };
-    let entries = load(&overrides, env)?.into_iter().filter(|entry| entry.matches(&alias));
-    sources.extend(
-        entries.map(|entry| Source { origin: Origin::File(entry.file, entry.pattern), settings: entry.settings }),
-    );
-    Ok(Gathered { alias, sources, overrides, proxies })
+    let mut others = Vec::new();
+    for entry in load(&overrides, env)? {
+        if entry.matches(&alias) {
+            sources.push(Source { origin: Origin::File(entry.file, entry.pattern), settings: entry.settings });
+        } else {
+            others.push(entry.pattern);
+        }
+    }
+    Ok(Gathered { alias, sources, others, overrides, proxies })
 }
 
 /// Whether the `ssh` and `scp` stand-ins serve `host` themselves: an entry of a file matches it, it ends in `.` and the
@@ -260,9 +266,8 @@ fn located<T>(value: Result<T, String>, label: &str) -> Result<T> {
 /// Adds the weak and the built-in defaults to what the sources said, and refuses what lacks something.
 fn complete(gathered: &Gathered, weak: &WeakDefaults, env: &Environment) -> Result<Host> {
     let (alias, settings) = (gathered.alias.clone(), merged(&gathered.sources));
-    let missing = missing(&alias, &settings, &gathered.overrides, env);
     let (Some(endpoint), Some(cert), Some(key)) = (settings.endpoint, settings.cert, settings.key) else {
-        return Err(missing);
+        return Err(missing(gathered, env));
     };
     let host_id = match settings.host_id {
         Some(host_id) => host_id,
@@ -299,7 +304,9 @@ fn complete(gathered: &Gathered, weak: &WeakDefaults, env: &Environment) -> Resu
 }
 
 /// The error for what is required and was not given, with every way to give it.
-fn missing(alias: &str, settings: &Settings, overrides: &Overrides, env: &Environment) -> Error {
+fn missing(gathered: &Gathered, env: &Environment) -> Error {
+    let Gathered { alias, sources, others, overrides, .. } = gathered;
+    let settings = merged(sources);
     let absent: Vec<&str> =
         [("endpoint", settings.endpoint.is_none()), ("cert", settings.cert.is_none()), ("key", settings.key.is_none())]
             .into_iter()
@@ -311,8 +318,25 @@ fn missing(alias: &str, settings: &Settings, overrides: &Overrides, env: &Enviro
         .or_else(|| env.user_file())
         .or_else(|| env.system_file.clone())
         .map_or_else(|| "a file for `--config`".to_owned(), |path| path.display().to_string());
-    Error::new(Code::Config, format!("`{alias}` has no {}", list(&|key| format!("`{key}`")))).with_hint(format!(
-        "set {} below [host.{}] in {file}, or {}, or {}, or use tstunnel://HOST?{}",
+    let matching = sources.iter().filter_map(|source| match &source.origin {
+        Origin::File(_, pattern) => Some(pattern.as_str()),
+        _ => None,
+    });
+    let matching: Vec<&str> = matching.collect();
+    let is_name = |pattern: &&str| !pattern::has_wildcard(pattern);
+    let unknown = match matching.is_empty() && !others.is_empty() {
+        true => ", and no entry of the configuration is named so",
+        false => "",
+    };
+    // A pattern for every host says nothing about whether there is this one.
+    let meant = match matching.iter().any(is_name) {
+        true => None,
+        false => nearest(alias, others.iter().map(String::as_str).filter(is_name)),
+    };
+    let text = format!("`{alias}` has no {}{unknown}", list(&|key| format!("`{key}`")));
+    Error::new(Code::Config, text).with_hint(format!(
+        "{}set {} below [host.{}] in {file}, or {}, or {}, or use tstunnel://HOST?{}",
+        meant.map_or_else(String::new, |meant| format!("did you mean `{meant}`? otherwise ")),
         list(&|key| format!("`{key}`")),
         basic_string(alias),
         list(&|key| format!("TSTUNNEL_{}", key.to_ascii_uppercase())),

@@ -247,6 +247,35 @@ fn everything_that_is_missing_is_named_with_the_ways_to_set_it() {
 }
 
 #[test]
+fn a_host_that_no_entry_is_for_is_told_so_with_the_name_that_was_meant() {
+    let machine = Machine::new()
+        .user_file("[host.host123]\nendpoint = \"a\"\ncert = \"c\"\nkey = \"k\"\n[host.\"dev-*\"]\nendpoint = \"a\"")
+        .system_file("[host.nas]\nuser = \"u\"");
+    for (alias, text, meant) in [
+        ("host124", "`endpoint` and `cert` and `key`, and no entry of the configuration is named so", Some("host123")),
+        ("NSA", "`endpoint` and `cert` and `key`, and no entry of the configuration is named so", Some("nas")),
+        ("far", "`endpoint` and `cert` and `key`, and no entry of the configuration is named so", None),
+        ("nas", "`endpoint` and `cert` and `key`", None),
+        ("dev-7", "`cert` and `key`", None),
+    ] {
+        let error = machine.resolve(alias).unwrap_err();
+        assert_eq!(error.text, format!("`{alias}` has no {text}"));
+        let begin =
+            meant.map_or_else(|| "set `".to_owned(), |meant| format!("did you mean `{meant}`? otherwise set `"));
+        assert!(error.hint().starts_with(&begin), "{alias}: {}", error.hint());
+    }
+}
+
+#[test]
+fn what_only_a_pattern_matches_may_have_been_meant_for_another_entry() {
+    let machine = Machine::new().user_file("[host.host123]\nendpoint = \"a\"\n[host.\"*\"]\ncert = \"c\"\nkey = \"k\"");
+    assert!(machine.resolve("host123").is_ok());
+    let error = machine.resolve("host124").unwrap_err();
+    assert_eq!(error.text, "`host124` has no `endpoint`");
+    assert!(error.hint().starts_with("did you mean `host123`? otherwise set `endpoint`"), "{}", error.hint());
+}
+
+#[test]
 fn a_wrong_value_is_named_with_its_source() {
     let mut machine = Machine::new();
     machine.env.endpoint = Some("https://a".into());
