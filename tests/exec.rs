@@ -77,6 +77,25 @@ fn a_connection_is_made_while_the_files_are_read() {
     assert_eq!(session.wait().ok().text(), "here\n");
 }
 
+#[test]
+fn the_way_to_the_host_is_told_on_stderr_to_whoever_asks_for_it() {
+    let site = site();
+    let ran = run(site.exec(&["echo here"]).env("TSTUNNEL_LOG", "debug")).ok();
+    assert_eq!(ran.text(), "here\n");
+    let (address, file) = (site.address(), site.configuration());
+    for said in [
+        format!("resolved host={HOST} endpoint={address} files={}", file.display()),
+        format!("connected address={address}"),
+        "authenticated version=\"TLS 1.3\" milliseconds=".to_owned(),
+        "answered status=101 upgrade=tstunnel/1 grace_seconds=1".to_owned(),
+    ] {
+        assert_eq!(ran.stderr.matches(&said).count(), 1, "{said}: {}", ran.stderr);
+    }
+    for level in ["", "info"] {
+        assert_eq!(run(site.exec(&["echo here"]).env("TSTUNNEL_LOG", level)).ok().stderr, "");
+    }
+}
+
 // --- status -------------------------------------------------------------------------------------------------------------
 
 /// Mutagen stops reading as soon as the process has ended, and decides by the words whether it installs its agent.

@@ -400,6 +400,19 @@ fn an_upgrade_that_was_not_offered_is_not_tstunnel() {
 }
 
 #[test]
+fn an_upgrade_that_is_logged_is_escaped() {
+    let site = Site::new();
+    let head = "HTTP/1.1 101 Switching Protocols\r\nUpgrade: \u{202e}1/lennutst\r\n\r\n";
+    let server = https_server(&site.servers.server(&[SERVER_NAME]), move |tls, _| {
+        tls.write_all(head.as_bytes())?;
+        finish(tls)
+    });
+    site.configure(server, "");
+    let said = run(site.exec(&["ls"]).env("TSTUNNEL_LOG", "debug")).stderr;
+    assert!(said.contains("answered status=101 upgrade=\\u{202e}1/lennutst") && !said.contains('\u{202e}'), "{said}");
+}
+
+#[test]
 fn an_upgrade_base_that_the_server_does_not_have_is_said() {
     let site = Site::start(&Plan::any());
     site.configure_more("upgrade_base = \"/elsewhere\"");

@@ -15,7 +15,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use rustls::{ClientConfig, ClientConnection};
+use rustls::{ClientConfig, ClientConnection, ProtocolVersion};
 use rustls_pki_types::ServerName;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
@@ -30,10 +30,10 @@ use crate::cli::openssh::AddressFamily;
 use crate::client::passphrase;
 use crate::config::proxy::Scheme;
 use crate::config::{Endpoint, Host, Proxy};
-use crate::error::{Code, Error, Result};
-use crate::protocol::MAX_PROBLEM_BYTES;
+use crate::error::{Code, Error, Result, printable};
 use crate::protocol::frame::FRAME_BYTES;
 use crate::protocol::head::Response;
+use crate::protocol::{HEADER_GRACE, MAX_PROBLEM_BYTES};
 use crate::{socket, tls};
 
 /// How long a connection attempt has before the next address is tried beside it (RFC 8305 §5).
@@ -207,6 +207,9 @@ impl Dialler {
             Error::new(code, format!("cannot connect to {target}: {}", reason(&error)))
         })?;
         socket::tune(&tcp);
+        if let Ok(address) = tcp.peer_addr() {
+            tracing::debug!(%address, "connected");
+        }
         Ok(tcp)
     }
 
@@ -264,6 +267,8 @@ impl Dialler {
         stream.get_mut().1.set_buffer_limit(Some(FRAME_BYTES));
         let round_trip = greeted.elapsed();
         let mut connection = Connection { stream, buffer: BytesMut::new(), round_trip, dialler: self.clone() };
+        let milliseconds = round_trip.as_millis() as u64;
+        tracing::debug!(version = connection.version(), milliseconds, "authenticated");
         if let Some(rest) = request.get(begun..).filter(|rest| !rest.is_empty()) {
             connection.send(rest).await?;
         }
@@ -421,11 +426,21 @@ impl Connection {
     /// `connect-timeout`, `not-tstunnel`, `network-lost`, `client-cert`.
     pub async fn answer(&mut self) -> Result<Response> {
         let limit = self.dialler.host.answer_timeout;
-        tokio::time::timeout(limit, self.read_head()).await.unwrap_or_else(|_| {
+        let answered = tokio::time::timeout(limit, self.read_head()).await.unwrap_or_else(|_| {
             let endpoint = &self.dialler.host.endpoint.host;
             let text = format!("{endpoint} did not answer the request within {} s", limit.as_secs_f32());
             Err(Error::new(Code::ConnectTimeout, text).with_hint("check the server, or raise `answer_timeout`"))
-        })
+        });
+        if let Ok(response) = &answered {
+            // The session itself is named by a secret.
+            tracing::debug!(
+                status = response.status,
+                upgrade = response.field("upgrade").map(printable).map(tracing::field::display),
+                grace_seconds = response.number::<u64>(HEADER_GRACE),
+                "answered"
+            );
+        }
+        answered
     }
 
     /// The answer that a server gave before it stopped reading the request.
@@ -496,6 +511,15 @@ impl Connection {
     /// How long the handshake's one round trip took, this side's work for it included.
     pub fn round_trip(&self) -> Duration {
         self.round_trip
+    }
+
+    /// The version of TLS that was agreed on.
+    pub(super) fn version(&self) -> &'static str {
+        match self.tls().protocol_version() {
+            Some(ProtocolVersion::TLSv1_3) => "TLS 1.3",
+            Some(ProtocolVersion::TLSv1_2) => "TLS 1.2",
+            _ => "TLS",
+        }
     }
 
     /// The state of its TLS.

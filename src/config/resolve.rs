@@ -7,7 +7,7 @@ use crate::config::file::{self, Entry, Settings};
 use crate::config::remembered::{basic_string, recall};
 use crate::config::url::{self, TunnelUrl};
 use crate::config::{Endpoint, Environment, Host, Overrides, Parameters, WeakDefaults, pattern, proxy, value};
-use crate::error::{Code, Error, Result, nearest};
+use crate::error::{Code, Error, Result, nearest, printable};
 use crate::protocol::{DEFAULT_UPGRADE_BASE, HostId};
 
 // Built in, where no source says otherwise.
@@ -22,7 +22,11 @@ const RESUME: Duration = Duration::from_secs(120);
 /// # Errors
 /// `usage` where a URL is malformed; `config` where a file, variable or value is wrong, or something required is missing.
 pub fn resolve(host_or_url: &str, overrides: &Overrides, weak: &WeakDefaults, env: &Environment) -> Result<Host> {
-    complete(&gather(host_or_url, overrides, env)?, weak, env)
+    let gathered = gather(host_or_url, overrides, env)?;
+    let host = complete(&gathered, weak, env)?;
+    let Host { alias, endpoint, .. } = &host;
+    tracing::debug!(host = %printable(alias), %endpoint, files = %gathered.files(), "resolved");
+    Ok(host)
 }
 
 /// The same, and what each key of the host's has for a value, from where. Keys that nobody set are there where the host is of
@@ -84,6 +88,20 @@ struct Gathered {
     overrides: Overrides,
     /// What counts where they name no proxy.
     proxies: proxy::Variables,
+}
+
+impl Gathered {
+    /// The files that say something of the host, as a person reads them.
+    fn files(&self) -> String {
+        let mut files: Vec<String> = Vec::new();
+        for source in &self.sources {
+            if let Origin::File(path, _) = &source.origin {
+                files.push(printable(&path.display().to_string()));
+            }
+        }
+        files.dedup();
+        files.join(", ")
+    }
 }
 
 /// One source of settings.

@@ -22,11 +22,7 @@ const SOON_DAYS: i64 = 14;
 /// The versions and algorithms that were agreed on, and who the server is.
 pub(super) fn of_tls(connection: &Connection, chain: &[Certificate]) -> Step {
     let tls = connection.tls();
-    let version = match tls.protocol_version() {
-        Some(rustls::ProtocolVersion::TLSv1_3) => "TLS 1.3",
-        Some(rustls::ProtocolVersion::TLSv1_2) => "TLS 1.2",
-        _ => "TLS",
-    };
+    let version = connection.version();
     let suite = tls.negotiated_cipher_suite().map(|suite| format!("{:?}", suite.suite())).unwrap_or_default();
     let group = tls.negotiated_key_exchange_group().map(|group| format!("{:?}", group.name())).unwrap_or_default();
     let mut step = Step::ok(Part::Tls, format!("{version}, {suite}, {group}")).with("version", version);
