@@ -7,6 +7,7 @@ use tstunnel::cli::options::{COMMANDS, Commanded, OPTIONS, options_of};
 use tstunnel::cli::{self, Command};
 use tstunnel::client::check::report::Part;
 use tstunnel::error::Code;
+use tstunnel::stdio::STATUS_PIPE;
 
 use crate::support::manual::literal_blocks;
 use crate::{offers, project, read};
@@ -103,7 +104,7 @@ fn every_code_and_exit_status_is_documented_and_no_other() {
     assert_eq!(tags(section(&page, "DIAGNOSTICS"), "Li"), codes);
     let both = |code: &Code| [true, false].map(|stands_in| code.exit_status(stands_in).to_string());
     let mut statuses: BTreeSet<String> = Code::ALL.iter().flat_map(both).collect();
-    statuses.insert("0".to_owned());
+    statuses.extend([0, STATUS_PIPE].map(|status| status.to_string()));
     statuses.extend(Part::ALL.iter().map(|part| part.status().to_string()));
     assert_eq!(tags(section(&page, "EXIT STATUS"), "Li"), statuses);
     let protocol = read("man/tstunnel-protocol.7");

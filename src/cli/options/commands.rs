@@ -68,7 +68,7 @@ pub const COMMANDS: &[CommandRow] = &[
         words: Words::Between(2, 2),
         sentence: "put a file into the account's home directory",
         more: &[
-            "HOST is a host of the configuration, or a tstunnel:// URL whose path is NAME.",
+            "HOST is a host of the configuration, or a tstunnel:// URL whose path is NAME, without a slash.",
             "FILE `-` is stdin, which needs a NAME.",
         ],
         manual: "The file appears whole or not at all: its digest is compared before it takes the name, and a transfer \
