@@ -68,8 +68,8 @@ pub const COMMANDS: &[CommandRow] = &[
         words: Words::Between(2, 2),
         sentence: "put a file into the account's home directory",
         more: &[
-            "HOST is a host of the configuration, or a tstunnel:// URL whose path is NAME, without a slash.",
-            "FILE `-` is stdin, which needs a NAME.",
+            "HOST is a host of the configuration, or a tstunnel:// URL whose path is NAME.",
+            "FILE `-` is stdin, which needs a NAME. No NAME has a slash.",
         ],
         manual: "The file appears whole or not at all: its digest is compared before it takes the name, and a transfer \
              that breaks is carried on over a new connection. A terminal on stderr is shown a bar, the rate and the \
