@@ -45,7 +45,7 @@ impl Memory {
     }
 }
 
-/// An algorithm that finds no signature good twice.
+/// An algorithm that calculates no good signature twice.
 #[derive(Debug)]
 struct Remembering {
     /// Tells it from every other algorithm.
