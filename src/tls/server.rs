@@ -9,7 +9,6 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustls::crypto::CryptoProvider;
 use rustls::server::danger::ClientCertVerifier;
 use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
@@ -210,7 +209,7 @@ fn verifier(
     roots: &Arc<RootCertStore>,
     lists: Vec<CertificateRevocationListDer<'static>>,
 ) -> Result<Arc<dyn ClientCertVerifier>, rustls::server::VerifierBuilderError> {
-    let mut provider = CryptoProvider::clone(&provider());
+    let mut provider = Arc::unwrap_or_clone(provider());
     // The signature under the handshake itself is verified by what stands in `mapping`.
     provider.signature_verification_algorithms.all = remembering_algorithms();
     WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::new(provider))
