@@ -93,7 +93,8 @@ fn alias(meant: Remembered, noted: &mut Vec<(String, Remembered)>, env: &Environ
     }
     // A name without an endpoint is the configuration's, and goes on to mean what that says.
     let is_configured = meant.parameters.endpoint.is_none();
-    if is_configured && meant == (Remembered { host: plain.clone(), ..Remembered::default() }) {
+    let says_nothing = meant == Remembered { host: plain.clone(), ..Remembered::default() };
+    if is_configured && says_nothing && config::recall(&plain, env)?.is_none() {
         return Ok(plain);
     }
     // An alias lives as long as its session, so a URL with another certificate is given another: the plain name, or that
@@ -186,6 +187,11 @@ mod tests {
         }
     }
 
+    /// Whether an alias is `plain` with six digits behind it.
+    fn is_longer(alias: &str, plain: &str) -> bool {
+        alias.strip_prefix(plain).and_then(|rest| rest.strip_prefix('+')).is_some_and(|digits| digits.len() == 6)
+    }
+
     #[test]
     fn a_folder_becomes_mutagens_host_and_path() {
         let url = "tstunnel://dev@host123/home/dev/app?endpoint=containers.example.net:443&cert=a/c";
@@ -241,7 +247,7 @@ mod tests {
         let (both, noted) = machine.rewritten(&["sync", "create", &url("/a"), &url("/b")]);
         assert_eq!((both[2].as_str(), noted.len()), ("h.e.example:/p", 2));
         let (alias, _) = both[3].split_once(':').unwrap();
-        assert!(alias.strip_prefix("h.e.example+").is_some_and(|digits| digits.len() == 6), "{alias}");
+        assert!(is_longer(alias, "h.e.example"), "{alias}");
         // The same again in a later call, when both are remembered.
         machine.remember(&noted);
         assert_eq!(
@@ -290,12 +296,16 @@ mod tests {
         (machine.env.cert, machine.env.key) = (None, None);
         let (args, noted) = machine.rewritten(&["sync", "create", "tstunnel://dev-7/p"]);
         assert_eq!((args[2].as_str(), noted.len()), ("dev-7:/p", 0));
+        // Not where that name was given to something else once.
+        machine.remember(&[("dev-8".to_owned(), Remembered { host: "other".into(), ..Remembered::default() })]);
+        let kept = &machine.rewritten(&["sync", "create", "tstunnel://dev-8/p"]).0[2];
+        assert!(kept.strip_suffix(":/p").is_some_and(|alias| is_longer(alias, "dev-8")), "{kept}");
 
         // What is said besides, by the URL or by a variable, is remembered under another name.
         let named = |machine: &Machine, url: &str| {
             let (args, noted) = machine.rewritten(&["sync", "create", url]);
             let [(alias, remembered)] = noted.as_slice() else { panic!("{noted:?}") };
-            assert!(alias.strip_prefix("dev-7+").is_some_and(|digits| digits.len() == 6), "{alias}");
+            assert!(is_longer(alias, "dev-7"), "{alias}");
             assert_eq!(args[2], format!("{alias}:/p"));
             remembered.clone()
         };
@@ -325,7 +335,7 @@ mod tests {
         std::fs::write(&file, "[host.\"*\"]\nendpoint = \"e\"\nhost_id = \"x\"\n").unwrap();
         machine.env.config = Some(file);
         let odd = &machine.rewritten(&["sync", "create", "tstunnel://a%20b%3Ac/p"]).0[2];
-        assert!(odd.starts_with("a-b-c+") && odd.ends_with(":/p"), "{odd}");
+        assert!(odd.strip_suffix(":/p").is_some_and(|alias| is_longer(alias, "a-b-c")), "{odd}");
         for url in ["tstunnel:///p", "tstunnel://-h/p", "tstunnel://-oX@h/p", "tstunnel://a%3Ab@h/p", "tstunnel://@h/p"]
         {
             assert_eq!(machine.rewrite(&["sync", "create", url]).unwrap_err().code, Code::Usage, "{url}");
