@@ -88,6 +88,8 @@ pub struct Bridge {
     connection: Option<Box<dyn Connection>>,
     /// The connection has ended, behind what was just received.
     end: Option<Option<io::Error>>,
+    /// The connection has nothing more, for now.
+    is_dry: bool,
     sources: Vec<Source>,
     sinks: Vec<Sink>,
     patience: Patience,
@@ -121,7 +123,8 @@ impl Bridge {
             session,
             connection: Some(connection),
             end: None,
-            sources: sources.into_iter().map(|(stream, reader)| Source { stream, reader: Some(reader) }).collect(),
+            is_dry: false,
+            sources: sources.into_iter().map(|(stream, reader)| Source::new(stream, reader)).collect(),
             sinks: sinks.into_iter().map(|(stream, writer)| Sink::new(stream, writer)).collect(),
             patience: Patience::default(),
             exit: None,
@@ -180,7 +183,7 @@ impl Bridge {
     /// Those of the connection.
     pub async fn shutdown(&mut self) -> io::Result<()> {
         std::future::poll_fn(|cx| {
-            self.transmit(cx);
+            self.transmit(cx, Instant::now());
             if self.connection.is_some() && (self.session.wants_transmit() || self.needs_flush) {
                 return Poll::Pending;
             }
@@ -201,51 +204,56 @@ impl Bridge {
     }
 
     fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Event> {
+        // Whoever has nothing will wake this task, and is not asked again before.
+        self.is_dry = false;
+        for source in &mut self.sources {
+            source.is_dry = false;
+        }
         loop {
             if let Some(event) = self.events.pop_front() {
                 return Poll::Ready(event);
             }
-            let mut progress = self.deliver(cx);
+            let now = Instant::now();
+            let mut progress = self.deliver(cx, now);
             progress |= self.collect(cx);
-            progress |= self.transmit(cx);
-            progress |= self.receive(cx);
-            progress |= self.keep_time(cx);
+            progress |= self.transmit(cx, now);
+            progress |= self.receive(cx, now);
             if !self.finished && self.session.is_finished() {
                 self.finished = true;
                 self.events.push_back(Event::Finished);
             }
-            if !progress && self.events.is_empty() {
+            if !progress && self.events.is_empty() && !self.keep_time(cx, now) {
                 return Poll::Pending;
             }
         }
     }
 
     /// Connection → session, as much as is there, or about a frame.
-    fn receive(&mut self, cx: &mut Context<'_>) -> bool {
-        let mut progress = self.take_events();
+    fn receive(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
+        let mut progress = self.take_events(now);
         if let Some(end) = self.end.take() {
             self.lose(end);
             return true;
         }
         let undelivered_bytes = self.sinks.iter().map(Sink::queued_bytes).max().unwrap_or(0);
-        self.patience.look(undelivered_bytes, Instant::now());
+        self.patience.look(undelivered_bytes, now);
         if self.patience.end().is_some() {
             return progress;
         }
         let mut received = 0;
-        while received < FRAME_BYTES && self.end.is_none() {
+        while received < FRAME_BYTES && self.end.is_none() && !self.is_dry {
             let Some(connection) = &mut self.connection else { break };
             let buffer = self.session.room_to_receive(FRAME_BYTES, RECORD_BYTES);
-            let Poll::Ready(result) = pin!(connection.read_buf(buffer)).poll(cx) else { break };
-            progress = true;
-            match result {
-                Ok(count) if count > 0 => received += count,
-                ended => self.end = Some(ended.err()),
+            match pin!(connection.read_buf(buffer)).poll(cx) {
+                Poll::Pending => self.is_dry = true,
+                Poll::Ready(Ok(count)) if count > 0 => received += count,
+                Poll::Ready(ended) => self.end = Some(ended.err()),
             }
         }
+        progress |= received > 0 || self.end.is_some();
         if received > 0 {
-            self.session.received(Instant::now());
-            self.take_events();
+            self.session.received(now);
+            self.take_events(now);
         }
         progress
     }
@@ -278,15 +286,15 @@ impl Bridge {
         self.connection = Some(connection);
     }
 
-    fn take_events(&mut self) -> bool {
+    fn take_events(&mut self, now: Instant) -> bool {
         let mut progress = false;
         while self.connection.is_some() {
-            match self.session.next_event(Instant::now()) {
+            match self.session.next_event(now) {
                 Ok(None) => break,
                 Ok(Some(PeerEvent::Data { stream, sequence, payload })) => {
                     match self.sinks.iter_mut().find(|sink| sink.stream == stream && sink.writer.is_some()) {
                         Some(sink) => sink.queue(sequence, payload),
-                        None => self.session.consumed(sequence, Instant::now()),
+                        None => self.session.consumed(sequence, now),
                     }
                 }
                 Ok(Some(PeerEvent::Exit { sequence, exit })) => self.exit = Some((sequence, exit)),
@@ -306,16 +314,16 @@ impl Bridge {
     }
 
     /// Session → local sinks.
-    fn deliver(&mut self, cx: &mut Context<'_>) -> bool {
+    fn deliver(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut progress = false;
         for sink in &mut self.sinks {
-            progress |= sink.write(cx, &mut self.session, &mut self.events, &mut self.sink_bytes);
+            progress |= sink.write(cx, now, &mut self.session, &mut self.events, &mut self.sink_bytes);
         }
         if let Some((sequence, exit)) = self.exit
             && self.sinks.iter().all(Sink::is_idle)
         {
             self.exit = None;
-            self.session.consumed(sequence, Instant::now());
+            self.session.consumed(sequence, now);
             self.events.push_back(Event::Exit(exit));
             progress = true;
         }
@@ -349,9 +357,9 @@ impl Bridge {
     }
 
     /// Session → connection.
-    fn transmit(&mut self, cx: &mut Context<'_>) -> bool {
+    fn transmit(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         let mut progress = false;
-        self.session.before_transmit(Instant::now());
+        self.session.before_transmit(now);
         while let Some(connection) = &mut self.connection
             && self.session.wants_transmit()
         {
@@ -360,13 +368,13 @@ impl Bridge {
             match Pin::new(connection).poll_write_vectored(cx, &slices[..filled]) {
                 Poll::Pending => break,
                 Poll::Ready(Ok(count)) if count > 0 => {
-                    self.session.transmitted(count, Instant::now());
+                    self.session.transmitted(count, now);
                     self.needs_flush = true;
                     progress = true;
                 }
                 Poll::Ready(result) => {
                     let error = result.err().unwrap_or_else(|| io::ErrorKind::WriteZero.into());
-                    self.lose_writing(error);
+                    self.lose_writing(error, now);
                     progress = true;
                 }
             }
@@ -378,7 +386,7 @@ impl Bridge {
                 Poll::Pending => {}
                 Poll::Ready(Ok(())) => self.needs_flush = false,
                 Poll::Ready(Err(error)) => {
-                    self.lose_writing(error);
+                    self.lose_writing(error, now);
                     progress = true;
                 }
             }
@@ -387,12 +395,12 @@ impl Bridge {
     }
 
     /// A failed write may have left the peer's reason unread: a TLS alert, or an ERROR frame before its close.
-    fn lose_writing(&mut self, error: io::Error) {
+    fn lose_writing(&mut self, error: io::Error, now: Instant) {
         if let Some(connection) = &mut self.connection {
             let buffer = self.session.room_to_receive(FRAME_BYTES, RECORD_BYTES);
             let mut cx = Context::from_waker(std::task::Waker::noop());
             let read = pin!(connection.read_buf(buffer)).poll(&mut cx);
-            self.take_events();
+            self.take_events(now);
             match read {
                 Poll::Ready(Err(reason)) if reason.kind() == io::ErrorKind::InvalidData => self.lose(Some(reason)),
                 _ => self.lose(Some(error)),
@@ -400,27 +408,21 @@ impl Bridge {
         }
     }
 
-    fn keep_time(&mut self, cx: &mut Context<'_>) -> bool {
+    /// Does what is due; else sees to it that this task is woken when something is.
+    fn keep_time(&mut self, cx: &mut Context<'_>, now: Instant) -> bool {
         if self.connection.is_none() {
             return false;
         }
-        // A timer that comes too early costs less than one that is set anew with each byte.
         let due = self.session.deadline();
-        let deadline = self.patience.end().map_or(due, |end| end.min(due)).into();
-        if self.timer.deadline() > deadline {
-            self.timer.as_mut().reset(deadline);
-        }
-        // Nor is one that has elapsed ready for a task that has had its share of time and is to give way.
-        loop {
-            if self.timer.as_mut().poll(cx).is_pending() {
-                return false;
+        let due = self.patience.end().map_or(due, |end| end.min(due));
+        if now < due {
+            // A timer that comes too early costs less than one that is set anew with each byte.
+            if self.timer.deadline() > due.into() || self.timer.is_elapsed() {
+                self.timer.as_mut().reset(due.into());
             }
-            if self.timer.deadline() >= deadline {
-                break;
-            }
-            self.timer.as_mut().reset(deadline);
+            return self.timer.as_mut().poll(cx).is_ready();
         }
-        match self.session.on_time(Instant::now()) {
+        match self.session.on_time(now) {
             Verdict::Dead => {
                 self.detach();
                 self.events.push_back(Event::Silent);

@@ -54,6 +54,7 @@ impl Sink {
     pub(super) fn write(
         &mut self,
         cx: &mut Context<'_>,
+        now: Instant,
         session: &mut Session,
         events: &mut VecDeque<Event>,
         bytes: &mut u64,
@@ -85,7 +86,7 @@ impl Sink {
                     self.unflushed = self.writer.is_some();
                     if payload.is_empty() {
                         self.queue.pop_front();
-                        session.consumed(sequence, Instant::now());
+                        session.consumed(sequence, now);
                     }
                 }
                 Err(error) => {

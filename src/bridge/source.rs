@@ -21,6 +21,8 @@ pub(super) struct Source {
     pub(super) stream: Kind,
     /// Until it has ended.
     pub(super) reader: Option<Reader>,
+    /// It has nothing more, for now.
+    pub(super) is_dry: bool,
 }
 
 /// What a read has come to.
@@ -34,16 +36,23 @@ pub(super) enum Read {
 }
 
 impl Source {
+    pub(super) fn new(stream: Kind, reader: Reader) -> Source {
+        Source { stream, reader: Some(reader), is_dry: false }
+    }
+
     /// Reads once, at most what `session` has room for, and queues it there.
     pub(super) fn read(&mut self, cx: &mut Context<'_>, session: &mut Session) -> Read {
-        let Some(reader) = &mut self.reader else { return Read::Nothing };
+        let Some(reader) = self.reader.as_mut().filter(|_| !self.is_dry) else { return Read::Nothing };
         let room = session.room().min(READ_BYTES);
         let mut frame = blank_frame(session);
         let mut place = ReadBuf::new(&mut frame[HEADER_BYTES..HEADER_BYTES + room]);
         let read = Pin::new(reader).poll_read(cx, &mut place);
         let count = place.filled().len();
         let read = match read {
-            Poll::Pending => Read::Nothing,
+            Poll::Pending => {
+                self.is_dry = true;
+                Read::Nothing
+            }
             Poll::Ready(Ok(())) if count >= COPY_BELOW_BYTES => {
                 session.queue_data(self.stream, frame, HEADER_BYTES + count);
                 return Read::Bytes(count);

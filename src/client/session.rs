@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::bridge::{self, Bridge, Connection, Event, RawEnd};
 use crate::client::dial::{Dialler, reason};
@@ -163,7 +164,7 @@ fn program_refused(refusal: Error, response: &Response, opening: &Opening) -> Er
 pub async fn run(opened: Opened, streams: Streams, dialler: &Dialler) -> Result<u8> {
     let host = dialler.host();
     let Streams { stdin, stdout, stderr } = streams;
-    let Opened { connection, leftover, round_trip, window_bytes, resumption, mut report } = opened;
+    let Opened { connection, leftover, round_trip, window_bytes, resumption, report } = opened;
     let Some(window_bytes) = window_bytes else {
         let carried = run_raw(connection, &leftover, stdin, stdout, report).await;
         return carried.map(|()| 0).map_err(|error| lost(host, Some(&error)));
@@ -175,10 +176,9 @@ pub async fn run(opened: Opened, streams: Streams, dialler: &Dialler) -> Result<
     // Stderr first: a reader of both looks at it when stdout has ended.
     let sinks: bridge::Sinks = vec![(Kind::Stderr, Box::new(stderr)), (Kind::Stdout, Box::new(stdout))];
     let mut bridge = Bridge::new(session, connection, &leftover, sources, sinks);
-    let mut signals = Signals::new()?;
     let mut path = resumption.map(|resumption| Path::new(dialler.clone(), resumption));
-    let mut disturbances = Disturbances::new();
-    let (mut start, mut has_started) = (std::pin::pin!(tokio::time::sleep(footprint::START)), false);
+    let (sender, mut asides) = mpsc::channel(1);
+    tokio::spawn(look_aside(Signals::new()?, report, sender));
     loop {
         tokio::select! {
             event = bridge.next() => if let Some(status) = attend(event, &mut bridge, path.as_mut(), host).await? {
@@ -187,22 +187,56 @@ pub async fn run(opened: Opened, streams: Streams, dialler: &Dialler) -> Result<
             step = next_step(&mut path) => if let Some(path) = &mut path {
                 path.follow(step, &mut bridge)?;
             },
+            Some(aside) = asides.recv() => match aside {
+                Aside::Disturbed => {
+                    bridge.session().doubt(Instant::now());
+                    if let Some(path) = &path {
+                        path.hurry();
+                    }
+                }
+                Aside::Signalled(Meaning::End(status)) => return Ok(close(&mut bridge, status).await),
+                Aside::Signalled(Meaning::Forward(name)) => bridge.session().queue_signal(name),
+                Aside::Asked(reply) => {
+                    let _ = reply.send(measure(&mut bridge, path.as_ref()));
+                }
+            },
+        }
+    }
+}
+
+/// What happens beside a session, seldom.
+enum Aside {
+    /// To the network, or to this machine.
+    Disturbed,
+    /// A signal has come.
+    Signalled(Meaning),
+    /// Somebody wants to know how the session is.
+    Asked(oneshot::Sender<Measure>),
+}
+
+/// Waits for all of that until the session ends. It is a task of its own, so that nothing of it is looked at for each byte that a
+/// session carries.
+async fn look_aside(mut signals: Signals, mut report: Report, asides: mpsc::Sender<Aside>) {
+    let mut disturbances = Disturbances::new();
+    let (mut start, mut has_started) = (std::pin::pin!(tokio::time::sleep(footprint::START)), false);
+    loop {
+        let aside = tokio::select! {
             () = &mut start, if !has_started => {
                 has_started = true;
                 footprint::give_back();
+                continue;
             }
-            () = disturbances.next() => {
-                bridge.session().doubt(Instant::now());
-                if let Some(path) = &path {
-                    path.hurry();
+            () = disturbances.next() => Aside::Disturbed,
+            meaning = signals.next() => Aside::Signalled(meaning),
+            question = report.question() => {
+                let (reply, measure) = oneshot::channel();
+                if asides.send(Aside::Asked(reply)).await.is_ok() && let Ok(measure) = measure.await {
+                    report.answer(question, measure);
                 }
+                continue;
             }
-            meaning = signals.next() => match meaning {
-                Meaning::End(status) => return Ok(close(&mut bridge, status).await),
-                Meaning::Forward(name) => bridge.session().queue_signal(name),
-            },
-            question = report.question() => report.answer(question, measure(&mut bridge, path.as_ref())),
-        }
+        };
+        let _ = asides.send(aside).await;
     }
 }
 
