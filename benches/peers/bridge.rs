@@ -35,42 +35,54 @@ const BLOCK_BYTES: usize = 128 << 10;
 /// What is read ahead of rustls, which by itself asks the kernel for 4 KiB at a time.
 const AHEAD_BYTES: usize = 256 << 10;
 
-/// Listens on a loopback port for ever. Every connection gets a process of `words`. Without a folder of certificates there
-/// is no TLS.
-pub(crate) fn serve(folder: Option<&Path>, port: u16, words: &[&str]) {
+/// Listens on a loopback port for ever. Every connection gets a process of `words`, or is ended where there are none. Without a
+/// folder of certificates there is no TLS. `kept_bytes`: see [`copy`].
+pub(crate) fn serve(folder: Option<&Path>, port: u16, kept_bytes: usize, words: &[&str]) {
     runtime().block_on(async {
         let acceptor = folder.map(|folder| TlsAcceptor::from(Arc::new(server_config(folder))));
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, port)).await.unwrap();
         loop {
             let (tcp, _) = listener.accept().await.unwrap();
             let acceptor = acceptor.clone();
-            let mut command = Command::new(words[0]);
-            command.args(&words[1..]);
+            let command = words.split_first().map(|(program, words)| {
+                let mut command = Command::new(program);
+                command.args(words);
+                command
+            });
             // One that comes and goes without a word has only looked whether somebody listens.
             tokio::spawn(async move {
                 tcp.set_nodelay(true)?;
-                match acceptor {
-                    None => attend(tcp, command).await,
-                    Some(acceptor) => attend(tuned(acceptor.accept(ahead(tcp)).await?.into()), command).await,
+                match (acceptor, command) {
+                    (None, None) => Ok(()),
+                    (None, Some(command)) => attend(tcp, command, kept_bytes).await,
+                    (Some(acceptor), None) => acceptor.accept(tcp).await?.shutdown().await,
+                    (Some(acceptor), Some(command)) => {
+                        attend(tuned(acceptor.accept(ahead(tcp)).await?.into()), command, kept_bytes).await
+                    }
                 }
             });
         }
     });
 }
 
-/// Joins this process's stdin and stdout to a server's.
-pub(crate) fn connect(folder: Option<&Path>, address: SocketAddr) {
+/// Joins this process's stdin and stdout to a server's, and sends `first` before all else.
+pub(crate) fn connect(folder: Option<&Path>, address: SocketAddr, kept_bytes: usize, first: &str) {
     let result: io::Result<()> = runtime().block_on(async {
         let stdin = pipe::Receiver::from_owned_fd(io::stdin().as_fd().try_clone_to_owned()?)?;
         let stdout = pipe::Sender::from_owned_fd(io::stdout().as_fd().try_clone_to_owned()?)?;
-        let tcp = TcpStream::connect(address).await?;
+        let mut tcp = TcpStream::connect(address).await?;
         tcp.set_nodelay(true)?;
         match folder {
-            None => join(tcp, stdin, stdout).await,
+            None => {
+                tcp.write_all(first.as_bytes()).await?;
+                join(tcp, stdin, stdout, kept_bytes).await
+            }
             Some(folder) => {
                 let connector = TlsConnector::from(Arc::new(client_config(folder)));
                 let name = ServerName::try_from(SERVER_NAME).unwrap();
-                join(tuned(connector.connect(name, ahead(tcp)).await?.into()), stdin, stdout).await
+                let mut tls = tuned(connector.connect(name, ahead(tcp)).await?.into());
+                tls.write_all(first.as_bytes()).await?;
+                join(tls, stdin, stdout, kept_bytes).await
             }
         }
     });
@@ -81,9 +93,9 @@ fn runtime() -> tokio::runtime::Runtime {
     tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap()
 }
 
-async fn attend(connection: impl AsyncRead + AsyncWrite, mut command: Command) -> io::Result<()> {
+async fn attend(connection: impl AsyncRead + AsyncWrite, mut command: Command, kept_bytes: usize) -> io::Result<()> {
     let mut child = command.stdin(Stdio::piped()).stdout(Stdio::piped()).spawn()?;
-    join(connection, child.stdout.take().unwrap(), child.stdin.take().unwrap()).await?;
+    join(connection, child.stdout.take().unwrap(), child.stdin.take().unwrap(), kept_bytes).await?;
     child.wait().await?;
     Ok(())
 }
@@ -93,30 +105,39 @@ async fn join(
     connection: impl AsyncRead + AsyncWrite,
     mut source: impl AsyncRead + AsFd + Unpin,
     sink: impl AsyncWrite + AsFd + Unpin,
+    kept_bytes: usize,
 ) -> io::Result<()> {
     let _ = fcntl_setpipe_size(&source, PIPE_BYTES);
     let _ = fcntl_setpipe_size(&sink, PIPE_BYTES);
     let (mut from_peer, mut to_peer) = tokio::io::split(connection);
     let out = async {
-        copy(&mut source, &mut to_peer).await?;
+        copy(&mut source, &mut to_peer, kept_bytes).await?;
         to_peer.shutdown().await
     };
     let back = async move {
         let mut sink = sink;
-        copy(&mut from_peer, &mut sink).await
+        copy(&mut from_peer, &mut sink, 0).await
     };
     tokio::try_join!(out, back).map(|_| ())
 }
 
-async fn copy(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin)) -> io::Result<()> {
-    let mut block = vec![0; BLOCK_BYTES];
+/// Copies to the end. What was read stays where it is until `kept_bytes` of memory behind it have been used, as whoever might have to
+/// send it again must have it.
+async fn copy(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    kept_bytes: usize,
+) -> io::Result<()> {
+    let mut memory = vec![0; kept_bytes.next_multiple_of(BLOCK_BYTES).max(BLOCK_BYTES)];
     loop {
-        let count = read_ready(from, &mut block).await?;
-        if count == 0 {
-            return Ok(());
+        for block in memory.chunks_mut(BLOCK_BYTES) {
+            let count = read_ready(from, block).await?;
+            if count == 0 {
+                return Ok(());
+            }
+            to.write_all(&block[..count]).await?;
+            to.flush().await?;
         }
-        to.write_all(&block[..count]).await?;
-        to.flush().await?;
     }
 }
 
@@ -154,7 +175,9 @@ fn server_config(folder: &Path) -> ServerConfig {
     let verifier = WebPkiClientVerifier::builder_with_provider(Arc::new(roots(folder)), provider.clone()).build();
     let (chain, key) = identity(folder, "server");
     let builder = ServerConfig::builder_with_provider(provider).with_protocol_versions(&[&TLS13]).unwrap();
-    builder.with_client_cert_verifier(verifier.unwrap()).with_single_cert(chain, key).unwrap()
+    let mut config = builder.with_client_cert_verifier(verifier.unwrap()).with_single_cert(chain, key).unwrap();
+    config.send_tls13_tickets = 0;
+    config
 }
 
 fn client_config(folder: &Path) -> ClientConfig {

@@ -32,7 +32,7 @@ pub(crate) fn measure(plan: &Plan, report: &mut Report) {
     let mut shortest = [f64::MAX; 4];
     let master = host.master(host.sshd_address());
     let account = User::from_uid(Uid::effective()).unwrap().unwrap();
-    let bridge = bridge(BRIDGE, true, &[account.shell.to_str().unwrap().to_owned(), "-c".to_owned(), LINE.to_owned()]);
+    let bridge = bridge(&[account.shell.to_str().unwrap().to_owned(), "-c".to_owned(), LINE.to_owned()]);
     for index in 0..ON_LOOPBACK {
         let mut commands = [
             (0, host.tstunnel_to(host.tunnel().address(), LINE)),

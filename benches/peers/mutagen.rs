@@ -12,14 +12,16 @@ use tempfile::TempDir;
 use crate::Plan;
 use crate::interruptions::echo;
 use crate::measure::{receive, send};
-use crate::peers::SSH;
+use crate::peers::{BRIDGE, Running, SSH};
 use crate::report::{Goal, Measure, Report, Section, TSTUNNEL};
+use crate::servers::certificates;
 use crate::support::mutagen::{Daemon, Session};
 use crate::support::port;
 use crate::support::remote::{Remote, Setup, Transport};
 use crate::support::script;
 use crate::support::tree::noise;
 use crate::support::wait::SOON;
+use crate::worker::Bridge;
 
 const CREATION: Section = Section {
     title: "Mutagen's sessions",
@@ -31,7 +33,7 @@ const CARRYING: Section = Section {
     note: "Changes that appear in a folder, until `mutagen sync flush` has brought them to the host, in memory where /dev/shm has room; and a forwarded connection to \
            what sends everything back, message by message and as fast as it can. `no network` is the same between two folders or \
            ports of this machine, in Mutagen's daemon alone; `pipes alone` is its agent started on pipes of this machine, which is the \
-           least that any transport could take.",
+           least that any transport could take. The bridge's stand-in carries the same words and bytes, and nothing else: no stderr, no exit status.",
 };
 const NOTHING: &str = "no network";
 const PIPES: &str = "pipes alone";
@@ -57,23 +59,28 @@ struct Side {
 
 enum Way {
     Remote(Box<Remote>),
-    /// Stand-ins for `ssh` and `scp` that do on this machine what they are asked to, in a home of its own.
-    Pipes(TempDir),
+    /// Stand-ins for `ssh` and `scp` that do on this machine what they are asked to, in a home of its own; with a bridge between
+    /// them and what they start, where one is running.
+    Local {
+        home: TempDir,
+        _bridge: Option<Running>,
+    },
     /// This machine itself.
     Nothing,
 }
 
-/// What the host of [`Way::Pipes`] is called.
-const PIPED_HOST: &str = "piped";
+/// What the host of [`Way::Local`] is called.
+const LOCAL_HOST: &str = "local";
 
 impl Side {
     /// Everybody, with folders in `parent`.
-    fn all(parent: &Path) -> [Side; 4] {
+    fn all(parent: &Path) -> [Side; 5] {
         let remote = |transport| Way::Remote(Box::new(Setup::new(transport).inside(parent).start()));
         [
             Side { peer: TSTUNNEL, way: remote(Transport::Tstunnel) },
             Side { peer: SSH, way: remote(Transport::OpenSsh) },
-            Side { peer: PIPES, way: Way::Pipes(stand_ins(parent)) },
+            Side { peer: BRIDGE, way: bridged_stand_ins(parent) },
+            Side { peer: PIPES, way: Way::Local { home: stand_ins(parent), _bridge: None } },
             Side { peer: NOTHING, way: Way::Nothing },
         ]
     }
@@ -81,7 +88,7 @@ impl Side {
     fn daemon(&self, parent: &Path) -> Daemon {
         let environment = match &self.way {
             Way::Remote(remote) => remote.environment(),
-            Way::Pipes(folder) => vec![("MUTAGEN_SSH_PATH", folder.path().into())],
+            Way::Local { home, .. } => vec![("MUTAGEN_SSH_PATH", home.path().into())],
             Way::Nothing => Vec::new(),
         };
         Daemon::start_inside(parent, environment)
@@ -91,7 +98,7 @@ impl Side {
     fn folder(&self, daemon: &Daemon, name: &str) -> (PathBuf, String) {
         match &self.way {
             Way::Remote(remote) => (remote.home().join(name), remote.url(name)),
-            Way::Pipes(home) => (home.path().join(name), format!("{PIPED_HOST}:~/{name}")),
+            Way::Local { home, .. } => (home.path().join(name), format!("{LOCAL_HOST}:~/{name}")),
             Way::Nothing => {
                 let folder = daemon.folder(&format!("there-{name}"));
                 (folder.clone(), folder.to_string_lossy().into_owned())
@@ -102,7 +109,7 @@ impl Side {
     fn destination(&self, address: SocketAddr) -> String {
         match &self.way {
             Way::Remote(remote) => format!("{}:tcp:{address}", remote.host()),
-            Way::Pipes(_) => format!("{PIPED_HOST}:tcp:{address}"),
+            Way::Local { .. } => format!("{LOCAL_HOST}:tcp:{address}"),
             Way::Nothing => format!("tcp:{address}"),
         }
     }
@@ -112,11 +119,41 @@ impl Side {
 fn stand_ins(parent: &Path) -> TempDir {
     let folder = tempfile::Builder::new().prefix("ts-bench-").tempdir_in(parent).unwrap();
     let home = folder.path().display();
-    let ssh = format!("for last; do :; done; cd '{home}' && exec env -i HOME='{home}' PATH=\"$PATH\" sh -c \"$last\"");
+    let ssh = format!("for last; do :; done; cd '{home}' && exec {} sh -c \"$last\"", at_home(folder.path()));
     script::write(&folder.path().join("ssh"), &ssh);
     let scp = format!("while [ $# -gt 2 ]; do shift; done; exec cp \"$1\" '{home}'/\"${{2#*:}}\"");
     script::write(&folder.path().join("scp"), &scp);
     folder
+}
+
+/// The same with the bridge behind `ssh`, which says first what it is to start. What a missing agent is noticed by, its exit status,
+/// does not come over it: until there is one, pipes do.
+fn bridged_stand_ins(parent: &Path) -> Way {
+    let home = stand_ins(parent);
+    let at = home.path();
+    certificates(at);
+    let shell = format!("read -r line; cd '{}' && exec {} sh -c \"$line\"", at.display(), at_home(at));
+    let port = port::free();
+    let bridge = Bridge { folder: Some(at.to_owned()), kept_bytes: 0 };
+    let server = Running::start(bridge.server(port, &["sh".to_owned(), "-c".to_owned(), shell]), port, None);
+    fs::rename(at.join("ssh"), at.join("ssh-by-pipes")).unwrap();
+    let client = bridge.client(server.address, "");
+    let words = [client.get_program()].into_iter().chain(client.get_args());
+    let words: Vec<String> =
+        words.filter(|word| !word.is_empty()).map(|word| format!("'{}'", word.display())).collect();
+    let ssh = format!(
+        "for last; do :; done; [ -e '{home}/.mutagen' ] || exec '{home}/ssh-by-pipes' \"$@\"\n\
+         exec {client} \"$last\n\"",
+        home = at.display(),
+        client = words.join(" ")
+    );
+    script::write(&at.join("ssh"), &ssh);
+    Way::Local { home, _bridge: Some(server) }
+}
+
+/// What a host's environment is, for the shell.
+fn at_home(home: &Path) -> String {
+    format!("env -i HOME='{}' PATH=\"$PATH\"", home.display())
 }
 
 /// Creates sessions.

@@ -15,14 +15,19 @@ use crate::servers::{Plain, SERVER_NAME, certificates};
 use crate::support::port;
 use crate::support::process::{Group, program, run};
 use crate::support::wait::{SOON, wait_until};
-use crate::worker::{bridge_client, bridge_server, far_end_words};
+use crate::worker::{Bridge, far_end_words};
 
 /// The names in the report.
 pub(crate) const BRIDGE: &str = "minimal bridge";
 pub(crate) const SSH: &str = "ssh";
 pub(crate) const SSH_GCM: &str = "ssh aes128-gcm";
+/// The limit of who can go on over another connection.
+pub(crate) const KEEPING_BRIDGE: &str = "bridge that keeps";
 /// The limit of what anybody could be.
 pub(crate) const TCP: &str = "plain TCP";
+
+/// What a gigabyte a second has in flight at 200 ms.
+const KEPT_BYTES: usize = 200 << 20;
 
 /// One who joins two pipes over a network.
 pub(crate) struct Peer {
@@ -56,7 +61,7 @@ pub(crate) fn main_peers() -> Vec<Peer> {
             client: Box::new(move |address| tunnel.tstunnel_to(address, &tunnel_line)),
             _running: plain.clone(),
         },
-        bridge(BRIDGE, true, &far_end_words()),
+        bridge(&far_end_words()),
         Peer {
             name: SSH,
             address: plain.sshd_address(),
@@ -78,7 +83,7 @@ pub(crate) fn main_peers() -> Vec<Peer> {
 pub(crate) fn path_peers() -> Vec<Peer> {
     let mut peers = main_peers();
     peers.retain(|peer| peer.name != SSH_GCM);
-    peers.push(bridge(TCP, false, &far_end_words()));
+    peers.push(plain_tcp());
     peers
 }
 
@@ -86,17 +91,34 @@ pub(crate) fn path_peers() -> Vec<Peer> {
 pub(crate) fn all_peers() -> Vec<Peer> {
     let mut peers = main_peers();
     peers.extend(stunnel());
-    peers.extend([socat(), websocat_peer(), bridge(TCP, false, &far_end_words())]);
+    peers.extend([socat(), websocat_peer(), plain_tcp()]);
     peers
 }
 
 /// The bridge to one process after another of `words`.
-pub(crate) fn bridge(name: &'static str, secure: bool, words: &[String]) -> Peer {
-    let folder = secure.then(certified);
-    let path = folder.as_ref().map(|folder| folder.path().to_owned());
+pub(crate) fn bridge(words: &[String]) -> Peer {
+    tls_bridge(BRIDGE, 0, words)
+}
+
+/// The same, keeping as much of what it sends as a long path has in flight.
+pub(crate) fn keeping_bridge() -> Peer {
+    tls_bridge(KEEPING_BRIDGE, KEPT_BYTES, &far_end_words())
+}
+
+fn tls_bridge(name: &'static str, kept_bytes: usize, words: &[String]) -> Peer {
+    let folder = certified();
+    let bridge = Bridge { folder: Some(folder.path().to_owned()), kept_bytes };
+    bridged(name, bridge, Some(folder), words)
+}
+
+fn plain_tcp() -> Peer {
+    bridged(TCP, Bridge { folder: None, kept_bytes: 0 }, None, &far_end_words())
+}
+
+fn bridged(name: &'static str, bridge: Bridge, folder: Option<TempDir>, words: &[String]) -> Peer {
     let port = port::free();
-    let server = Running::start(bridge_server(path.as_deref(), port, words), port, folder);
-    server.peer(name, Box::new(move |address| bridge_client(path.as_deref(), address)))
+    let server = Running::start(bridge.server(port, words), port, folder);
+    server.peer(name, Box::new(move |address| bridge.client(address, "")))
 }
 
 /// stunnel at both ends, by its own client and by `openssl s_client`.

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::net::SocketAddr;
 use std::os::fd::AsFd;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -68,8 +68,12 @@ pub(crate) fn run(words: &[String]) -> bool {
     match words[..] {
         // Whoever asked may be gone at any time, which ends this.
         [FAR_END] => drop(far_end()),
-        [BRIDGE, "serve", folder, port, ref words @ ..] => bridge::serve(path(folder), port.parse().unwrap(), words),
-        [BRIDGE, "connect", folder, address] => bridge::connect(path(folder), address.parse().unwrap()),
+        [BRIDGE, "serve", folder, port, kept, ref words @ ..] => {
+            bridge::serve(path(folder), port.parse().unwrap(), kept.parse().unwrap(), words);
+        }
+        [BRIDGE, "connect", folder, address, kept, first] => {
+            bridge::connect(path(folder), address.parse().unwrap(), kept.parse().unwrap(), first);
+        }
         _ => return false,
     }
     true
@@ -85,18 +89,36 @@ pub(crate) fn far_end_words() -> [String; 2] {
     [myself().get_program().to_str().unwrap().to_owned(), FAR_END.to_owned()]
 }
 
-/// The server of a bridge to processes of `words`, with the certificates of a folder or without TLS.
-pub(crate) fn bridge_server(folder: Option<&Path>, port: u16, words: &[String]) -> Command {
-    let mut command = myself();
-    command.args([BRIDGE, "serve"]).arg(folder.unwrap_or(Path::new(""))).arg(port.to_string()).args(words);
-    command
+/// A bridge, by what sets it apart from others.
+#[derive(Clone, Debug)]
+pub(crate) struct Bridge {
+    /// Where its certificates are; without any there is no TLS.
+    pub(crate) folder: Option<PathBuf>,
+    /// How much of what is sent is kept.
+    pub(crate) kept_bytes: usize,
 }
 
-/// The client of such a bridge.
-pub(crate) fn bridge_client(folder: Option<&Path>, address: SocketAddr) -> Command {
-    let mut command = myself();
-    command.args([BRIDGE, "connect"]).arg(folder.unwrap_or(Path::new(""))).arg(address.to_string());
-    command
+impl Bridge {
+    /// Its server, to processes of `words`.
+    pub(crate) fn server(&self, port: u16, words: &[String]) -> Command {
+        let mut command = self.command("serve", &port.to_string());
+        command.args(words);
+        command
+    }
+
+    /// Its client, which sends `first` before all else.
+    pub(crate) fn client(&self, address: SocketAddr, first: &str) -> Command {
+        let mut command = self.command("connect", &address.to_string());
+        command.arg(first);
+        command
+    }
+
+    fn command(&self, word: &str, place: &str) -> Command {
+        let mut command = myself();
+        command.args([BRIDGE, word]).arg(self.folder.as_deref().unwrap_or(Path::new("")));
+        command.args([place, &self.kept_bytes.to_string()]);
+        command
+    }
 }
 
 fn myself() -> Command {
