@@ -2,10 +2,12 @@
 //!
 //! [`head`] reads and writes HTTP/1.1 heads, [`frame`] is the codec of `tstunnel/1`, and [`session`] numbers,
 //! acknowledges and keeps frames, with [`liveness`] to judge a silent peer and [`flight`] to measure the path.
-//! [`early`] is what comes with a resume. [`encoding`] writes bytes as text.
+//! [`early`] is what comes with a resume. [`encoding`] writes bytes as text, and [`file_name`] says
+//! what an uploaded file may be called.
 
 pub mod early;
 pub mod encoding;
+pub mod file_name;
 pub mod flight;
 pub mod frame;
 pub mod head;

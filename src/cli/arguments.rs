@@ -13,6 +13,7 @@ use crate::client::upload::Content;
 use crate::config::Overrides;
 use crate::config::url::{self, Target, TunnelUrl};
 use crate::error::{Code, Error, Result};
+use crate::protocol::file_name::{Unfit, check_file_name};
 
 impl Given {
     /// What the command of `row` is asked for by these options and operands.
@@ -49,13 +50,7 @@ impl Given {
                 if content == Content::Stdin && name.is_none() {
                     return Err(usage("stdin has no name of its own", "write `tstunnel upload - HOST:NAME`"));
                 }
-                // The server would refuse it too, and take it for the mistake of another version.
-                if let Some(name) = name.as_deref().filter(|name| !is_plain(name)) {
-                    return Err(usage(
-                        format!("`{name}` is no name for a file in the home directory"),
-                        "an upload goes into the account's home directory: give a plain name without a slash",
-                    ));
-                }
+                name.as_deref().map_or(Ok(()), plain)?;
                 Ok(Command::Upload(Upload {
                     content,
                     host,
@@ -224,9 +219,17 @@ fn host_and_name(text: String) -> Result<(String, Option<String>)> {
     })
 }
 
-/// Whether `name` is that of a file in a folder, and leads nowhere else.
-fn is_plain(name: &str) -> bool {
-    !matches!(name, "." | "..") && !name.contains('/')
+/// Refuses what the server would refuse too, and take for the mistake of another version.
+fn plain(name: &str) -> Result<()> {
+    check_file_name(name).map_err(|unfit| {
+        let hint = match unfit {
+            Unfit::Special | Unfit::Slash | Unfit::Nul => {
+                "an upload goes into the account's home directory: give a plain name without a slash"
+            }
+            Unfit::TooLong => "give the file a shorter name",
+        };
+        usage(format!("`{name}` is no name for a file in the home directory: it {unfit}"), hint)
+    })
 }
 
 /// How many bytes `check --throughput` moves where it is not told.

@@ -278,10 +278,23 @@ fn a_name_that_leads_out_of_the_home_directory_is_no_name_for_an_upload() {
     ] {
         for content in ["f", "-"] {
             let error = refused(&["upload", content, target]);
-            assert_eq!(error.text, format!("`{name}` is no name for a file in the home directory"));
+            let why = if name.contains('/') { "has a slash in it" } else { "is empty, `.` or `..`" };
+            assert_eq!(error.text, format!("`{name}` is no name for a file in the home directory: it {why}"));
             assert!(error.hint().contains("without a slash"), "{error:?}");
         }
     }
+}
+
+#[test]
+fn a_name_that_no_server_takes_is_refused_for_an_upload() {
+    let long = "x".repeat(256);
+    let target = format!("h:{long}");
+    let error = refused(&["upload", "f", &target]);
+    assert_eq!(error.code.exit_status(false), 2);
+    assert!(error.text.ends_with(": it is longer than 255 bytes"), "{error:?}");
+    assert!(error.hint().contains("a shorter name"), "{error:?}");
+    let target = format!("h:{}", &long[1..]);
+    assert!(matches!(parsed(&["upload", "f", &target]), Command::Upload(_)));
 }
 
 #[test]

@@ -8,6 +8,7 @@ use super::settings::{AddressFamily, Settings, not_utf8, usage};
 use super::{Destination, Invocation, Letters, Step};
 use crate::config::WeakDefaults;
 use crate::error::{Error, Result};
+use crate::protocol::file_name::{Unfit, check_file_name};
 
 // -d, -f, -t and -M are what an scp sends to the one on the other side: not for us.
 const FLAGS: &str = "2346ABCOpqRrsTv";
@@ -240,11 +241,17 @@ fn remote_name(path: &str) -> Result<Option<String>> {
     while let Some(rest) = name.strip_prefix("./") {
         name = rest;
     }
-    match name {
-        "" | "." => Ok(None),
-        ".." => Err(outside(path)),
-        _ if name.contains('/') || name.starts_with('~') => Err(outside(path)),
-        _ => Ok(Some(name.to_owned())),
+    if matches!(name, "" | ".") {
+        return Ok(None);
+    }
+    match check_file_name(name) {
+        // The home of another account.
+        Ok(()) if name.starts_with('~') => Err(outside(path)),
+        Ok(()) => Ok(Some(name.to_owned())),
+        Err(Unfit::Special | Unfit::Slash) => Err(outside(path)),
+        Err(unfit @ (Unfit::Nul | Unfit::TooLong)) => {
+            Err(usage(format!("`{path}` is no name for a file: it {unfit}"), "give the file another name"))
+        }
     }
 }
 
@@ -381,6 +388,8 @@ mod tests {
             (&["f", "h:.."], "home directory"),
             (&["f", "h:./.."], "home directory"),
             (&["f", "scp://h//tmp"], "home directory"),
+            (&["f", &format!("h:{}", "x".repeat(256))], "is longer than 255 bytes"),
+            (&["f", &format!("h:~/{}", "ä".repeat(128))], "is longer than 255 bytes"),
             (&["..", "h:"], "is a folder"),
             (&["-l", "100", "f", "h:"], "bandwidth"),
             (&["-J", "b", "f", "h:"], "jump host"),

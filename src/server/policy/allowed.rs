@@ -6,10 +6,8 @@ use super::target::{ECHO, Target, TargetPattern};
 use super::terms::Terms;
 use super::{Action, CommandLine, clipped, command, environment, mutagen};
 use crate::error::{Code, Error, Result};
+use crate::protocol::file_name::check_file_name;
 use crate::server::config::{Commands, HostConfig};
-
-/// Longest name of an uploaded file (tstunnel-protocol(7)), which is Linux' `NAME_MAX` too.
-const MAX_FILENAME_BYTES: usize = 255;
 
 /// A request that is allowed, and by which entries.
 pub(super) struct Allowed {
@@ -55,13 +53,8 @@ pub(super) fn command(
 }
 
 pub(super) fn copy(host: &HostConfig, terms: &Terms, filename: &str) -> Result<Allowed> {
-    let malformed = |why: &str| Err(Error::new(Code::BadRequest, format!("the file's name {why}")));
-    match filename {
-        "" | "." | ".." => return malformed("is empty, `.` or `..`"),
-        _ if filename.len() > MAX_FILENAME_BYTES => return malformed("is longer than 255 bytes"),
-        _ if filename.contains(['/', '\0']) => return malformed("has a slash or a NUL in it"),
-        _ => {}
-    }
+    let malformed = |unfit| Error::new(Code::BadRequest, format!("the file's name {unfit}"));
+    check_file_name(filename).map_err(malformed)?;
     let denied = |by: &str| {
         let text = format!("this {by} does not allow an upload as `{}`", clipped(filename));
         Error::new(Code::CommandDenied, text)

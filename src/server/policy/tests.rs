@@ -245,6 +245,8 @@ fn a_malformed_file_name_is_a_bad_request() {
             assert_eq!(code(host, &upload(name)), Code::BadRequest, "{name:?}");
         }
     }
+    let refused = decide(ANN, "open.example.net", &upload("a/b")).unwrap_err();
+    assert_eq!(refused.text, "the file's name has a slash in it");
     assert!(decide(ANN, "open.example.net", &upload(&"a".repeat(255))).is_ok());
     assert!(decide(ANN, "open.example.net", &upload("...")).is_ok());
 }
