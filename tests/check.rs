@@ -7,6 +7,7 @@ mod support;
 mod support_net;
 
 use std::fs;
+use std::net::TcpListener;
 
 use support::pki::{Usage, Validity, params};
 use support_net::child::{Ran, run};
@@ -115,7 +116,9 @@ fn the_check_lists_what_each_principal_may_do_and_what_keeps_a_server_from_start
         assert!(text.contains(expected), "{expected}\n{text}");
     }
     let check = || run(&mut site.tstunnel(&["serve", "--check", "--config", file.to_str().unwrap()]));
-    assert!(check().ok().text().contains("a server with this configuration starts"));
+    // The server of this site has its port, which is nothing wrong.
+    let said = format!("{}: a server takes it, with the files that it names; ", file.display());
+    assert!(check().ok().text().contains(&said));
     fs::write(site.root.join("server.key"), "no key").unwrap();
     let ran = check();
     assert_eq!((ran.code(), ran.text().as_str()), (Some(1), ""));
@@ -158,6 +161,19 @@ fn a_configuration_that_is_right_has_no_warning() {
     let ran = check(&site, &[]).ok();
     assert_eq!(ran.stderr, "");
     assert!(warnings(&ran.text()).is_empty(), "{}", ran.text());
+}
+
+#[test]
+fn that_an_address_is_free_is_not_promised() {
+    let taken = TcpListener::bind("127.0.0.1:0").unwrap();
+    let site = site(&format!("listen = [\"{}\"]\n", taken.local_addr().unwrap()));
+    let file = site.root.join("server.toml");
+    let said = check(&site, &[]).ok().text();
+    assert!(said.contains("; whether its addresses are free shows at the start\n"), "{said}");
+    let mut server = site.tstunnel(&["serve", "--config", text(&file)]);
+    let ran = run(&mut server);
+    assert_eq!(ran.code(), Some(1));
+    assert!(ran.stderr.contains("cannot listen on 127.0.0.1:"), "{}", ran.stderr);
 }
 
 #[test]

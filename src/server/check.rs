@@ -41,10 +41,11 @@ pub struct Question {
     pub authorize: bool,
 }
 
-/// Reads everything that a server with the configuration at `path` would, and says what it finds.
+/// Reads everything that a server with the configuration at `path` would, and says what it finds. It does not try to listen: an
+/// address in use may well be so by the server that is to read this next.
 ///
 /// # Errors
-/// `config` where such a server would not start.
+/// `config` where such a server would not take it.
 pub fn report(path: &Path) -> Result<String> {
     let (state, warnings) = State::load(path, &Account::of_process()?)?;
     let mut text = String::new();
@@ -57,7 +58,11 @@ pub fn report(path: &Path) -> Result<String> {
     for doubt in doubts(&state) {
         let _ = writeln!(text, "warning: {doubt}");
     }
-    let _ = writeln!(text, "{}: a server with this configuration starts", path.display());
+    let shown = path.display();
+    let _ = writeln!(
+        text,
+        "{shown}: a server takes it, with the files that it names; whether its addresses are free shows at the start"
+    );
     for (index, grant) in state.config.grants.iter().enumerate() {
         let _ = write!(text, "\ngrant {} to `{}`", index + 1, grant.principal.as_str());
         describe(&mut text, &state.config, grant);
@@ -144,7 +149,7 @@ fn list(items: impl Iterator<Item = String>) -> String {
 /// Answers one question as a server with the configuration at `path` would: whether it is allowed, and the words.
 ///
 /// # Errors
-/// `config` where such a server would not start, `usage` where there can be no such principal or host.
+/// `config` where such a server would not take it, `usage` where there can be no such principal or host.
 pub async fn answer(path: &Path, question: Question) -> Result<(bool, String)> {
     let (state, _) = State::load(path, &Account::of_process()?)?;
     let Question { principal, host, command, user, source, authorize } = question;

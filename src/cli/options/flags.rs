@@ -231,7 +231,7 @@ pub const OPTIONS: &[OptionRow] = &[
         value: None,
         sentence: "read everything, say what it comes to, and start nothing",
         manual: "Reads everything that the server would, says what is wrong and what each principal may do, and starts \
-             nothing.",
+             nothing. Whether its addresses are free is not tried.",
         commands: On::These(&[Serve]),
     },
     OptionRow {
