@@ -60,7 +60,7 @@ use crate::server::config::Account;
 use crate::server::descriptors::Connections;
 use crate::server::gate::Gate;
 use crate::server::life::Life;
-use crate::server::listener::Given;
+use crate::server::listener::{Given, Purpose};
 use crate::server::metrics::Metrics;
 use crate::server::monitor::{Monitor, Monitors};
 use crate::server::pool::Pool;
@@ -152,7 +152,7 @@ pub async fn run(path: &Path, sockets: Vec<Given>) -> Result<()> {
     }
     let mut arrival = Arrival::look_around(state.config.run_dir.as_deref(), path, sockets).await;
     let listening = arrival.listen(&state.config.listen)?;
-    let monitors = monitor::bind(&state.config.monitor, arrival.take_monitors())?;
+    let monitors = listener::bind(&state.config.monitor, arrival.take_monitors(), Purpose::Monitor)?;
     let limits = &state.config.limits;
     // What is written from now on is this server's own.
     if let Some(end) = SystemTime::now().checked_sub(limits.resume_grace) {

@@ -74,51 +74,77 @@ pub struct Listening {
     pub is_given: bool,
 }
 
+/// Whose addresses are listened on, which a failure to do so names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// Those of `listen`, for clients.
+    Sessions,
+    /// Those of `[monitor]`.
+    Monitor,
+}
+
+impl Purpose {
+    fn verb(self) -> &'static str {
+        match self {
+            Purpose::Sessions => "listen",
+            Purpose::Monitor => "monitor",
+        }
+    }
+
+    /// Where the addresses stand in the configuration, behind "another".
+    fn place(self) -> &'static str {
+        match self {
+            Purpose::Sessions => "in `listen`",
+            Purpose::Monitor => "for `listen` in [monitor]",
+        }
+    }
+
+    fn failure(self, address: SocketAddr, cause: &io::Error) -> Error {
+        let (verb, place) = (self.verb(), self.place());
+        let hint = match cause.kind() {
+            io::ErrorKind::PermissionDenied => format!(
+                "ports below 1024 are root's: run it as root or as a service, give the program CAP_NET_BIND_SERVICE, or \
+                 choose another port {place}"
+            ),
+            _ => format!("choose another address {place}, or stop what has this one"),
+        };
+        Error::new(Code::Config, format!("cannot {verb} on {address}: {cause}")).with_hint(hint)
+    }
+}
+
 /// Listens on `given` alone.
 ///
 /// # Errors
 /// `internal` where a socket cannot be used.
-pub fn adopt(given: Vec<Given>) -> Result<Vec<Bound>> {
+pub fn adopt(given: Vec<Given>, purpose: Purpose) -> Result<Vec<Bound>> {
     let adopt = |Given { address, socket }| {
         let socket = std::net::TcpListener::from(socket);
         socket.set_nonblocking(true)?;
         Ok(Bound { address, socket: TcpListener::from_std(socket)? })
     };
-    given
-        .into_iter()
-        .map(adopt)
-        .collect::<io::Result<_>>()
-        .map_err(|error| Error::new(Code::Internal, format!("cannot listen on a socket that was handed over: {error}")))
+    given.into_iter().map(adopt).collect::<io::Result<_>>().map_err(|error| {
+        let verb = purpose.verb();
+        Error::new(Code::Internal, format!("cannot {verb} on a socket that was handed over: {error}"))
+    })
 }
 
 /// Listens on each of `addresses`, or on none; by one of the sockets in `given` where that is for the same address.
 ///
 /// # Errors
 /// `config` where that is not possible.
-pub fn bind(addresses: &[SocketAddr], given: Vec<Given>) -> Result<Vec<Bound>> {
-    let mut given = adopt(given)?;
+pub fn bind(addresses: &[SocketAddr], given: Vec<Given>, purpose: Purpose) -> Result<Vec<Bound>> {
+    let mut given = adopt(given, purpose)?;
     let mut bound = Vec::new();
     for &address in addresses {
         let is_it =
             |given: &Bound| given.address == address || given.socket.local_addr().is_ok_and(|local| local == address);
         let socket = match given.iter().position(is_it) {
             Some(index) => given.swap_remove(index).socket,
-            None => listen(address).map_err(|cause| cannot_listen(address, &cause))?,
+            None => listen(address).map_err(|cause| purpose.failure(address, &cause))?,
         };
         bound.push(Bound { address, socket });
     }
     Ok(bound)
-}
-
-fn cannot_listen(address: SocketAddr, cause: &io::Error) -> Error {
-    let hint = match cause.kind() {
-        io::ErrorKind::PermissionDenied => {
-            "ports below 1024 are root's: run it as root or as a service, give the program CAP_NET_BIND_SERVICE, or choose \
-             another port in `listen`"
-        }
-        _ => "choose another address in `listen`, or stop what has this one",
-    };
-    Error::new(Code::Config, format!("cannot listen on {address}: {cause}")).with_hint(hint)
 }
 
 fn listen(address: SocketAddr) -> io::Result<TcpListener> {
@@ -343,7 +369,7 @@ mod tests {
     fn a_port_that_is_not_this_accounts_to_use_has_another_hint_than_one_in_use() {
         let address = SocketAddr::from(([127, 0, 0, 1], 443));
         let hint = |kind: io::ErrorKind| {
-            let error = cannot_listen(address, &kind.into());
+            let error = Purpose::Sessions.failure(address, &kind.into());
             assert!(
                 error.code == Code::Config && error.text.starts_with("cannot listen on 127.0.0.1:443: "),
                 "{error}"
@@ -356,5 +382,17 @@ mod tests {
             assert!(denied.contains(remedy), "{denied}");
         }
         assert_eq!(hint(io::ErrorKind::AddrInUse), "choose another address in `listen`, or stop what has this one");
+    }
+
+    #[test]
+    fn a_monitors_failure_names_the_key_of_the_monitor() {
+        let address = SocketAddr::from(([127, 0, 0, 1], 443));
+        let failure = |kind: io::ErrorKind| Purpose::Monitor.failure(address, &kind.into());
+        let in_use = failure(io::ErrorKind::AddrInUse);
+        assert_eq!(in_use.code, Code::Config);
+        assert!(in_use.text.starts_with("cannot monitor on 127.0.0.1:443: "), "{in_use}");
+        assert_eq!(in_use.hint(), "choose another address for `listen` in [monitor], or stop what has this one");
+        let denied = failure(io::ErrorKind::PermissionDenied);
+        assert!(denied.hint().ends_with(", or choose another port for `listen` in [monitor]"), "{}", denied.hint());
     }
 }

@@ -6,7 +6,6 @@
 
 use std::convert::Infallible;
 use std::io;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,10 +20,10 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::protocol::MAX_HEAD_BYTES;
 use crate::server::audit::Audit;
-use crate::server::listener::{self, Bound, Given};
+use crate::server::listener::{Bound, Given};
 use crate::server::metrics::{self, Metrics};
 use crate::server::registry::Registry;
 use crate::server::{Shared, Stop};
@@ -51,23 +50,6 @@ pub struct Monitor {
 pub struct Monitors {
     copies: Vec<Given>,
     serving: JoinSet<()>,
-}
-
-/// Listens on each of `addresses`, as [`listener::bind`] does.
-///
-/// # Errors
-/// `config` where that is not possible.
-pub fn bind(addresses: &[SocketAddr], given: Vec<Given>) -> Result<Vec<Bound>> {
-    listener::bind(addresses, given).map_err(|error| of_monitor(&error))
-}
-
-/// The same failure to listen, in words for the monitor.
-fn of_monitor(error: &Error) -> Error {
-    Error::new(error.code, error.text.replacen("cannot listen", "cannot monitor", 1)).with_hint(error.hint().replacen(
-        "in `listen`",
-        "for `listen` in [monitor]",
-        1,
-    ))
 }
 
 impl Monitors {
@@ -205,18 +187,4 @@ fn text(status: StatusCode, body: impl Into<Bytes>) -> Response<Full<Bytes>> {
     answer.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
     answer.headers_mut().insert(CACHE_CONTROL, HeaderValue::from_static("no-store"));
     answer
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::error::Code;
-
-    #[test]
-    fn a_failure_to_listen_is_said_in_words_for_the_monitor() {
-        let of_listener = |hint: &str| Error::new(Code::Config, "cannot listen on [::1]:80: no").with_hint(hint);
-        let error = of_monitor(&of_listener("choose another port in `listen`"));
-        assert_eq!(error.text, "cannot monitor on [::1]:80: no");
-        assert_eq!(error.hint(), "choose another port for `listen` in [monitor]");
-    }
 }

@@ -12,7 +12,7 @@ use crate::server::Shared;
 use crate::server::audit::record::{Event, Record};
 use crate::server::config::{Account, ServerConfig};
 use crate::server::files::Files;
-use crate::server::listener::{self, Listeners};
+use crate::server::listener::{self, Listeners, Purpose};
 use crate::server::review::Scope;
 use crate::server::state::State;
 use crate::tls;
@@ -73,7 +73,8 @@ impl Source {
         let (state, warnings) = loading.await.map_err(|error| Error::new(Code::Internal, error.to_string()))??;
         // A server starts with such a list, and lets nobody in; one that runs has something better.
         tls::check_lists(&state.config.crl, SystemTime::now())?;
-        let bound = listener::bind(&listeners.missing(&state.config.listen), Vec::new())?;
+        let missing = listeners.missing(&state.config.listen);
+        let bound = listener::bind(&missing, Vec::new(), Purpose::Sessions)?;
         // The last that may fail: it is done when it succeeds.
         shared.audit.reopen(&state.config.audit, state.config.audit_required)?;
         for warning in warnings {

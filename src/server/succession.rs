@@ -30,7 +30,7 @@ use crate::error::{Code, Error, Result, printable};
 use crate::server::Shared;
 use crate::server::admission::Counted;
 use crate::server::handshake::Peer;
-use crate::server::listener::{self, Given, Listening};
+use crate::server::listener::{self, Given, Listening, Purpose};
 use crate::server::refusal::Refusal;
 use crate::tls;
 use control::Control;
@@ -116,7 +116,10 @@ impl Arrival {
     pub fn listen(&mut self, addresses: &[SocketAddr]) -> Result<Listening> {
         let given = std::mem::take(&mut self.given.listening);
         let is_given = self.given.is_given;
-        let bound = if is_given { listener::adopt(given)? } else { listener::bind(addresses, given)? };
+        let bound = match is_given {
+            true => listener::adopt(given, Purpose::Sessions)?,
+            false => listener::bind(addresses, given, Purpose::Sessions)?,
+        };
         Ok(Listening { bound, is_given })
     }
 
