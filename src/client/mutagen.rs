@@ -1,10 +1,12 @@
 //! `tstunnel mutagen ARGS…`: becomes `mutagen`, with `MUTAGEN_SSH_PATH` set and `tstunnel://` URLs in Mutagen's terms.
 //!
 //! In this order, so that what fails leaves nothing behind: [`rewrite`] the arguments and the file of a [`project`], see to
-//! the folder with the stand-ins, see that a running [`daemon`] knows that folder, remember the URLs' parameters, exec(2).
+//! the folder with the stand-ins, see that a running [`daemon`] knows that folder, remember the URLs' parameters, note what is misspelt,
+//! exec(2).
 
 pub mod daemon;
 pub mod env;
+mod misspelt;
 pub mod project;
 mod restart;
 pub mod rewrite;
@@ -191,6 +193,9 @@ fn prepare(args: &[OsString], surroundings: &Surroundings<'_>, stderr: &mut dyn 
     let copy = project.map(|project| project.copy()).transpose()?;
     if let Some(copy) = &copy {
         copy.put_into(&mut rewritten.args);
+    }
+    for note in misspelt::notes(args, surroundings.env) {
+        drop(writeln!(stderr, "tstunnel: {}", printable(&note)));
     }
     let mut command = Command::new(surroundings.mutagen());
     command.args(rewritten.args).env("MUTAGEN_SSH_PATH", folder);
@@ -421,5 +426,28 @@ mod tests {
         let named = Surroundings { mutagen: Some("/opt/mutagen".into()), ..machine.surroundings() };
         let command = prepare(&args[..1], &named, &mut Vec::new()).unwrap().command;
         assert_eq!(command.get_program(), "/opt/mutagen");
+    }
+    #[test]
+    fn a_host_near_in_spelling_to_a_configured_one_is_pointed_out_and_nothing_else_changes() {
+        let machine = Machine::new();
+        let file = machine.path("home/.config/tstunnel/config.toml");
+        fs::create_dir_all(file.parent().unwrap()).unwrap();
+        fs::write(file, "[host.host123]\nendpoint = \"e\"\ncert = \"/c\"\nkey = \"/k\"\n").unwrap();
+        let said = |line: &str| {
+            let args: Vec<OsString> = line.split(' ').map(OsString::from).collect();
+            let mut stderr = Vec::new();
+            let command = prepare(&args, &machine.surroundings(), &mut stderr).unwrap().command;
+            assert_eq!(command.get_args().collect::<Vec<_>>(), args);
+            String::from_utf8(stderr).unwrap()
+        };
+        assert_eq!(
+            said("sync create a dev@hots123:/p"),
+            "tstunnel: note: no entry of the configuration is named `hots123`, so the real ssh is asked; did you mean \
+             `host123`?\n"
+        );
+        assert!(said("forward create tcp:localhost:8080 hosst123:22:tcp:localhost:80").contains("`hosst123`"));
+        for quiet in ["sync create a host123:/p", "sync create a elsewhere:/p", "sync list hots123:/p"] {
+            assert_eq!(said(quiet), "", "{quiet}");
+        }
     }
 }

@@ -202,6 +202,24 @@ pub fn is_ours(host: &str, env: &Environment, overrides: &Overrides) -> Result<b
         || endpoints.iter().any(|endpoint| without_suffix(alias, &endpoint.host).is_some()))
 }
 
+/// The host of a file's or of `TSTUNNEL_HOSTS` that `host`, which is not ours, was most likely meant to be. It is none that has
+/// other digits and nothing else: of a series of hosts some may well be somebody else's.
+///
+/// # Errors
+/// Those of [`is_ours`].
+pub fn misspelt(host: &str, env: &Environment) -> Result<Option<String>> {
+    let overrides = Overrides::default();
+    if is_ours(host, env, &overrides)? {
+        return Ok(None);
+    }
+    let entries = load(&overrides, env)?;
+    let named = env.hosts.iter().flat_map(|patterns| patterns.split_whitespace());
+    let names = entries.iter().map(|entry| entry.pattern.as_str()).chain(named);
+    let meant = nearest(host, names.filter(|name| !pattern::has_wildcard(name)));
+    let letters = |name: &str| name.replace(|character: char| character.is_ascii_digit(), "");
+    Ok(meant.filter(|meant| letters(meant) != letters(host)).map(str::to_owned))
+}
+
 impl Entry {
     fn matches(&self, alias: &str) -> bool {
         pattern::matches_folded(&self.pattern, alias)

@@ -19,7 +19,7 @@ pub const PREFIX: &str = "tstunnel://";
 const PARAMETERS: [&str; 7] = ["endpoint", "cert", "key", "ca", "upgrade_base", "sni", "user"];
 
 /// The protocols that Mutagen's forwarding specifications know (`pkg/url/forwarding/parse.go`).
-const FORWARDING_PROTOCOLS: [&str; 5] = ["tcp", "tcp4", "tcp6", "unix", "npipe"];
+pub(crate) const FORWARDING_PROTOCOLS: [&str; 5] = ["tcp", "tcp4", "tcp6", "unix", "npipe"];
 
 /// A parsed `tstunnel://` URL.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -132,7 +132,9 @@ pub const COMMANDS: &[CommandRow] = &[
              `TSTUNNEL_MUTAGEN_DAEMON` with the value `keep` refuses instead. What a URL says beyond its host is \
              remembered for the daemon, under a name of its own: a host of the configuration goes on to mean what \
              that says. In the file of `project start` URLs are taken too, in `alpha`, `beta`, \
-             `source` and `destination`; files that they name are relative to it. See tstunnel-mutagen(7).",
+             `source` and `destination`; files that they name are relative to it. A host that `sync create` or \
+             `forward create` leaves to the real ssh, but that is near in spelling to one of the configuration, is pointed \
+             out. See tstunnel-mutagen(7).",
         server: false,
     },
     CommandRow {

@@ -93,7 +93,7 @@ pub enum Need {
 }
 
 /// What is no option in Mutagen's arguments, or is the value of one.
-fn words(args: &[OsString]) -> impl Iterator<Item = &str> {
+pub(super) fn words(args: &[OsString]) -> impl Iterator<Item = &str> {
     args.iter().filter_map(|arg| arg.to_str()).filter(|arg| !arg.starts_with('-'))
 }
 

@@ -342,6 +342,24 @@ fn a_host_is_ours_when_an_entry_an_endpoint_a_pattern_or_a_memory_says_so() {
 }
 
 #[test]
+fn a_host_that_is_not_ours_may_have_been_meant_to_be() {
+    let mut machine = Machine::new()
+        .user_file("[host.host123]\nendpoint = \"e.example\"\n[host.\"dev-*\"]\n[host.web1]\n")
+        .system_file("[host.builder]\n");
+    machine.env.hosts = Some("tester prod-?".into());
+    let meant = |host: &str| misspelt(host, &machine.env).unwrap();
+    for (host, expected) in
+        [("hots123", "host123"), ("Hst123", "host123"), ("bulider", "builder"), ("testr", "tester"), ("wbe1", "web1")]
+    {
+        assert_eq!(meant(host).as_deref(), Some(expected), "{host}");
+    }
+    // Ours, far off, another of the same series, or near to nothing but a pattern.
+    for host in ["host123", "dev-7", "x.e.example", "elsewhere", "web2", "web", "host124", "dv-*", "prod"] {
+        assert_eq!(meant(host), None, "{host}");
+    }
+}
+
+#[test]
 fn the_other_variables_alone_make_no_host_ours() {
     let mut machine = Machine::new();
     machine.env.endpoint = Some("a.example.net".into());
