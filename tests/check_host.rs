@@ -326,7 +326,7 @@ tls             failed   tls-expired: 127.0.0.1's certificate expired at 2021-01
         said: "\
 tls             failed   tls-name: 127.0.0.1's certificate is for other.tunnel.test, *.example.org, not host123.tunnel.test
                          other.tunnel.test, *.example.org, N days left, by CN=the servers' authority
-                         hint: set `sni`, or ask whoever runs the endpoint for a certificate with that name
+                         hint: set `sni` to host123.example.org, or ask whoever runs the endpoint for a certificate for host123.tunnel.test
 ",
         provoke: || {
             let mut site = Site::new();

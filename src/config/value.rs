@@ -29,7 +29,7 @@ pub fn upgrade_base(text: &str) -> Result<String, String> {
 }
 
 /// Reads a server name: a DNS name, never an address, because SNI carries no addresses (RFC 6066 §3).
-pub(super) fn server_name(text: &str) -> Result<String, String> {
+pub(crate) fn server_name(text: &str) -> Result<String, String> {
     if is_dns_name(text) && DnsName::try_from(text).is_ok() {
         Ok(text.to_ascii_lowercase())
     } else {

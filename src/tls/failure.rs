@@ -9,7 +9,7 @@ use std::io;
 use rustls::{AlertDescription, CertificateError, InvalidMessage, PeerIncompatible};
 use rustls_pki_types::UnixTime;
 
-use crate::config::{Host, MinTls};
+use crate::config::{Host, MinTls, value};
 use crate::error::{Code, Error};
 use crate::tls::date;
 
@@ -86,7 +86,11 @@ fn classify_certificate(why: &CertificateError, host: &Host) -> Error {
     let at = |time: &UnixTime| date(i64::try_from(time.as_secs()).unwrap_or(i64::MAX));
     match why {
         CertificateError::NotValidForNameContext { presented, .. } => {
-            certificate(Code::TlsName, &format!("is for {}, not {}", names(presented), host.server_name))
+            let error = certificate(Code::TlsName, &format!("is for {}, not {}", names(presented), host.server_name));
+            match sni_hint(presented, host) {
+                Some(hint) => error.with_hint(hint),
+                None => error,
+            }
         }
         CertificateError::NotValidForName => certificate(Code::TlsName, &format!("is not for {}", host.server_name)),
         CertificateError::ExpiredContext { not_after, .. } => {
@@ -117,6 +121,32 @@ fn classify_certificate(why: &CertificateError, host: &Host) -> Error {
         }
         other => certificate(Code::TlsUntrusted, &format!("cannot be verified: {other}")),
     }
+}
+
+/// Which `sni` the certificate would be right for, where its authority was chosen for this endpoint: of the system's, anybody has
+/// a certificate, and following its names would lead to whoever stands in between.
+fn sni_hint(presented: &[String], host: &Host) -> Option<String> {
+    host.ca.as_ref()?;
+    let id = host.host_id.as_str();
+    let (mut of_host, mut others) = (Vec::new(), Vec::new());
+    for name in presented.iter().filter_map(|name| name.strip_prefix("DnsName(\"")?.strip_suffix("\")")) {
+        let name = match name.strip_prefix("*.") {
+            // It stands for one label, before two at least.
+            Some(rest) if !id.contains('.') && rest.contains('.') => format!("{id}.{rest}"),
+            _ => name.to_owned(),
+        };
+        // What a peer writes is shown only where it can be a server name: letters, digits, hyphens and dots.
+        let Ok(name) = value::server_name(&name) else { continue };
+        let is_hosts = name.strip_prefix(id).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'));
+        if is_hosts { of_host.push(name) } else { others.push(name) }
+    }
+    // By another's name another host may be reached.
+    let (names, condition) = if of_host.is_empty() { (others, " if that is this host's name") } else { (of_host, "") };
+    let list = names.into_iter().take(MAX_NAMES).reduce(|list, name| format!("{list} or {name}"))?;
+    Some(format!(
+        "set `sni` to {list}{condition}, or ask whoever runs the endpoint for a certificate for {}",
+        host.server_name
+    ))
 }
 
 /// The names of a certificate, as rustls presents them: `DnsName("a.example.org")`, `IpAddress(10.0.0.1)`.

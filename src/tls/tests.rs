@@ -15,6 +15,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::fixtures::{Authority, Files, Pair, host};
 use super::*;
+use crate::protocol::HostId;
 
 const SERVER_NAME: &str = "host123.containers.example.net";
 
@@ -148,6 +149,67 @@ async fn a_server_with_many_names_is_told_by_a_few() {
 
 fn failure_names(presented: &[String]) -> String {
     super::failure::names(presented)
+}
+
+#[tokio::test]
+async fn a_server_name_that_the_certificate_has_for_the_host_is_named_in_the_hint() {
+    let hint = async |names: &[&str], change: fn(&mut Host)| {
+        let mut scene = Scene::new();
+        let pair = scene.servers.issue(names, ExtendedKeyUsagePurpose::ServerAuth, |_| {});
+        change(&mut scene.host);
+        let error = scene.with_server(&pair).refusal().await;
+        assert_eq!(error.code, Code::TlsName);
+        error.hint().to_owned()
+    };
+    let ask = "or ask whoever runs the endpoint for a certificate for host123.containers.example.net";
+    for (names, named) in [
+        (&["example.org", "*.example.org"][..], "host123.example.org"),
+        (&["other.test", "HOST123.test"], "host123.test"),
+        (&["10.0.0.1", "host123", "*.a.test"], "host123 or host123.a.test"),
+    ] {
+        assert_eq!(hint(names, |_| {}).await, format!("set `sni` to {named}, {ask}"), "{names:?}");
+    }
+    // Another host may be meant by these.
+    for (names, named) in [
+        (&["other.test"][..], "other.test"),
+        (&["10.0.0.1", "a.test", "b.test", "c.test", "d.test", "e.test"], "a.test or b.test or c.test or d.test"),
+    ] {
+        let expected = format!("set `sni` to {named} if that is this host's name, {ask}");
+        assert_eq!(hint(names, |_| {}).await, expected, "{names:?}");
+    }
+    assert_eq!(hint(&["10.0.0.1"], |_| {}).await, Code::TlsName.default_hint());
+    // A wildcard is one label.
+    let of_two_labels = |host: &mut Host| host.host_id = HostId::parse("dev.host123").unwrap();
+    assert_eq!(hint(&["*.example.org"], of_two_labels).await, Code::TlsName.default_hint());
+}
+
+#[test]
+fn names_that_no_server_name_can_be_are_in_no_hint() {
+    let host = Scene::new().host;
+    let hint = |host: &Host, presented: &[&str]| {
+        let presented = presented.iter().map(|name| (*name).to_owned()).collect();
+        let expected = ServerName::try_from(SERVER_NAME).unwrap();
+        let why = rustls::CertificateError::NotValidForNameContext { expected, presented };
+        classify_tls_error(&rustls::Error::InvalidCertificate(why), host).hint().to_owned()
+    };
+    for odd in [
+        "DnsName(\"a b\")",
+        "DnsName(\"a\u{1b}[1m.test\")",
+        "DnsName(\"*\")",
+        "DnsName(\"*.test\")",
+        "DnsName(\"*.\")",
+        "DnsName(\"a.*.test\")",
+        "DnsName(\"\")",
+        "DnsName(\"10.0.0.1\")",
+        "IpAddress(10.0.0.1)",
+        "UniformResourceIdentifier(\"a.test\")",
+        "DirectoryName",
+    ] {
+        assert_eq!(hint(&host, &[odd]), Code::TlsName.default_hint(), "{odd}");
+    }
+    // Behind the system's roots anybody has a certificate, of whatever name.
+    let of_the_system = Host { ca: None, ..host };
+    assert_eq!(hint(&of_the_system, &["DnsName(\"*.example.org\")"]), Code::TlsName.default_hint());
 }
 
 #[tokio::test]
