@@ -87,10 +87,9 @@ pub(crate) fn path_peers() -> Vec<Peer> {
     peers
 }
 
-/// The main peers, and whatever else is in use for such things.
-pub(crate) fn all_peers() -> Vec<Peer> {
-    let mut peers = main_peers();
-    peers.extend(stunnel());
+/// Whatever else is in use for such things, and what carries without TLS.
+pub(crate) fn other_peers() -> Vec<Peer> {
+    let mut peers = Vec::from(stunnel());
     peers.extend([socat(), websocat_peer(), plain_tcp()]);
     peers
 }
