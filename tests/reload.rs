@@ -118,8 +118,14 @@ fn revoked_principal_loses_its_live_sessions_and_nobody_else_does() {
     wait_until("their processes have ended", SOON, || process::with_home(&site.home).len() == 1);
     assert_echoes(&mut other, "still here");
     fails(&mut site.exec(&["true"]), 255, "client-cert");
-    wait_until("the refusal is recorded", SOON, || !records(&site.server_log(), "handshake").is_empty());
-    let refused = records(&site.server_log(), "handshake");
+    // A client that is slow to load its files leaves a connection without a word, and makes another.
+    let refused = |site: &Site| {
+        let mut refused = records(&site.server_log(), "handshake");
+        refused.retain(|record| record["code"] == "revoked");
+        refused
+    };
+    wait_until("the refusal is recorded", SOON, || !refused(&site).is_empty());
+    let refused = refused(&site);
     assert_eq!(refused.len(), 1, "the sessions that ended have not come back: {refused:?}");
 }
 
@@ -131,8 +137,9 @@ fn revoked_principal_loses_a_session_whose_client_is_away() {
     let answer = fake::post(&mut tls, "/tinyscale/v1/command", fields, r#"{"command": "exec cat"}"#);
     assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
     drop(tls);
+    // The answer overtakes the process's start: until execve(2) has returned, /proc may show it without a command line.
+    wait_until("the process runs", SOON, || site.running("cat") == 1);
     replace(&site.root.join("clients.crl"), &site.clients.revoke(&[&ann], Validity::Now));
-    assert_eq!(site.running("cat"), 1);
     let sent = reload(&mut site, RELOADED);
     wait_until("the process has ended", SOON, || site.running("cat") == 0);
     assert!(sent.elapsed() < AT_ONCE, "{:?}", sent.elapsed());
