@@ -130,6 +130,21 @@ fn revoked_principal_loses_its_live_sessions_and_nobody_else_does() {
 }
 
 #[test]
+fn withdrawn_session_without_frames_ends_before_its_process_which_sees_the_end_of_its_stdin() {
+    let (mut site, ann, _) = site(by_signal());
+    let line = "trap '' TERM; echo here; cat; : >stdin-has-ended; exec sleep 1000";
+    let words = ["exec", "--raw", HOST, "--", line];
+    let mut session = Watched::start(site.tstunnel(&words).stdin(Stdio::piped()));
+    session.wait_for_output("here\n");
+    replace(&site.root.join("clients.crl"), &site.clients.revoke(&[&ann], Validity::Now));
+    reload(&mut site, RELOADED);
+    assert_withdrawn(session, "network-lost");
+    // A process that ignores all but SIGKILL lives for six seconds more.
+    assert_eq!(records(&site.server_log(), "end"), Vec::<Value>::new());
+    wait_until("the process has seen the end", SOON, || site.names() == ["stdin-has-ended"]);
+}
+
+#[test]
 fn revoked_principal_loses_a_session_whose_client_is_away() {
     let (mut site, ann, _) = site(by_signal());
     let mut tls = fake::connect(&site, &ann);

@@ -388,17 +388,22 @@ pub async fn raw_command(
         while matches!(stderr.read(&mut rest).await, Ok(count) if count > 0) {}
     });
     let mut exit = None;
-    let streams = bridge::raw(&mut *connection, leftover, stdout, stdin, RawEnd::Outgoing);
-    let mut streams = std::pin::pin!(streams);
-    let mut outcome = loop {
+    let mut streams = Box::pin(async move {
+        let result = bridge::raw(&mut *connection, leftover, stdout, stdin, RawEnd::Outgoing).await;
+        (raw_outcome(result), Some(connection))
+    });
+    let (mut outcome, connection) = loop {
         tokio::select! {
-            result = &mut streams => break raw_outcome(result),
+            over = &mut streams => break over,
             end = process.wait(), if exit.is_none() => exit = Some(end),
-            end = ending.wait() => break outcome_of(&end),
+            end = ending.wait() => break (outcome_of(&end), None),
         }
     };
+    // What the server cuts does not wait for the process: its stdin ends here, and the client's connection.
+    drop(streams);
     discard.abort();
     process::end(process, Ladder::default(), exit.is_some()).await;
+    drop(connection);
     outcome.exit = exit;
     outcome
 }
