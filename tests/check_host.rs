@@ -899,7 +899,7 @@ fn the_real_agent_says_its_version_and_is_gone_afterwards() {
     let site = Site::start(&Plan::mutagen());
     let folder = site.home.join(".mutagen/agents/0.18.1");
     fs::create_dir_all(&folder).unwrap();
-    fs::copy(programs().join("mutagen-agent"), folder.join("mutagen-agent")).unwrap();
+    script::install(&programs().join("mutagen-agent"), &folder.join("mutagen-agent"));
     let mut command = site.tstunnel(&["check", HOST]);
     let ran = run(command.env("TSTUNNEL_MUTAGEN", programs().join("mutagen")));
     let expected = good_until("round trip") + "agent           ok       mutagen-agent 0.18.1 is installed\n";

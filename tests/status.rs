@@ -11,12 +11,14 @@ use std::io::{Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 use support::process::program;
 use support::remote::{Remote, Setup, Transport};
+use support::script;
 use support::serve::TSTUNNEL;
 use support::wait::{SOON, wait_for, wait_until};
 
@@ -216,7 +218,7 @@ fn another_account_sees_nothing_and_is_told_nothing() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::set_permissions(&folder, std::fs::Permissions::from_mode(0o755)).unwrap();
     let everyones = folder.path().join("tstunnel");
-    std::fs::copy(TSTUNNEL, &everyones).unwrap();
+    script::install(Path::new(TSTUNNEL), &everyones);
     let output = as_stranger(&everyones).arg("status").output().unwrap();
     assert!(output.status.success() && output.stderr.is_empty(), "{output:?}");
     assert_eq!(output.stdout, b"no tunnels\n");

@@ -11,7 +11,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 use support::pki::{Identity, Validity};
 use support::process::{self, Signal};
 use support::relay::Relay;
+use support::script;
 use support::serve::{Server, TSTUNNEL};
 use support::wait::{SOON, wait_for, wait_until};
 use support_net::child::{Watched, run};
@@ -256,7 +257,7 @@ fn signal_starts_what_has_taken_the_programs_place() {
     let mut session = Watched::start(site.exec(&["echo here; exec cat"]).stdin(Stdio::piped()));
     session.wait_for_output("here\n");
     let newer = site.root.join("tstunnel-newer");
-    fs::copy(TSTUNNEL, &newer).unwrap();
+    script::install(Path::new(TSTUNNEL), &newer);
     fs::remove_file(&program).unwrap();
     std::os::unix::fs::symlink(&newer, &program).unwrap();
 

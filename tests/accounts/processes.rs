@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io::Write as _;
 use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 use std::process::Stdio;
 use std::thread::available_parallelism;
 
 use nix::sys::fanotify::{EventFFlags, Fanotify, FanotifyResponse, InitFlags, MarkFlags, MaskFlags, Response};
 
 use crate::machine::{ANN, BOB, Machine, TEAM, mode};
-use crate::support::process;
 use crate::support::serve::records;
 use crate::support::wait::{SOON, wait_until};
+use crate::support::{process, script};
 use crate::support_net::child::{Watched, run};
 use crate::support_net::report::fails;
 use crate::support_net::site::Plan;
@@ -119,7 +120,7 @@ fn the_home_is_entered_with_the_accounts_rights() {
 fn programs_that_cannot_be_executed_now_hold_up_nobody_else() {
     let machine = Machine::start("\"any\"", Plan::any());
     let program = machine.home("ann").join("far-away");
-    fs::copy("/bin/true", &program).unwrap();
+    script::install(Path::new("/bin/true"), &program);
     let (group, mark) = (InitFlags::FAN_CLASS_CONTENT | InitFlags::FAN_NONBLOCK, MarkFlags::FAN_MARK_ADD);
     let guard = Fanotify::init(group, EventFFlags::O_RDONLY).unwrap();
     guard.mark(mark, MaskFlags::FAN_OPEN_EXEC_PERM, rustix::fs::CWD, Some(&program)).unwrap();
