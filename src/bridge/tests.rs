@@ -13,13 +13,17 @@ struct End {
 }
 
 fn end(role: Role, connection: DuplexStream, window_bytes: usize) -> End {
+    end_by(Policy::default(), role, connection, window_bytes)
+}
+
+fn end_by(policy: Policy, role: Role, connection: DuplexStream, window_bytes: usize) -> End {
     let (source, into) = duplex(1000);
     let (sink, out) = duplex(1000);
     let (sent, received) = match role {
         Role::Client => (Kind::Stdin, Kind::Stdout),
         Role::Server => (Kind::Stdout, Kind::Stdin),
     };
-    let session = Session::new(role, window_bytes, Policy::default(), Instant::now());
+    let session = Session::new(role, window_bytes, policy, Instant::now());
     let sources: Sources = vec![(sent, Box::new(source))];
     let sinks: Sinks = vec![(received, Box::new(sink))];
     End { bridge: Bridge::new(session, Box::new(connection), &[], sources, sinks), into, out }
@@ -203,10 +207,10 @@ async fn acknowledgements_do_not_wait_behind_what_is_for_a_sink_that_takes_nothi
     feeding.await.unwrap();
 }
 
-#[tokio::test(start_paused = true)]
+#[tokio::test]
 async fn a_peer_that_is_silent_is_suspected_and_then_given_up() {
     let (near, _far) = duplex(1000);
-    let mut client = end(Role::Client, near, 1000);
+    let mut client = end_by(Policy { interval: Duration::from_millis(10), count: 3 }, Role::Client, near, 1000);
     let mut suspected = false;
     loop {
         match client.bridge.next().await {
