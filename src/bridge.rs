@@ -214,10 +214,10 @@ impl Bridge {
                 return Poll::Ready(event);
             }
             let now = Instant::now();
-            let mut progress = self.deliver(cx, now);
+            let mut progress = self.receive(cx, now);
+            progress |= self.deliver(cx, now);
             progress |= self.collect(cx);
             progress |= self.transmit(cx, now);
-            progress |= self.receive(cx, now);
             if !self.finished && self.session.is_finished() {
                 self.finished = true;
                 self.events.push_back(Event::Finished);

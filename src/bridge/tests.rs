@@ -1,9 +1,12 @@
 //! Two bridges and a connection between them that carries a few bytes at a time.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use super::*;
-use crate::protocol::frame::Role;
+use crate::protocol::frame::{self, Role};
 use crate::protocol::liveness::Policy;
-use tokio::io::{DuplexStream, duplex};
+use tokio::io::{DuplexStream, ReadBuf, duplex};
 
 /// A bridge, and the far ends of its local streams.
 struct End {
@@ -220,6 +223,34 @@ async fn a_peer_that_is_silent_is_suspected_and_then_given_up() {
         }
     }
     assert!(suspected && !client.bridge.is_attached());
+}
+
+/// Has nothing, and counts how often it is asked.
+struct Dry(Arc<AtomicUsize>);
+
+impl AsyncRead for Dry {
+    fn poll_read(self: Pin<&mut Self>, _: &mut Context<'_>, _: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Poll::Pending
+    }
+}
+
+#[tokio::test]
+async fn a_source_that_has_nothing_is_asked_once_a_wake_up_whatever_else_moves() {
+    let (near, mut far) = duplex(1000);
+    let asked = Arc::new(AtomicUsize::new(0));
+    let session = Session::new(Role::Client, 1000, Policy::default(), Instant::now());
+    let (sink, mut out) = duplex(1000);
+    let sinks: Sinks = vec![(Kind::Stdout, Box::new(sink))];
+    let mut bridge =
+        Bridge::new(session, Box::new(near), &[], vec![(Kind::Stdin, Box::new(Dry(asked.clone())))], sinks);
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    for wake_ups in 1..=3 {
+        far.write_all(&frame::encode(Kind::Stdout, b"x")).await.unwrap();
+        assert!(bridge.poll(&mut cx).is_pending());
+        assert_eq!(out.read_u8().await.unwrap(), b'x');
+        assert_eq!(asked.load(Ordering::Relaxed), wake_ups);
+    }
 }
 
 #[tokio::test]
