@@ -1,8 +1,8 @@
 //! What a session costs, in counts instead of times: a change that makes it cost more fails here, whatever else the machine has
 //! to do.
 //!
-//! Counted are instructions (valgrind's callgrind) and system calls (`strace -c`), of the client and of the server, for a no-op
-//! and for a fixed transfer each way. `budgets/client.toml` and `budgets/server.toml` say what they may be. More than 5 % above
+//! Counted are instructions (valgrind's callgrind) and system calls (`strace -c`), of the client and of the server, for a no-op,
+//! for small messages that come back, and for a fixed transfer each way. `budgets/client.toml` and `budgets/server.toml` say what they may be. More than 5 % above
 //! fails; so does 15 % below, which would leave room for a later change to cost more unnoticed. `make budgets` records anew, and
 //! the difference in these files is for a review like any other.
 //!
@@ -34,16 +34,18 @@ const RUNS: usize = 5;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Task {
     NoOp,
+    Echo,
     Up,
     Down,
 }
 
 impl Task {
-    const ALL: [Task; 3] = [Task::NoOp, Task::Up, Task::Down];
+    const ALL: [Task; 4] = [Task::NoOp, Task::Echo, Task::Up, Task::Down];
 
     fn name(self) -> &'static str {
         match self {
             Task::NoOp => "no-op",
+            Task::Echo => "echo",
             Task::Up => "up",
             Task::Down => "down",
         }
@@ -53,6 +55,7 @@ impl Task {
     fn command(self) -> String {
         match self {
             Task::NoOp => "true".to_owned(),
+            Task::Echo => "cat".to_owned(),
             Task::Up => "cat >/dev/null".to_owned(),
             Task::Down => format!("dd if=/dev/zero bs={BYTES} count=1 status=none"),
         }

@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
+use std::io::{Read, Write};
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use crate::Task;
@@ -21,6 +22,9 @@ const LIMIT: Duration = Duration::from_secs(120);
 
 /// Bytes of a transfer.
 pub(crate) const BYTES: usize = 8 << 20;
+/// How many messages come back, one after the other, and what one is.
+const MESSAGES: usize = 200;
+const MESSAGE: [u8; 64] = [b'.'; 64];
 
 /// The name of the instructions among what callgrind counts.
 pub(crate) const INSTRUCTIONS: &str = "instructions";
@@ -95,14 +99,35 @@ fn site(launcher: &[String]) -> Site {
     site
 }
 
-/// Runs a client to its end, with regular files or /dev/null for its streams: these are never waited for.
+/// Runs a client to its end. Its streams are never waited for, as regular files or /dev/null, but where messages come back.
 fn run(site: &Site, task: Task, launcher: &[String]) {
     let mut command = site.command(&launcher[0]);
-    command.args(&launcher[1..]).args([TSTUNNEL, "exec", HOST, "--", &task.command()]);
-    if task == Task::Up {
-        command.stdin(File::open(site.local_file("sent", &vec![0; BYTES])).unwrap());
+    command.args(&launcher[1..]).args([TSTUNNEL, "exec", HOST, "--", &task.command()]).stderr(Stdio::piped());
+    match task {
+        Task::NoOp | Task::Down => {}
+        Task::Up => {
+            command.stdin(File::open(site.local_file("sent", &vec![0; BYTES])).unwrap());
+        }
+        Task::Echo => return exchange(command),
     }
-    Watched::start_with(command.stdout(Stdio::null()).stderr(Stdio::piped())).wait_within(LIMIT).ok();
+    Watched::start_with(command.stdout(Stdio::null())).wait_within(LIMIT).ok();
+}
+
+/// Sends messages, each when the one before has come back.
+fn exchange(mut command: Command) {
+    let (stdin, mut there) = std::io::pipe().unwrap();
+    let (mut back, stdout) = std::io::pipe().unwrap();
+    let client = Watched::start_with(command.stdin(stdin).stdout(stdout));
+    // With its copies of the pipes' other ends.
+    drop(command);
+    for _ in 0..MESSAGES {
+        there.write_all(&MESSAGE).unwrap();
+        let mut message = [0; MESSAGE.len()];
+        back.read_exact(&mut message).unwrap();
+        assert_eq!(message, MESSAGE);
+    }
+    drop(there);
+    client.wait_within(LIMIT).ok();
 }
 
 /// The server itself: strace is its parent, and valgrind has become it.

@@ -71,6 +71,7 @@ impl Tools {
 struct Record {
     recorded_with: Tools,
     no_op: Costs,
+    echo: Costs,
     up: Costs,
     down: Costs,
 }
@@ -87,9 +88,9 @@ pub(crate) fn hold(side: &str, measured: &[(&str, Costs)]) {
         return;
     }
     let text = fs::read_to_string(&path).unwrap_or_else(|error| panic!("{path}: {error}: run `make budgets`"));
-    let Record { recorded_with, no_op, up, down } =
+    let Record { recorded_with, no_op, echo, up, down } =
         toml::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}"));
-    let compared = [no_op, up, down].into_iter().zip(measured);
+    let compared = [no_op, echo, up, down].into_iter().zip(measured);
     let failures: Vec<String> =
         compared.flat_map(|(budget, (task, costs))| judge(&format!("{side}, {task}"), &budget, costs)).collect();
     assert!(failures.is_empty(), "{}\n{}", failures.join("\n"), advice(&recorded_with.differences(&Tools::here())));
@@ -188,7 +189,7 @@ fn other_tools_are_named_and_what_is_written_is_read() {
     let said = advice(&tools("rustc 1").differences(&tools("rustc 2")));
     assert!(said.contains("`rustc 1` then, `rustc 2` here"), "{said}");
     let costs = Costs { instructions: 7, system_calls: [("read".to_owned(), 2)].into() };
-    let measured = ["no-op", "up", "down"].map(|task| (task, costs.clone()));
+    let measured = ["no-op", "echo", "up", "down"].map(|task| (task, costs.clone()));
     let record: Record = toml::from_str(&written("client", &tools("rustc 1"), &measured)).unwrap();
     assert_eq!((record.recorded_with, record.up, record.no_op), (tools("rustc 1"), costs.clone(), costs));
 }
