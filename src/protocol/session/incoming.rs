@@ -11,9 +11,12 @@ use crate::protocol::frame::{Decoder, Frame, FrameError, HEADER_BYTES, Kind, Rol
 /// Consumed bytes after which an ACK is sent whatever else happens: often enough that what the peer keeps is what is in
 /// flight, seldom enough to cost nothing.
 const ACK_BYTES: usize = 256 << 10;
-/// Consumed bytes after which an ACK is sent where the last one is [`ACK_SPACING`] ago: a slow path is measured by its ACKs.
+/// A larger window is that of a long path, which is fast where so much comes at once: each ACK wakes whoever is on the way.
+const ACKS_PER_WINDOW: usize = 64;
+/// Consumed bytes after which an ACK is sent [`ACK_SPACING`] after the last one: a slow path is measured by its ACKs, and whoever
+/// has all in flight that he may waits for them.
 const SPACED_ACK_BYTES: usize = 32 << 10;
-const ACK_SPACING: Duration = Duration::from_millis(2);
+pub(super) const ACK_SPACING: Duration = Duration::from_millis(2);
 /// Consumed frames after which an ACK is sent, for the same reason where frames are small.
 const ACK_FRAMES: u64 = 64;
 /// How long an ACK waits for data that it can ride along with.
@@ -135,15 +138,20 @@ impl Incoming {
             return false;
         }
         let is_last = self.exit_received && self.consumed == self.received_count();
-        let is_due = match self.consumed_bytes {
-            bytes if bytes >= ACK_BYTES.min(self.window_bytes / 4) => true,
-            bytes => bytes >= SPACED_ACK_BYTES && now.saturating_duration_since(self.acked_at) >= ACK_SPACING,
-        };
-        let is_due = is_last || frames >= ACK_FRAMES || is_due;
+        let spaced = self.acked_at + ACK_SPACING;
+        let is_bulk = self.consumed_bytes >= SPACED_ACK_BYTES;
+        let is_much = self.consumed_bytes >= self.ack_bytes() || frames >= ACK_FRAMES;
+        let is_due = is_last || is_much || (is_bulk && now >= spaced);
         if !is_due {
-            self.ack_due.get_or_insert(now + ACK_DELAY);
+            let due = if is_bulk { spaced } else { now + ACK_DELAY };
+            self.ack_due = Some(self.ack_due.map_or(due, |earlier| earlier.min(due)));
         }
         is_due
+    }
+
+    /// Consumed bytes after which an ACK is sent whatever else happens.
+    fn ack_bytes(&self) -> usize {
+        ACK_BYTES.max(self.window_bytes / ACKS_PER_WINDOW).min(self.window_bytes / 4)
     }
 
     fn mark_consumed(&mut self, sequence: u64) {

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 
-use super::incoming::{ACK_DELAY, COPY_BELOW_BYTES};
+use super::incoming::{ACK_DELAY, ACK_SPACING, COPY_BELOW_BYTES};
 use super::outgoing::{MAX_CONTROL_BYTES, MIN_ROOM_BYTES};
 use super::*;
 use bytes::Bytes;
@@ -65,6 +65,38 @@ fn an_acknowledgement_rides_along_with_data() {
     queue(&mut server, Kind::Stdout, b"answer");
     carry(&mut server, &mut client, usize::MAX, now).unwrap();
     assert_eq!(client.outgoing.kept.len(), 0);
+}
+
+/// A server that has consumed `frames` of 128 KiB all at once.
+fn consumed_at_once(window_bytes: usize, frames: u64) -> (Session, Instant) {
+    let (mut client, mut server, now) = pair(window_bytes);
+    for sequence in 0..frames {
+        queue(&mut client, Kind::Stdin, &[0; 128 << 10]);
+        carry(&mut client, &mut server, usize::MAX, now).unwrap();
+        server.consumed(sequence, now);
+    }
+    (server, now)
+}
+
+#[test]
+fn a_long_path_has_its_acknowledgements_in_larger_steps() {
+    for (window_bytes, waiting, due) in [(DEFAULT_WINDOW_BYTES, 1, 2), (MAX_WINDOW_BYTES, 31, 32)] {
+        assert!(!consumed_at_once(window_bytes, waiting).0.wants_transmit(), "{window_bytes}");
+        assert!(consumed_at_once(window_bytes, due).0.wants_transmit(), "{window_bytes}");
+    }
+}
+
+#[test]
+fn an_acknowledgement_of_bulk_waits_a_moment_and_that_of_little_as_long_as_something_may_come_to_ride_along_with() {
+    let (mut server, now) = consumed_at_once(MAX_WINDOW_BYTES, 1);
+    assert_eq!(server.deadline(), now + ACK_SPACING);
+    server.on_time(now + ACK_SPACING);
+    assert!(server.wants_transmit());
+    let (mut client, mut server, now) = pair(MAX_WINDOW_BYTES);
+    queue(&mut client, Kind::Stdin, b"little");
+    carry(&mut client, &mut server, usize::MAX, now).unwrap();
+    server.consumed(0, now);
+    assert_eq!(server.deadline(), now + ACK_DELAY);
 }
 
 #[test]
