@@ -110,16 +110,12 @@ pub fn init(dir: &Path, domain: Option<&str>) -> Result<Authority> {
     let not_after = now + Duration::days(CA_DAYS);
 
     let mut params = CertificateParams::default();
-    let title = match &domain {
-        Some(domain) if domain.len() <= 48 => format!("tstunnel CA for {domain}"),
-        _ => format!("tstunnel CA {}", serial.get(..8).unwrap_or_default()),
-    };
-    params.distinguished_name = common_name(&title);
+    let key = new_key()?;
+    params.distinguished_name = common_name(&title(domain.as_deref(), &hex(&params.key_identifier(&key))));
     params.serial_number = Some(serial_number(&serial)?);
     (params.not_before, params.not_after) = (now - BACKDATED, not_after);
     params.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    let key = new_key()?;
     let cert = params.self_signed(&key).map_err(cannot_sign)?;
     let key_pem = key.serialize_pem();
     let issuer = Issuer::new(params, key);
@@ -356,6 +352,14 @@ fn sign_crl(
         key_identifier_method: KeyIdMethod::Sha256,
     };
     params.signed_by(issuer).and_then(|list| list.pem()).map_err(cannot_sign)
+}
+
+/// An authority's own name, with the beginning of its key's identifier, as certificate viewers show it: a server looks for the
+/// list of a certificate by the issuer's name alone, and would find that of another authority of the domain.
+fn title(domain: Option<&str>, key_identifier: &str) -> String {
+    let key = key_identifier.get(..8).unwrap_or(key_identifier);
+    let with_domain = domain.map(|domain| format!("tstunnel CA for {domain} ({key})"));
+    with_domain.filter(|title| title.len() <= MAX_COMMON_NAME_BYTES).unwrap_or_else(|| format!("tstunnel CA ({key})"))
 }
 
 fn common_name(name: &str) -> DistinguishedName {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
 use rustls_pki_types::{CertificateRevocationListDer, UnixTime};
+use x509_parser::extensions::ParsedExtension;
 
 use super::*;
 use crate::server::principal::principal;
@@ -89,7 +90,7 @@ fn a_new_authority_has_its_four_files() {
     assert_eq!(mode(&pki.dir().join("ca.key")), 0o600);
     let text = shown(&pki.dir().join("ca.crt"));
     for part in [
-        "Subject: CN = tstunnel CA for containers.example.net",
+        "Subject: CN = tstunnel CA for containers.example.net (",
         "CA:TRUE, pathlen:0",
         "Certificate Sign, CRL Sign",
         "X509v3 Subject Key Identifier",
@@ -97,6 +98,32 @@ fn a_new_authority_has_its_four_files() {
         "NIST CURVE: P-256",
     ] {
         assert!(text.contains(part), "{part}: {text}");
+    }
+}
+
+#[test]
+fn every_authority_has_a_name_of_its_own_from_its_keys_identifier() {
+    let parent = tempfile::tempdir().unwrap();
+    let longest = "a".repeat(37);
+    let too_long = format!("{longest}a");
+    for domain in [Some("example.net"), Some(longest.as_str()), Some(too_long.as_str()), None] {
+        let mut subjects = Vec::new();
+        for dir in ["one", "two"] {
+            let made = init(&parent.path().join(domain.unwrap_or("none")).join(dir), domain).unwrap();
+            let der = der(&made.cert);
+            let (_, cert) = X509Certificate::from_der(&der).unwrap();
+            let identifier = cert.iter_extensions().find_map(|extension| match extension.parsed_extension() {
+                ParsedExtension::SubjectKeyIdentifier(identifier) => Some(hex(identifier.0)),
+                _ => None,
+            });
+            let subject = cert.subject().to_string();
+            assert!(subject.ends_with(&format!(" ({})", &identifier.unwrap()[..8])), "{subject}");
+            assert!(subject.len() <= "CN=".len() + MAX_COMMON_NAME_BYTES, "{subject}");
+            let shows_domain = domain.is_some_and(|domain| subject.contains(&format!("tstunnel CA for {domain} (")));
+            assert_eq!(shows_domain, domain.is_some_and(|domain| domain != too_long), "{subject}");
+            subjects.push(subject);
+        }
+        assert_ne!(subjects[0], subjects[1]);
     }
 }
 
