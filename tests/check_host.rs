@@ -357,7 +357,7 @@ tls             failed   tls-handshake: 127.0.0.1:PORT closed the connection dur
 own certificate failed   client-cert: 127.0.0.1 rejected the certificate ROOT/client.crt (alert unknown_ca)
                          spiffe://tunnel.test/users/ann, N days left
                          hint: the server does not know the authority that signed it, or cannot tell whether it was revoked: \
-use a certificate of the endpoint's own authority
+use a certificate of the endpoint's own authority, or ask whoever runs it about its revocation lists
 ",
         provoke: || {
             let site = Site::start(&Plan::mutagen());

@@ -1,5 +1,5 @@
 //! Two authorities of one domain beside each other, as they are while the second takes the place of the first: whom a server lets
-//! in, and whom it refuses.
+//! in, whom it refuses, and what it says of two that cannot be told apart.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -10,6 +10,7 @@ use std::fs;
 use std::path::PathBuf;
 use std::process::Command;
 
+use support::pki::{Authority, Validity};
 use support::serve::Server;
 use support::user::User;
 use support::wait::{SOON, wait_until};
@@ -103,4 +104,27 @@ fn certificates_of_two_authorities_of_one_domain_are_let_in_and_revoked_ones_of_
             run(&mut machine.exec(dir, "ann")).ok();
         }
     }
+}
+
+#[test]
+fn of_authorities_of_one_name_and_other_keys_the_server_warns() {
+    let mut machine = Machine::new();
+    machine.configure(["old", "new"], ["old", "new"]);
+    let check =
+        |machine: &Machine| run(&mut machine.user.tstunnel(["serve", "--config", "server.toml", "--check"])).ok();
+    assert!(!check(&machine).text().contains("authorities"));
+    for dir in ["old", "new"] {
+        let authority = Authority::new("one name");
+        fs::write(machine.home(dir).join("ca.crt"), authority.certificate()).unwrap();
+        fs::write(machine.home(dir).join("ca.crl"), authority.revoke(&[], Validity::Now)).unwrap();
+        authority.client("spiffe://example.net/ann").write(&machine.home(dir), "one-name");
+    }
+    let said = check(&machine).text();
+    let warning = "\nwarning: old/ca.crt and new/ca.crt: both authorities are called `CN=one name`";
+    assert!(said.contains(warning) && said.contains("whose list comes first in `crl`"), "{said}");
+
+    machine.serve();
+    assert!(machine.log().contains("both authorities are called `CN=one name`"), "{}", machine.log());
+    let said = fails(&mut machine.exec("new", "one-name"), 255, "client-cert");
+    assert!(said.contains("rejected the certificate"), "{said}");
 }

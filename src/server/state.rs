@@ -47,6 +47,7 @@ impl State {
         trusted::read_into(&mut config.hosts)?;
         warnings.extend(descriptors::fit(&mut config, descriptors::limit())?);
         let clients = tls::client_verifier(&config.client_ca, &config.crl)?;
+        warnings.extend(tls::authorities_of_one_name(&config.client_ca, &config.crl)?);
         let tls = Arc::new(tls::server_config(&config.cert, &config.key, clients.clone())?);
         let expiry = tls::expiry(&config.cert, &config.crl)?;
         // As many questions as a principal may have sessions to be asked again about, and as many for new ones.

@@ -174,10 +174,10 @@ fn classify_alert(alert: AlertDescription, host: &Host) -> Error {
             "check that `cert` and `key` are those of the endpoint: its authorities did not fit the certificate"
         }
         AlertDescription::UnknownCA => {
-            "the server does not know the authority that signed it, or cannot tell whether it was revoked: use a certificate of the endpoint's own authority"
+            "the server does not know the authority that signed it, or cannot tell whether it was revoked: use a certificate of the endpoint's own authority, or ask whoever runs it about its revocation lists"
         }
         AlertDescription::DecryptError => {
-            "the server's authority has the name of the one that signed it, but another key: use a certificate of the endpoint's own authority"
+            "an authority of the server's, or one of its revocation lists, has the name of the one that signed it, but another key: ask whoever runs the endpoint for a certificate of its own authority, and about authorities of one name"
         }
         AlertDescription::CertificateRevoked => "it was revoked: ask whoever runs the endpoint for a new one",
         AlertDescription::CertificateExpired => {

@@ -9,10 +9,13 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use rustls::server::danger::ClientCertVerifier;
+use rustls::client::danger::HandshakeSignatureValid;
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
-use rustls::{CertificateError, RootCertStore, ServerConfig};
+use rustls::{
+    CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 use tokio_rustls::LazyConfigAcceptor;
@@ -20,7 +23,7 @@ use tokio_rustls::server::TlsStream;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
 
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, printable};
 use crate::tls::signatures::remembering_algorithms;
 use crate::tls::{ALPN, add_roots, check_validity, date, pem, provider, seconds_since_1970, unusable_pair};
 
@@ -90,6 +93,35 @@ pub fn client_verifier(client_ca: &[PathBuf], crl: &[PathBuf]) -> Result<Arc<dyn
     }
     verifier(&roots, lists)
         .map_err(|why| Error::new(Code::Config, format!("clients' certificates cannot be verified: {why}")))
+}
+
+/// Says which authorities share their name with another that has another key, where there are revocation lists: the list of a
+/// certificate is looked for by that name alone.
+///
+/// # Errors
+/// `config`, with the file's name, where a file cannot be read.
+pub fn authorities_of_one_name(client_ca: &[PathBuf], crl: &[PathBuf]) -> Result<Vec<String>> {
+    let mut seen: Vec<(Vec<u8>, Vec<u8>, &Path)> = Vec::new();
+    let mut doubts = Vec::new();
+    // Without lists an authority is found by name and key.
+    for path in if crl.is_empty() { &[] } else { client_ca } {
+        for der in pem::certificates(path)? {
+            let Ok((_, certificate)) = X509Certificate::from_der(&der) else { continue };
+            let (name, key) = (certificate.subject().as_raw(), certificate.public_key().raw);
+            if let Some((_, _, other)) = seen.iter().find(|(its, other, _)| its == name && other != key) {
+                doubts.push(format!(
+                    "{} and {}: both authorities are called `{}`, with different keys, and a revocation list is found by \
+                     that name alone; only clients of the one whose list comes first in `crl` are let in: replace the other \
+                     by an authority with a name of its own, which `tstunnel pki init` makes",
+                    other.display(),
+                    path.display(),
+                    printable(&certificate.subject().to_string())
+                ));
+            }
+            seen.push((name.to_vec(), key.to_vec(), path));
+        }
+    }
+    Ok(doubts)
 }
 
 /// Refuses revocation lists that have expired: nobody whom they cover could be let in.
@@ -212,10 +244,67 @@ fn verifier(
     let mut provider = Arc::unwrap_or_clone(provider());
     // The signature under the handshake itself is verified by what stands in `mapping`.
     provider.signature_verification_algorithms.all = remembering_algorithms();
-    WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::new(provider))
+    let verifier = WebPkiClientVerifier::builder_with_provider(Arc::clone(roots), Arc::new(provider))
         .with_crls(lists)
         .enforce_revocation_expiration()
-        .build()
+        .build()?;
+    Ok(Arc::new(WithUnusableLists(verifier)))
+}
+
+/// The library's verifier, where a list that cannot be used for a certificate, as one of another key, leaves unknown whether that
+/// is revoked. By itself the library sends `handshake_failure` then, which says nothing about the certificate.
+#[derive(Debug)]
+struct WithUnusableLists(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for WithUnusableLists {
+    fn verify_client_cert(
+        &self,
+        leaf: &CertificateDer<'_>,
+        issuers: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        self.0.verify_client_cert(leaf, issuers, now).map_err(|error| match error {
+            rustls::Error::InvalidCertRevocationList(why) => {
+                tracing::debug!("a client certificate's revocation list cannot be used: {why:?}");
+                CertificateError::UnknownRevocationStatus.into()
+            }
+            other => other,
+        })
+    }
+
+    fn offer_client_auth(&self) -> bool {
+        self.0.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.0.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, leaf, signed)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        leaf: &CertificateDer<'_>,
+        signed: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, leaf, signed)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
 }
 
 /// The ClientHello has no server name in it.

@@ -307,6 +307,44 @@ async fn an_expired_or_foreign_revocation_list_lets_no_client_in() {
 }
 
 #[tokio::test]
+async fn of_two_authorities_of_one_name_the_first_list_decides_and_the_hint_is_true() {
+    let mut scene = Scene::new();
+    let second = Authority::new("clients");
+    let list = |name: &str, of: &Authority| scene.files.write(name, &of.revocation_list(&[], hours(1)));
+    let (list_of_first, list_of_second) = (list("first.crl", &scene.clients), list("second.crl", &second));
+    let both = [scene.clients.pem() + &second.pem(), second.pem() + &scene.clients.pem()];
+    for (authorities, alert) in both.iter().zip(["unknown_ca", "decrypt_error"]) {
+        scene.files.write("clients-ca.crt", authorities);
+        scene.crl = vec![list_of_first.clone(), list_of_second.clone()];
+        assert!(scene.connect().await.is_ok());
+        scene.crl.reverse();
+        let error = scene.refusal().await;
+        assert_eq!(error.code, Code::ClientCert);
+        assert!(error.text.ends_with(&format!("(alert {alert})")), "{error}");
+        assert!(error.hint().contains("revocation lists"), "{error:?}");
+    }
+}
+
+#[test]
+fn authorities_of_one_name_are_pointed_out_where_there_are_lists() {
+    let (files, first) = (Files::new(), Authority::new("clients"));
+    let list = files.write("first.crl", &first.revocation_list(&[], hours(1)));
+    let first = files.write("first.crt", &first.pem());
+    let second = files.write("second.crt", &Authority::new("clients").pem());
+    let third = files.write("third.crt", &Authority::new("other clients").pem());
+    let said = |authorities: &[&PathBuf], lists: &[PathBuf]| {
+        let authorities: Vec<PathBuf> = authorities.iter().map(|path| (*path).clone()).collect();
+        authorities_of_one_name(&authorities, lists).unwrap()
+    };
+    assert_eq!(said(&[&first, &second], &[]), [""; 0]);
+    let lists = [list];
+    assert_eq!(said(&[&first, &third, &first], &lists), [""; 0]);
+    let doubts = said(&[&first, &third, &second], &lists);
+    let files = format!("{} and {}: both authorities are called `CN=clients`", first.display(), second.display());
+    assert!(doubts.len() == 1 && doubts[0].starts_with(&files), "{doubts:?}");
+}
+
+#[tokio::test]
 async fn a_certificate_that_was_let_in_is_asked_everything_again() {
     let mut scene = Scene::new();
     let serial: &[u8] = &[0x11, 0x22];
