@@ -155,6 +155,7 @@ fn pki(command: cli::Pki) -> Result<u8> {
     use std::fmt::Write as _;
     use tstunnel::pki;
 
+    let there = command.dir.as_ref().map(|dir| format!(" --dir {}", dir.display())).unwrap_or_default();
     let dir = command.dir.unwrap_or_else(|| pki::DEFAULT_DIR.into());
     let issued = |issued: pki::Issued| {
         let pki::Issued { cert, key, name, not_after, .. } = issued;
@@ -171,8 +172,22 @@ fn pki(command: cli::Pki) -> Result<u8> {
         PkiAction::Revoke(what) => {
             let list = pki::revoke(&dir, what.as_deref())?;
             let mut text = format!("{}\nuntil {}\n", list.crl.display(), list.until);
-            for revoked in list.revoked {
+            for revoked in &list.revoked {
                 let _ = writeln!(text, "revoked {} ({}) on {}", revoked.name, revoked.serial, revoked.since);
+            }
+            if let Some(pki::Remains { name, kind, good }) = list.remains {
+                let count = list.revoked.len();
+                let these = if count == 1 { "certificate" } else { "certificates" };
+                let _ = write!(text, "{count} {these} of {name} revoked; ");
+                let _ = match (good, kind) {
+                    (1.., _) => writeln!(text, "still good: {good}"),
+                    (0, pki::Kind::Client) => {
+                        writeln!(text, "none is left: make a new one with `tstunnel pki client{there} {name}`")
+                    }
+                    (0, pki::Kind::Server) => {
+                        writeln!(text, "none is left: make a new one with `tstunnel pki server{there} NAME...`")
+                    }
+                };
             }
             text
         }

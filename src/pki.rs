@@ -84,6 +84,19 @@ pub struct Revocation {
     pub until: Timestamp,
     /// The certificates that were asked for, those revoked before included. Empty where the list was only renewed.
     pub revoked: Vec<Revoked>,
+    /// What there is for the name of those.
+    pub remains: Option<Remains>,
+}
+
+/// What there is for a name after one of its certificates was revoked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remains {
+    /// The name.
+    pub name: String,
+    /// What its certificates are for.
+    pub kind: Kind,
+    /// How many of them are neither revoked nor expired.
+    pub good: usize,
 }
 
 /// One revoked certificate.
@@ -173,7 +186,7 @@ pub fn client(dir: &Path, principal: &str) -> Result<Issued> {
     Open::folder(dir)?.issue(Kind::Client, principal, vec![alternative_name])
 }
 
-/// Revokes every certificate called `what`, or the one with this serial number, or the one in this file (also one that the
+/// Revokes every certificate called `what`, also one that was made a moment ago, or the one with this serial number, or the one in this file (also one that the
 /// record has lost, as long as the authority signed it), and writes a new list. Without `what` the list is only renewed.
 /// Revoking a certificate again changes nothing.
 ///
@@ -182,19 +195,30 @@ pub fn client(dir: &Path, principal: &str) -> Result<Issued> {
 pub fn revoke(dir: &Path, what: Option<&str>) -> Result<Revocation> {
     let mut open = Open::folder(dir)?;
     let now = open.now;
-    let mut revoked = Vec::new();
+    let (mut revoked, mut asked) = (Vec::new(), None);
     for index in what.map(|what| open.find(what)).transpose()?.unwrap_or_default() {
         let Some(record) = open.database.certificate.get_mut(index) else { continue };
         let since = *record.revoked.get_or_insert(Timestamp::from(now));
         revoked.push(Revoked { serial: record.serial.clone(), name: record.name.clone(), since });
+        asked = Some((record.name.clone(), record.kind));
     }
+    let remains = asked.map(|(name, kind)| {
+        let is_good = |record: &&Record| {
+            record.kind == kind
+                && record.name == name
+                && record.revoked.is_none()
+                && OffsetDateTime::from(record.not_after) > now
+        };
+        let good = open.database.certificate.iter().filter(is_good).count();
+        Remains { name, kind, good }
+    });
     open.database.crl_number += 1;
     let until = now + Duration::days(CRL_DAYS);
     let crl = sign_crl(&open.database, &open.issuer, now, until)?;
     // The record goes first: should the list then fail, the next one has what is missing.
     open.folder.replace(&open.folder.database(), open.database.to_toml().as_bytes(), 0o600)?;
     open.folder.replace(&open.folder.crl(), crl.as_bytes(), 0o644)?;
-    Ok(Revocation { crl: open.folder.crl(), until: Timestamp::from(until), revoked })
+    Ok(Revocation { crl: open.folder.crl(), until: Timestamp::from(until), revoked, remains })
 }
 
 /// An authority that is there, locked against others.

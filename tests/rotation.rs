@@ -128,3 +128,22 @@ fn of_authorities_of_one_name_and_other_keys_the_server_warns() {
     let said = fails(&mut machine.exec("new", "one-name"), 255, "client-cert");
     assert!(said.contains("rejected the certificate"), "{said}");
 }
+
+#[test]
+fn the_old_certificate_is_revoked_by_its_file_and_all_of_a_name_by_the_name() {
+    let machine = Machine::new();
+    let old = machine.home("old/old");
+    fs::create_dir(&old).unwrap();
+    for file in ["ann.crt", "ann.key"] {
+        fs::rename(machine.home("old").join(file), old.join(file)).unwrap();
+    }
+    machine.pki(&["client", "--dir", "old", "ann"]);
+    let said = machine.pki(&["revoke", "--dir", "old", "old/ann.crt"]);
+    assert!(said.ends_with("\n1 certificate of ann revoked; still good: 1\n"), "{said}");
+    let said = machine.pki(&["revoke", "--dir", "old", "ann"]);
+    let end =
+        "\n2 certificates of ann revoked; none is left: make a new one with `tstunnel pki client --dir old ann`\n";
+    assert!(said.ends_with(end), "{said}");
+    let said = machine.pki(&["revoke", "--dir", "old", DOMAIN]);
+    assert!(said.ends_with("none is left: make a new one with `tstunnel pki server --dir old NAME...`\n"), "{said}");
+}

@@ -69,7 +69,7 @@ complete -c tstunnel -n '__tstunnel_at "" 0' -s V -l version -d 'print the versi
 complete -c tstunnel -n '__tstunnel_at pki 1' -a init -d 'make a certificate authority'
 complete -c tstunnel -n '__tstunnel_at pki 1' -a server -d 'make a server\'s certificate for DNS names'
 complete -c tstunnel -n '__tstunnel_at pki 1' -a client -d 'make a client\'s certificate'
-complete -c tstunnel -n '__tstunnel_at pki 1' -a revoke -d 'revoke a certificate, and renew the list'
+complete -c tstunnel -n '__tstunnel_at pki 1' -a revoke -d 'revoke certificates, and renew the list'
 complete -c tstunnel -n '__tstunnel_in ssh' -a '(__fish_complete_subcommand --fcs-skip=1)'
 complete -c tstunnel -n '__tstunnel_in scp' -a '(__fish_complete_subcommand --fcs-skip=1)'
 complete -c tstunnel -n '__tstunnel_in connect' -l target -x -d 'tcp:HOST:PORT or unix:PATH; default: the host\'s own'

@@ -369,8 +369,25 @@ fn a_name_revokes_every_certificate_that_has_it() {
     assert_ne!(old.serial, new.serial);
     server(&pki.dir(), &strings(&["host.example.net"])).unwrap();
     assert_eq!(revoke(&pki.dir(), Some("HOST.example.net")).unwrap().revoked.len(), 1);
-    assert_eq!(revoke(&pki.dir(), Some(ANN)).unwrap().revoked.len(), 2);
+    let outcome = revoke(&pki.dir(), Some(ANN)).unwrap();
+    assert_eq!(outcome.revoked.len(), 2);
+    assert_eq!(outcome.remains, Some(Remains { name: ANN.to_owned(), kind: Kind::Client, good: 0 }));
     assert!(!pki.accepts(&aside) && !pki.accepts(&new.cert));
+}
+
+#[test]
+fn the_old_certificates_file_revokes_it_alone() {
+    let pki = Pki::new();
+    let old = client(&pki.dir(), "ann").unwrap();
+    let aside = pki.dir().join("old");
+    fs::create_dir(&aside).unwrap();
+    fs::rename(&old.cert, aside.join("ann.crt")).unwrap();
+    fs::rename(&old.key, aside.join("ann.key")).unwrap();
+    let new = client(&pki.dir(), "ann").unwrap();
+    let outcome = revoke(&pki.dir(), Some("old/ann.crt")).unwrap();
+    assert_eq!(outcome.revoked.len(), 1);
+    assert_eq!(outcome.remains, Some(Remains { name: "ann".to_owned(), kind: Kind::Client, good: 1 }));
+    assert!(!pki.accepts(&aside.join("ann.crt")) && pki.accepts(&new.cert));
 }
 
 #[test]
@@ -381,7 +398,7 @@ fn revoking_again_changes_nothing_and_renews_the_list() {
     let again = revoke(&pki.dir(), Some(ANN)).unwrap();
     assert_eq!(first.revoked, again.revoked);
     let renewed = revoke(&pki.dir(), None).unwrap();
-    assert_eq!(renewed.revoked, []);
+    assert_eq!((renewed.revoked, renewed.remains), (Vec::new(), None));
     assert!(!pki.accepts(&issued.cert));
     let days = OffsetDateTime::from(renewed.until) - OffsetDateTime::now_utc();
     assert!(days > Duration::days(29) && days <= Duration::days(30), "{days}");

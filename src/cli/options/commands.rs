@@ -172,7 +172,8 @@ pub const COMMANDS: &[CommandRow] = &[
         words: Words::Between(0, 1),
         sentence: "make a certificate authority",
         more: &["DOMAIN is what `pki server` makes a certificate for where it is given no name."],
-        manual: "It makes `ca.crt`, which servers and clients trust, its key, an empty revocation list `ca.crl` and a \
+        manual: "Each authority has a name of its own, which ends in the beginning of its key's identifier. \
+             It makes `ca.crt`, which servers and clients trust, its key, an empty revocation list `ca.crl` and a \
              record of what is issued. What exists is not overwritten.",
         server: true,
     },
@@ -202,9 +203,14 @@ pub const COMMANDS: &[CommandRow] = &[
         name: "pki revoke",
         operands: "[NAME]",
         words: Words::Between(0, 1),
-        sentence: "revoke a certificate, and renew the list",
-        more: &["NAME is a name, a serial number or a certificate's file; without, the list is", "only renewed."],
-        manual: "The list is good for 30 days, after which a server that has it in `crl` lets nobody in: renew it \
+        sentence: "revoke certificates, and renew the list",
+        more: &[
+            "NAME is a name, which means all of its certificates, also one made a moment",
+            "ago; or a serial number or a certificate's file, which mean one. Without it the",
+            "list is only renewed.",
+        ],
+        manual: "To replace a certificate, move its two files to another folder, make the new one, and revoke the old one \
+             by its file there. The list is good for 30 days, after which a server that has it in `crl` lets nobody in: renew it \
              monthly. A server that watches its files ends the live sessions of a revoked certificate.",
         server: true,
     },
