@@ -174,7 +174,8 @@ pub const COMMANDS: &[CommandRow] = &[
         more: &["DOMAIN is what `pki server` makes a certificate for where it is given no name."],
         manual: "Each authority has a name of its own, which ends in the beginning of its key's identifier. \
              It makes `ca.crt`, which servers and clients trust, its key, an empty revocation list `ca.crl` and a \
-             record of what is issued. What exists is not overwritten.",
+             record of what is issued. What exists is not overwritten. How a second authority takes the place of the \
+             first is in tstunnel-serve(8).",
         server: true,
     },
     CommandRow {
