@@ -20,7 +20,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 use support::openssh::{Account, Sshd};
-use support::process::{Group, program};
+use support::process::{Group, Signal, program};
 use support::serve::{TSTUNNEL, records};
 use support::wait::{SOON, wait_until};
 use support::{port, script, tree};
@@ -776,4 +776,16 @@ fn a_target_that_resets_is_status_one() {
     resetting.join().unwrap();
     let _stdin = child.stdin();
     assert_eq!(child.wait().code(), Some(1));
+}
+
+#[test]
+fn a_server_that_stops_does_not_wait_for_a_stream_that_has_ended_and_whose_client_is_away() {
+    let mut site = Site::start(&Plan::mutagen().host("targets = [\"tcp:127.0.0.1:*\"]"));
+    let ann = site.clients.client(PRINCIPAL);
+    fake::leave_a_stream_that_has_ended(&site, &ann);
+    site.server().signal(Signal::TERM);
+    wait_until("the server ends", SOON, || site.server().ended().is_some());
+    assert!(!site.server_log().contains("not ended in time"), "{}", site.server_log());
+    let ends = records(&site.server_log(), "end");
+    assert_eq!(ends.iter().map(|end| &end["reason"]).collect::<Vec<_>>(), ["the server stops"]);
 }

@@ -162,6 +162,15 @@ fn revoked_principal_loses_a_session_whose_client_is_away() {
 }
 
 #[test]
+fn revoked_principal_loses_a_stream_that_has_ended_and_whose_client_is_away() {
+    let (mut site, ann, _) = site(by_signal().host("targets = [\"tcp:127.0.0.1:*\"]"));
+    fake::leave_a_stream_that_has_ended(&site, &ann);
+    replace(&site.root.join("clients.crl"), &site.clients.revoke(&[&ann], Validity::Now));
+    reload(&mut site, RELOADED);
+    wait_until("the session has ended", SOON, || site.server_log().contains("\"reason\":\"withdrawn: "));
+}
+
+#[test]
 fn revoked_principal_loses_an_upload_and_nothing_is_left_of_it() {
     let (mut site, ann, _) = site(by_signal());
     let mut tls = fake::connect(&site, &ann);

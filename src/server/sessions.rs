@@ -170,7 +170,8 @@ pub async fn stream(
     let mut bridge = Bridge::new(session, connection, leftover, sources, sinks);
     let mut end = None;
     let mut exit = None;
-    let mut is_cut = false;
+    // Whether the server stops, and whether the stream was ended for that.
+    let (mut is_stopping, mut is_cut) = (false, false);
     let mut linger = std::pin::pin!(tokio::time::sleep(LINGER));
     let mut lingering_at = 0;
     let mut outcome = loop {
@@ -194,19 +195,23 @@ pub async fn stream(
                 lingering_at = count;
                 linger.as_mut().reset(tokio::time::Instant::now() + LINGER);
             }
-            why = ending.wait(), if exit.is_none() && !is_cut => {
+            why = ending.wait(), if !is_stopping => {
                 if matches!(why, End::Withdrawn(_)) {
                     break withdraw(&why, &mut bridge).await;
                 }
-                bridge.abandon_sources();
-                bridge.close_sinks();
-                bridge.session().queue_end(Kind::Stderr);
-                bridge.session().queue_nothing_more();
-                is_cut = true;
+                is_stopping = true;
+                // One that has ended by itself only waits for its client to have heard.
+                if exit.is_none() {
+                    bridge.abandon_sources();
+                    bridge.close_sinks();
+                    bridge.session().queue_end(Kind::Stderr);
+                    bridge.session().queue_nothing_more();
+                    is_cut = true;
+                }
             }
         }
         // A client that is away cannot be waited for when the server stops.
-        if is_cut && !bridge.is_attached() {
+        if is_stopping && !bridge.is_attached() {
             break outcome_of(&End::ServerStops);
         }
         if exit.is_none()
