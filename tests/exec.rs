@@ -298,6 +298,15 @@ fn a_grandchild_that_keeps_stdout_open_delays_the_end_only_shortly() {
     site.wait_until_idle();
 }
 
+#[test]
+fn a_grandchild_that_writes_on_and_on_delays_the_end_only_shortly() {
+    let site = site();
+    let ran = run(&mut site.exec(&["while sleep 0.3; do echo on; done & echo hello; exit 3"]));
+    assert_eq!(ran.code(), Some(3), "{}", ran.stderr);
+    assert!(ran.text().starts_with("hello\non\n"), "{}", ran.text());
+    site.wait_until_idle();
+}
+
 // --- the client ends ----------------------------------------------------------------------------------------------------
 
 #[test]

@@ -22,6 +22,8 @@ use crate::stdio::Counted;
 const DRAIN_QUIET: Duration = Duration::from_secs(1);
 /// After that time, what is read beyond this is not the process's own: a pipe holds no more.
 const DRAIN_BYTES: u64 = 1 << 20;
+/// How often the process's output may have been found to go on after its end: what still comes is not the process's own, either.
+const DRAIN_LOOKS: u32 = 5;
 /// How long a target that has ended its direction may still be sent something, while nothing is.
 const LINGER: Duration = Duration::from_secs(5);
 /// How long the last words to a client may take.
@@ -141,6 +143,7 @@ struct Drain {
     is_over: bool,
     first: Option<u64>,
     last: u64,
+    looks: u32,
 }
 
 impl Drain {
@@ -148,9 +151,12 @@ impl Drain {
     fn look(&mut self, bridge: &Bridge) {
         let count = bridge.byte_counts().0;
         let first = *self.first.get_or_insert(count);
-        // A client that takes nothing is no sign that there is nothing.
-        let is_quiet = count == self.last && bridge.is_reading();
-        self.is_over |= is_quiet || count - first > DRAIN_BYTES;
+        // A client that takes nothing is no sign that there is nothing; one that does has got all that was there at the end.
+        if bridge.is_reading() {
+            self.looks += 1;
+            self.is_over |= count == self.last || self.looks > DRAIN_LOOKS;
+        }
+        self.is_over |= count - first > DRAIN_BYTES;
         self.last = count;
     }
 }
