@@ -307,9 +307,8 @@ impl Group {
         }
     }
 
-    /// Whether there was anybody to get the signal.
-    fn kill(self, signal: Signal) -> bool {
-        kill_process_group(self.0, signal).is_ok()
+    fn kill(self, signal: Signal) {
+        let _ = kill_process_group(self.0, signal);
     }
 
     fn is_alive(self) -> bool {
@@ -391,13 +390,17 @@ pub async fn end(mut process: Process, mut ladder: Ladder, mut has_ended: bool) 
             () = ladder.step(group) => {}
         }
     }
-    // What the process has left behind in its group has had its time with the process.
-    if group.kill(Signal::TERM) {
-        let deadline = Instant::now() + TERM_GRACE;
-        while Instant::now() < deadline && group.is_alive() {
-            tokio::time::sleep(GROUP_POLL).await;
+    // What the process has left behind in its group has had its time with the process. Until here the group's id was its own, and so
+    // it is as long as anything is left.
+    group.kill(Signal::TERM);
+    process.child.let_go();
+    let deadline = Instant::now() + TERM_GRACE;
+    while group.is_alive() {
+        if Instant::now() >= deadline {
+            group.kill(Signal::KILL);
+            return;
         }
-        group.kill(Signal::KILL);
+        tokio::time::sleep(GROUP_POLL).await;
     }
 }
 
