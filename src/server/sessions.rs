@@ -178,28 +178,26 @@ pub async fn stream(
     let mut exit = None;
     // Whether the server stops, and whether the stream was ended for that.
     let (mut is_stopping, mut is_cut) = (false, false);
-    let mut linger = std::pin::pin!(tokio::time::sleep(LINGER));
-    let mut lingering_at = 0;
+    let mut lingering = std::pin::pin!(tokio::time::sleep(LINGER));
+    let mut linger = Linger::default();
     let mut outcome = loop {
         tokio::select! {
             event = bridge.next() => match event {
                 Event::SourcesEnded { failed } => {
                     end = Some(Exit::Status(u32::from(failed)));
-                    linger.as_mut().reset(tokio::time::Instant::now() + LINGER);
-                    lingering_at = bridge.byte_counts().1;
+                    lingering.as_mut().reset(tokio::time::Instant::now() + LINGER);
+                    linger.look(&bridge, link.generation);
                 }
                 Event::SinkClosed(_) | Event::Signal(_) | Event::Exit(_) | Event::Suspect => {}
                 Event::Finished if is_cut => break stopped(&mut bridge).await,
                 event => if let Some(outcome) = link.ended(event, &mut bridge).await { break outcome },
             },
             happening = link.next() => if let Some(outcome) = link.follow(happening, &mut bridge) { break outcome },
-            () = &mut linger, if end.is_some() && exit.is_none() => {
-                let count = bridge.byte_counts().1;
-                if count == lingering_at {
+            () = &mut lingering, if end.is_some() && exit.is_none() => {
+                if linger.look(&bridge, link.generation) {
                     bridge.close_sinks();
                 }
-                lingering_at = count;
-                linger.as_mut().reset(tokio::time::Instant::now() + LINGER);
+                lingering.as_mut().reset(tokio::time::Instant::now() + LINGER);
             }
             why = ending.wait(), if !is_stopping => {
                 if matches!(why, End::Withdrawn(_)) {
@@ -232,6 +230,22 @@ pub async fn stream(
     };
     outcome.exit = exit;
     outcome
+}
+
+/// Decides when a target that has ended its direction is sent nothing more.
+#[derive(Debug, Default)]
+struct Linger {
+    /// How much it had been sent, and over which connection, where there was one.
+    last: Option<(u64, u64)>,
+}
+
+impl Linger {
+    /// Looks what it has been sent, every [`LINGER`]; says whether that is all. A client that is away, or has been, cannot send anything.
+    fn look(&mut self, bridge: &Bridge, generation: u64) -> bool {
+        let now = bridge.is_attached().then(|| (bridge.byte_counts().1, generation));
+        let last = std::mem::replace(&mut self.last, now);
+        now.is_some() && now == last
+    }
 }
 
 /// A framed session's way to its client: what happens when it breaks, and how it goes on.
@@ -439,5 +453,30 @@ fn raw_outcome(result: std::io::Result<()>) -> Outcome {
     match result {
         Ok(()) => Outcome::because("finished"),
         Err(error) => Outcome::because(format!("connection lost: {error}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_target_is_kept_for_a_client_that_is_away() {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        let _guard = runtime.enter();
+        let connection = || Box::new(tokio::io::duplex(1).0);
+        let session = Session::new(Role::Server, 1000, LIVENESS, Instant::now());
+        let mut bridge = Bridge::new(session, connection(), &[], vec![], vec![]);
+        let mut linger = Linger::default();
+        assert_eq!([0, 0].map(|generation| linger.look(&bridge, generation)), [false, true]);
+        bridge.detach();
+        assert_eq!([0, 1].map(|generation| linger.look(&bridge, generation)), [false, false]);
+        bridge.attach(connection(), &[], Duration::ZERO);
+        assert_eq!([1, 1].map(|generation| linger.look(&bridge, generation)), [false, true]);
+        assert_eq!(
+            [2, 2].map(|generation| linger.look(&bridge, generation)),
+            [false, true],
+            "it was away between two looks"
+        );
     }
 }
