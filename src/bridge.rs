@@ -265,11 +265,12 @@ impl Bridge {
         }
     }
 
-    /// Leaves the connection: nothing that it still brings counts.
+    /// Leaves the connection: nothing that it still brings counts, nor what became of it.
     pub fn detach(&mut self) {
         self.connection = None;
         self.end = None;
         self.needs_flush = false;
+        self.events.retain(|event| !matches!(event, Event::Lost(_) | Event::Suspect | Event::Silent));
     }
 
     /// Whether there is a connection.

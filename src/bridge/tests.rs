@@ -163,6 +163,22 @@ async fn a_session_goes_on_over_another_connection() {
 }
 
 #[tokio::test]
+async fn what_became_of_a_connection_is_not_said_of_the_next() {
+    let (near, far) = duplex(1000);
+    let mut client = end(Role::Client, near, 1000);
+    // Its source's end is what it cannot write any more.
+    drop((far, client.into));
+    assert!(matches!(client.bridge.next().await, Event::SourcesEnded { failed: false }));
+    assert!(!client.bridge.is_attached());
+    client.bridge.session().resume(0, Instant::now()).unwrap();
+    let (near, _far) = duplex(1000);
+    client.bridge.attach(Box::new(near), &[], Duration::ZERO);
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    let said = client.bridge.poll(&mut cx);
+    assert!(said.is_pending(), "{said:?}");
+}
+
+#[tokio::test]
 async fn a_sink_that_is_closed_drops_its_bytes_and_nothing_else() {
     let (mut client, server) = pair(1000, 1000);
     drop(server.out);
