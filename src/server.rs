@@ -46,7 +46,7 @@ pub mod upload;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
-use std::time::SystemTime;
+use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
 
@@ -154,10 +154,8 @@ pub async fn run(path: &Path, sockets: Vec<Given>) -> Result<()> {
     let listening = arrival.listen(&state.config.listen)?;
     let monitors = listener::bind(&state.config.monitor, arrival.take_monitors(), Purpose::Monitor)?;
     let limits = &state.config.limits;
-    // What is written from now on is this server's own.
-    if let Some(end) = SystemTime::now().checked_sub(limits.resume_grace) {
-        tokio::spawn(sweep(state.config.accounts(), end));
-    }
+    let uploads = Uploads::new();
+    tokio::spawn(sweep(uploads.clone(), state.config.accounts(), limits.resume_grace));
     let metrics = Arc::new(Metrics::new());
     metrics.loaded(&state);
     let audit = Audit::start(&state.config.audit, state.config.audit_required, &metrics)?;
@@ -169,7 +167,7 @@ pub async fn run(path: &Path, sockets: Vec<Given>) -> Result<()> {
     let shared = Arc::new(Shared {
         gate,
         connections: Connections::default(),
-        uploads: Uploads::new(),
+        uploads,
         pool: Pool::new(admission.clone()),
         agents: Agents::default(),
         admission,
@@ -189,14 +187,25 @@ pub async fn run(path: &Path, sockets: Vec<Given>) -> Result<()> {
     Ok(())
 }
 
-/// Removes what an earlier server has left of uploads that broke before `end`.
-async fn sweep(accounts: BTreeSet<(String, Option<PathBuf>)>, end: SystemTime) {
-    for (name, home) in accounts {
+/// Removes what an earlier server has left of uploads: what broke before the grace at once, the rest when that is over.
+async fn sweep(uploads: Uploads, accounts: BTreeSet<(String, Option<PathBuf>)>, grace: Duration) {
+    // What is written from now on is this server's own.
+    let now = SystemTime::now();
+    if let Some(end) = now.checked_sub(grace) {
+        sweep_until(&uploads, &accounts, end).await;
+    }
+    tokio::time::sleep(grace).await;
+    sweep_until(&uploads, &accounts, now).await;
+}
+
+/// Removes what is left of uploads that nobody has written to since `end`.
+async fn sweep_until(uploads: &Uploads, accounts: &BTreeSet<(String, Option<PathBuf>)>, end: SystemTime) {
+    for (name, home) in accounts.clone() {
         let found = tokio::task::spawn_blocking(move || Login::find(&name, home.as_deref()));
         if let Ok(Ok(login)) = found.await
             && login.home.is_dir()
         {
-            upload::sweep(&login, end).await;
+            upload::sweep(uploads, &login, end).await;
         }
     }
 }

@@ -17,6 +17,9 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
+use aws_lc_rs::digest::{SHA256, digest};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
 use support::pki::{Identity, Validity};
 use support::process::{self, Signal};
 use support::relay::Relay;
@@ -331,6 +334,70 @@ fn what_a_killed_server_has_left_is_removed_by_the_next() {
     let now = replaced.sockets();
     assert!(now.len() == 1 && now != left, "{now:?}");
     assert_eq!(run(&mut replaced.site.exec(&["echo new"])).ok().text(), "new\n");
+}
+
+/// How long what is left of an upload is kept, in the tests of that.
+const KEPT: Duration = Duration::from_secs(3);
+
+/// Begins an upload of `content`, of which the first half is sent.
+fn half_upload(replaced: &Replaced, content: &[u8]) -> fake::ClientTls {
+    let mut tls = fake::connect(&replaced.site, &replaced.client);
+    let digest = BASE64.encode(digest(&SHA256, content));
+    let head = format!(
+        "POST /tinyscale/v1/copy/file HTTP/1.1\r\nHost: {SERVER_NAME}\r\nUnencoded-Digest: sha-256=:{digest}:\r\n\
+         Content-Length: {}\r\n\r\n",
+        content.len()
+    );
+    tls.write_all(head.as_bytes()).unwrap();
+    tls.write_all(&content[..content.len() / 2]).unwrap();
+    tls.flush().unwrap();
+    tls
+}
+
+/// Breaks such an upload off.
+#[track_caller]
+fn break_an_upload_off(replaced: &Replaced, content: &[u8]) {
+    let broken = half_upload(replaced, content);
+    wait_until("the upload has begun", SOON, || !replaced.site.names().is_empty());
+    drop(broken);
+    wait_until("the server has seen its end", SOON, || replaced.site.server_log().contains("\"event\":\"end\""));
+    assert_eq!(replaced.site.names().len(), 1);
+}
+
+#[test]
+fn what_is_left_of_an_upload_goes_in_its_time_though_the_server_has_been_replaced() {
+    let mut replaced = Replaced::start(Plan::any().limit("resume_grace = \"3s\""));
+    break_an_upload_off(&replaced, b"the content");
+    let mut before = replaced.site.server().succeed();
+    wait_until("it is gone", SOON, || replaced.site.names().is_empty());
+    assert_ends_well(&mut before);
+}
+
+#[test]
+fn what_is_left_of_an_upload_goes_in_its_time_though_the_server_has_been_killed() {
+    let mut replaced = Replaced::start(Plan::any().limit("resume_grace = \"3s\""));
+    break_an_upload_off(&replaced, b"the content");
+    replaced.site.server().kill();
+    replaced.site.server().start_again();
+    wait_until("it is gone", SOON, || replaced.site.names().is_empty());
+}
+
+#[test]
+fn upload_that_goes_on_at_the_successor_is_left_alone_by_the_predecessor() {
+    let mut replaced = Replaced::start(Plan::any().limit("resume_grace = \"3s\""));
+    // The predecessor stays for it.
+    let mut session = replaced.cat(false);
+    break_an_upload_off(&replaced, b"the content");
+    let left = Instant::now();
+    let _before = replaced.site.server().succeed();
+    let mut again = half_upload(&replaced, b"the content");
+    wait_until("what was left before has had its time", SOON, || left.elapsed() > KEPT + Duration::from_secs(1));
+    again.write_all(b"ontent").unwrap();
+    let mut answer = [0; 12];
+    again.read_exact(&mut answer).unwrap();
+    assert_eq!(String::from_utf8_lossy(&answer), "HTTP/1.1 201");
+    assert_eq!(replaced.site.names(), ["file"]);
+    assert_echoes(&mut session, "still here");
 }
 
 #[test]

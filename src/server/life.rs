@@ -3,7 +3,7 @@
 //!
 //! It ends in one of two ways. Told to stop, it drains: it answers whoever asks for a session that it is stopping, takes its sessions
 //! down by the ladder, and waits for that within a bound. Replaced by a successor, it only stops to accept, and ends when its last session
-//! has.
+//! has, and what it holds of broken uploads has had its time.
 
 use std::io;
 use std::path::Path;
@@ -130,7 +130,7 @@ impl Life {
                     self.say_status();
                     Then::GoOn
                 }
-                () = self.shared.admission.empty(), if self.is_retired => {
+                () = nothing_left(&self.shared), if self.is_retired => {
                     tracing::info!("the last session has ended");
                     self.shared.audit.push(Record::new(Event::Stop));
                     return;
@@ -252,6 +252,12 @@ impl EndSignals {
             _ = self.interrupt.recv() => {}
         }
     }
+}
+
+/// Waits until a server that accepts nothing any more has no session, and nothing to remove. Cancel-safe.
+async fn nothing_left(shared: &Shared) {
+    shared.admission.empty().await;
+    shared.uploads.none().await;
 }
 
 async fn next(control: &mut Option<Control>) -> Order {

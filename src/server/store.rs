@@ -152,14 +152,21 @@ pub fn held(part: &Path) -> u64 {
     fs::symlink_metadata(part).ok().filter(fs::Metadata::is_file).map_or(0, |metadata| metadata.len())
 }
 
-/// Removes the parts in `home` that nobody has written to since `end`.
-pub fn sweep(home: &Path, end: SystemTime) {
+/// Removes a part that nobody has written to since `end`, by this server or another.
+pub fn expire(part: &Path, end: SystemTime) {
+    let written = fs::symlink_metadata(part).and_then(|metadata| metadata.modified());
+    if written.is_ok_and(|written| written < end) {
+        remove(part);
+    }
+}
+
+/// Removes the parts in `home` that nobody has written to since `end`, but for those that are `known`.
+pub fn sweep(home: &Path, end: SystemTime, known: &[PathBuf]) {
     let Ok(entries) = fs::read_dir(home) else { return };
     for entry in entries.flatten() {
-        let is_part = entry.file_name().to_string_lossy().starts_with(PART_PREFIX);
-        let written = entry.metadata().and_then(|metadata| metadata.modified());
-        if is_part && written.is_ok_and(|written| written < end) {
-            remove(&entry.path());
+        let path = entry.path();
+        if entry.file_name().to_string_lossy().starts_with(PART_PREFIX) && !known.contains(&path) {
+            expire(&path, end);
         }
     }
 }

@@ -2,7 +2,7 @@
 //! done as the account, by a process of its own ([`store::helper`](crate::server::store::helper)).
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
@@ -22,6 +22,7 @@ const ASIDE: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub struct Uploads {
     slots: Arc<Mutex<HashMap<PathBuf, Arc<Slot>>>>,
+    count: watch::Sender<usize>,
 }
 
 /// Whose turn it is to write a part.
@@ -49,22 +50,41 @@ pub struct Turn {
 impl Uploads {
     /// No uploads yet.
     pub fn new() -> Uploads {
-        Uploads { slots: Arc::default() }
+        Uploads { slots: Arc::default(), count: watch::Sender::new(0) }
     }
 
     /// Takes the turn to write the part of `name` with `digest`, which is held for `grace` where it breaks off. Whoever writes
     /// it, on a connection that may be dead, is told to let go, and waited for.
     pub async fn turn(&self, login: Arc<Login>, name: &str, digest: Option<&Sha256>, grace: Duration) -> Turn {
         let path = login.home.join(part_name(name, digest));
-        let slot = self.slots.lock().unwrap_or_else(PoisonError::into_inner).entry(path.clone()).or_default().clone();
-        let mut number = 0;
-        slot.asked.send_modify(|asked| {
-            *asked += 1;
-            number = *asked;
-        });
+        let (slot, number) = {
+            let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+            let slot = slots.entry(path.clone()).or_default().clone();
+            self.count.send_replace(slots.len());
+            // Before anybody else can find that nobody has asked, and forget the slot.
+            let number = *slot.asked.borrow() + 1;
+            slot.asked.send_replace(number);
+            (slot, number)
+        };
         let guard = slot.turn.clone().lock_owned().await;
         let grace = if digest.is_some() { grace } else { Duration::ZERO };
         Turn { uploads: self.clone(), login, path, slot, number, grace, _guard: guard }
+    }
+
+    /// Waits until nothing is written or held. Cancel-safe.
+    pub async fn none(&self) {
+        let _ = self.count.subscribe().wait_for(|count| *count == 0).await;
+    }
+}
+
+impl Uploads {
+    /// Forgets a slot that nobody has asked for since `number`.
+    fn forget(&self, path: &Path, slot: &Slot, number: u64) {
+        let mut slots = self.slots.lock().unwrap_or_else(PoisonError::into_inner);
+        if *slot.asked.borrow() == number {
+            slots.remove(path);
+            self.count.send_replace(slots.len());
+        }
     }
 }
 
@@ -74,9 +94,12 @@ impl Default for Uploads {
     }
 }
 
-/// Removes parts that nobody has written to since `end` from the home of `login`.
-pub async fn sweep(login: &Login, end: SystemTime) {
-    do_aside(login, Task::Sweep(login.home.clone(), end)).await;
+/// Removes parts that nobody has written to since `end` from the home of `login`, but for those that are among `uploads`.
+pub async fn sweep(uploads: &Uploads, login: &Login, end: SystemTime) {
+    let mut known: Vec<PathBuf> =
+        uploads.slots.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
+    known.retain(|part| part.parent() == Some(&login.home));
+    do_aside(login, Task::Sweep(login.home.clone(), end, known)).await;
 }
 
 /// Has something done that nobody waits to hear of.
@@ -127,28 +150,24 @@ impl Turn {
         self.finish(false);
     }
 
-    /// Gives the turn back. A part that is held is removed when the grace is over and nobody has asked for it.
+    /// Gives the turn back. A part that is held is removed when the grace is over and nobody has asked for it, nor has another server
+    /// written to it.
     pub fn finish(self, is_held: bool) {
         let Turn { uploads, login, path, slot, number, grace, _guard: guard } = self;
         drop(guard);
-        let forget = move || {
-            let mut slots = uploads.slots.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_last = *slot.asked.borrow() == number;
-            if is_last {
-                slots.remove(&path);
-            }
-            is_last.then_some(path)
-        };
-        if is_held {
-            tokio::spawn(async move {
-                tokio::time::sleep(grace).await;
-                if let Some(path) = forget() {
-                    do_aside(&login, Task::Remove(path)).await;
-                }
-            });
-        } else {
-            forget();
+        if !is_held {
+            return uploads.forget(&path, &slot, number);
         }
+        let end = SystemTime::now();
+        tokio::spawn(async move {
+            tokio::time::sleep(grace).await;
+            if *slot.asked.borrow() == number {
+                // Whoever asks meanwhile waits until it is gone.
+                let _guard = slot.turn.lock().await;
+                do_aside(&login, Task::Expire(path.clone(), end)).await;
+                uploads.forget(&path, &slot, number);
+            }
+        });
     }
 }
 

@@ -37,8 +37,10 @@ pub enum Task {
     Held(PathBuf),
     /// Remove this part.
     Remove(PathBuf),
-    /// Remove the parts in this home that nobody has written to since then.
-    Sweep(PathBuf, SystemTime),
+    /// Remove this part, unless somebody has written to it since then.
+    Expire(PathBuf, SystemTime),
+    /// Remove the parts in this home that nobody has written to since then, but for these.
+    Sweep(PathBuf, SystemTime, Vec<PathBuf>),
 }
 
 /// What the process says.
@@ -71,8 +73,12 @@ pub fn run(input: &mut dyn BufRead, output: &mut dyn Write) -> io::Result<()> {
             super::remove(&part);
             Answer::Done
         }
-        Task::Sweep(home, end) => {
-            super::sweep(&home, end);
+        Task::Expire(part, end) => {
+            super::expire(&part, end);
+            Answer::Done
+        }
+        Task::Sweep(home, end, known) => {
+            super::sweep(&home, end, &known);
             Answer::Done
         }
         Task::Store(order) => match super::store_known(&order) {

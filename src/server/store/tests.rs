@@ -170,7 +170,10 @@ fn what_an_earlier_server_has_left_is_swept_when_it_is_old() {
     let file = File::create(&old).unwrap();
     file.set_modified(SystemTime::now() - Duration::from_secs(120)).unwrap();
     File::create(&young).unwrap();
-    sweep(home.path(), SystemTime::now() - Duration::from_secs(60));
+    let end = SystemTime::now() - Duration::from_secs(60);
+    sweep(home.path(), end, std::slice::from_ref(&old));
+    assert!(old.exists(), "somebody has asked for it");
+    sweep(home.path(), end, &[]);
     assert!(!old.exists() && young.exists());
 }
 
