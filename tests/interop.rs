@@ -14,6 +14,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use aws_lc_rs::digest::{SHA256, digest};
 use base64::Engine as _;
@@ -25,7 +26,7 @@ use support::serve::{TSTUNNEL, records};
 use support::wait::{SOON, wait_until};
 use support::{port, script, tree};
 use support_net::child::{Watched, contains, run, run_with_input};
-use support_net::fake::{self, finish, https_server, tcp_server};
+use support_net::fake::{self, finish, hang_up, https_server, tcp_server};
 use support_net::report::fails;
 use support_net::site::{HOST, PRINCIPAL, Plan, SERVER_NAME, Site, text};
 
@@ -652,6 +653,30 @@ fn a_server_that_chooses_tcp_is_understood() {
 }
 
 #[test]
+fn a_client_whose_every_connection_is_cut_before_it_has_carried_anything_comes_back_less_and_less_often() {
+    let site = Site::new();
+    let (heard, resumes) = std::sync::mpsc::channel();
+    let server = https_server(&site.servers.server(&[SERVER_NAME]), move |tls, request| {
+        let more = if request.head.contains("/resume ") {
+            heard.send(Instant::now()).unwrap();
+            "tstunnel-received: 0"
+        } else {
+            "tstunnel-session: a.b\r\ntstunnel-grace: 60"
+        };
+        let answer =
+            format!("HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: tstunnel/1\r\n{more}\r\n\r\n");
+        tls.write_all(answer.as_bytes())?;
+        hang_up(tls)
+    });
+    site.configure(server, "");
+    let _client = Watched::start(site.exec(&["cat"]).stdin(Stdio::piped()));
+    let times: Vec<Instant> = (0..8).map(|_| resumes.recv_timeout(SOON).unwrap()).collect();
+    // By then the pauses alone are half of 3 seconds at least.
+    let took = times[7] - times[0];
+    assert!(took > Duration::from_secs(1), "{took:?}");
+}
+
+#[test]
 fn a_bare_status_of_a_server_that_speaks_only_tcp_is_a_shells_status() {
     for (status, expected, code) in [
         ("404 Not Found", 127, "agent-missing"),
@@ -768,7 +793,7 @@ fn a_target_that_resets_is_status_one() {
         let (mut connection, _) = listener.accept().unwrap();
         connection.read_exact(&mut [0; 5]).unwrap();
         // Closing at once with a linger of zero is a reset.
-        rustix::net::sockopt::set_socket_linger(&connection, Some(std::time::Duration::ZERO)).unwrap();
+        rustix::net::sockopt::set_socket_linger(&connection, Some(Duration::ZERO)).unwrap();
     });
     let site = Site::start(&Plan::mutagen().host("targets = [\"tcp:127.0.0.1:*\"]"));
     let mut child = Watched::start(site.tstunnel(&["connect", HOST, "--target", &target]).stdin(Stdio::piped()));

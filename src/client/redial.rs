@@ -21,6 +21,8 @@ use crate::protocol::{HEADER_EARLY, HEADER_RECEIVED, HEADER_SESSION, UPGRADE_FRA
 
 /// The pause after the first attempt that failed, and the longest one: an outage that ends is noticed this soon.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
+/// A connection that lasted so long was a good one, though it carried nothing.
+const LASTING: Duration = Duration::from_secs(10);
 /// How long the answer to a resume may take: what is slower than this is no better than the path that was left.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
@@ -67,6 +69,8 @@ pub struct Path {
     resumption: Resumption,
     state: State,
     pause: Duration,
+    /// When the session last went on, and how many frames each side had received by then.
+    resumed: Option<(Instant, [u64; 2])>,
     /// The last resume has failed, perhaps because of what it brought along: the next one brings nothing.
     brings_nothing: bool,
     /// When the path broke, while it is broken.
@@ -92,6 +96,7 @@ impl Path {
             resumption,
             state: State::Whole,
             pause: Duration::ZERO,
+            resumed: None,
             brings_nothing: false,
             broken: None,
             hurry: Arc::new(Notify::new()),
@@ -173,7 +178,13 @@ impl Path {
                 self.interruptions += 1;
                 let milliseconds = self.broken.map_or(0, |broken| broken.elapsed().as_millis() as u64);
                 tracing::info!(milliseconds, interruptions = self.interruptions, "resumed");
+                let counts = [received, bridge.session().received_count()];
+                let last = self.resumed.replace((Instant::now(), counts));
+                let is_in_vain = last.is_some_and(|(at, before)| counts == before && at.elapsed() < LASTING);
+                let pause = if is_in_vain { self.longer_pause() } else { Duration::ZERO };
                 self.mended();
+                // Whatever cuts each connection before it has carried a frame may do so to the next.
+                self.pause = pause;
             }
             Step::Dialled(Err(error)) | Step::Answered(Err(error)) => {
                 self.brings_nothing |= matches!(self.state, State::Asking(_));
@@ -197,11 +208,15 @@ impl Path {
                     return Err(Error::new(Code::NetworkLost, text));
                 }
                 tracing::debug!(%error, "cannot resume yet");
-                self.pause = (self.pause * 2).clamp(BACK_OFF.0, BACK_OFF.1);
+                self.pause = self.longer_pause();
                 self.look();
             }
         }
         Ok(())
+    }
+
+    fn longer_pause(&self) -> Duration {
+        (self.pause * 2).clamp(BACK_OFF.0, BACK_OFF.1)
     }
 
     fn mended(&mut self) {
