@@ -29,7 +29,7 @@ use crate::protocol::frame::{FRAME_BYTES, Kind};
 use crate::protocol::liveness::Verdict;
 use crate::protocol::session::{Event as PeerEvent, Exit, Session};
 
-pub use self::raw::{RawEnd, raw};
+pub use self::raw::{RawEnd, RawOver, raw};
 
 /// What TLS gives at once.
 const RECORD_BYTES: usize = 16 << 10;

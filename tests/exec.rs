@@ -321,11 +321,12 @@ fn a_reader_that_has_enough_ends_the_command() {
         assert_eq!((ran.text().as_str(), ran.stderr.as_str()), ("y\n", ""));
         site.wait_until_idle();
     }
-    let mut child = site.exec(&["yes"]).stdout(Stdio::piped()).spawn().unwrap();
-    let mut stdout = child.stdout.take().unwrap();
-    stdout.read_exact(&mut [0; 2]).unwrap();
-    drop(stdout);
-    assert_eq!(child.wait().unwrap().code(), Some(141));
+    for how in [&["exec"][..], &["exec", "--raw"]] {
+        let mut pipeline = site.command("sh");
+        pipeline.args(["-c", "{ \"$0\" \"$@\"; echo $? >&2; } | head -1", TSTUNNEL]).args(how).args([HOST, "yes"]);
+        assert_eq!(run(&mut pipeline).ok().stderr, "141\n", "{how:?}");
+        site.wait_until_idle();
+    }
 }
 
 #[test]

@@ -19,8 +19,17 @@ pub enum RawEnd {
     Both,
 }
 
+/// How one was over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RawOver {
+    /// As its [`RawEnd`] says.
+    Ended,
+    /// The writer no longer takes what comes, and that is all that there was to wait for.
+    Untaken,
+}
+
 /// Moves bytes both ways between a connection without frames and local streams. Bytes that `writer` no longer takes are
-/// dropped, and nothing else is.
+/// dropped, and nothing else is; with [`RawEnd::Incoming`] they are the end.
 ///
 /// # Errors
 /// Those of the connection.
@@ -30,7 +39,7 @@ pub async fn raw(
     reader: Reader,
     mut writer: Writer,
     end: RawEnd,
-) -> io::Result<()> {
+) -> io::Result<RawOver> {
     let (from_peer, mut to_peer) = tokio::io::split(connection);
     let mut reader = BufReader::with_capacity(FRAME_BYTES, reader);
     let mut from_peer = BufReader::with_capacity(FRAME_BYTES, from_peer);
@@ -41,11 +50,14 @@ pub async fn raw(
     let mut incoming = pin!(async {
         let mut takes = writer.write_all(leftover).await.is_ok();
         loop {
+            if !takes && end == RawEnd::Incoming {
+                return Ok(RawOver::Untaken);
+            }
             let bytes = from_peer.fill_buf().await?;
             if bytes.is_empty() {
                 let _ = writer.shutdown().await;
                 drop(writer);
-                return Ok::<(), io::Error>(());
+                return Ok::<RawOver, io::Error>(RawOver::Ended);
             }
             takes = takes && writer.write_all(bytes).await.is_ok() && writer.flush().await.is_ok();
             let length = bytes.len();
@@ -53,6 +65,7 @@ pub async fn raw(
         }
     });
     let (mut has_sent, mut has_received) = (false, false);
+    let mut over = RawOver::Ended;
     loop {
         tokio::select! {
             result = &mut outgoing, if !has_sent => {
@@ -60,7 +73,7 @@ pub async fn raw(
                 has_sent = true;
             }
             result = &mut incoming, if !has_received => {
-                result?;
+                over = result?;
                 has_received = true;
             }
         }
@@ -70,7 +83,7 @@ pub async fn raw(
             RawEnd::Both => has_sent && has_received,
         };
         if is_over {
-            return Ok(());
+            return Ok(over);
         }
     }
 }

@@ -8,7 +8,7 @@ use bytes::BytesMut;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
-use crate::bridge::{self, Bridge, Connection, Event, RawEnd};
+use crate::bridge::{self, Bridge, Connection, Event, RawEnd, RawOver};
 use crate::client::dial::{Dialler, reason};
 use crate::client::disturbance::Disturbances;
 use crate::client::footprint;
@@ -167,7 +167,8 @@ pub async fn run(opened: Opened, streams: Streams, dialler: &Dialler) -> Result<
     let Opened { connection, leftover, round_trip, window_bytes, resumption, report } = opened;
     let Some(window_bytes) = window_bytes else {
         let carried = run_raw(connection, &leftover, stdin, stdout, report).await;
-        return carried.map(|()| 0).map_err(|error| lost(host, Some(&error)));
+        let status = |over| if over == RawOver::Untaken { STATUS_PIPE } else { 0 };
+        return carried.map(status).map_err(|error| lost(host, Some(&error)));
     };
     let policy = Policy { interval: host.alive_interval, count: host.alive_count };
     let mut session = Session::new(Role::Client, window_bytes, policy, Instant::now());
@@ -247,7 +248,7 @@ async fn run_raw(
     stdin: Stdio,
     stdout: Stdout,
     mut report: Report,
-) -> std::io::Result<()> {
+) -> std::io::Result<RawOver> {
     let (sent, received) = (Arc::default(), Arc::default());
     let (stdin, stdout) = (Counted::new(stdin, &sent), Counted::new(stdout, &received));
     let carrying = bridge::raw(&mut *connection, leftover, Box::new(stdin), Box::new(stdout), RawEnd::Incoming);

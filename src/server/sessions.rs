@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
-use crate::bridge::{self, Bridge, Connection, Event, RawEnd, Reader, Sinks, Sources, Writer};
+use crate::bridge::{self, Bridge, Connection, Event, RawEnd, RawOver, Reader, Sinks, Sources, Writer};
 use crate::error::Code;
 use crate::protocol::frame::{Kind, Role};
 use crate::protocol::liveness::Policy;
@@ -449,9 +449,9 @@ pub async fn raw_stream(
     }
 }
 
-fn raw_outcome(result: std::io::Result<()>) -> Outcome {
+fn raw_outcome(result: std::io::Result<RawOver>) -> Outcome {
     match result {
-        Ok(()) => Outcome::because("finished"),
+        Ok(_) => Outcome::because("finished"),
         Err(error) => Outcome::because(format!("connection lost: {error}")),
     }
 }
