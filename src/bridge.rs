@@ -215,6 +215,10 @@ impl Bridge {
             }
             let now = Instant::now();
             let mut progress = self.receive(cx, now);
+            if !self.events.is_empty() {
+                // The owner may want nothing of what came with it to be handed on.
+                continue;
+            }
             progress |= self.deliver(cx, now);
             progress |= self.collect(cx);
             progress |= self.transmit(cx, now);
