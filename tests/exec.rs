@@ -23,10 +23,8 @@ use support::relay::Relay;
 use support::serve::TSTUNNEL;
 use support::wait::{SOON, wait_until};
 use support_net::child::{Ran, Watched, run, run_with_input};
-use support_net::fake;
-use support_net::frames::{self, frame, read_frame};
 use support_net::report::error_line;
-use support_net::site::{HOST, PRINCIPAL, Plan, Site, text};
+use support_net::site::{HOST, Plan, Site, text};
 
 /// Longer than the whole ladder of a process's end (tstunnel-protocol(7)): one second and five, and a busy machine.
 const LADDER: Duration = Duration::from_secs(20);
@@ -367,28 +365,6 @@ fn a_killed_client_leaves_no_process() {
             site.running("cat") + site.running("sleep") + site.running("sh") == 0
         });
     }
-}
-
-#[test]
-fn a_group_that_has_ended_is_nobody_elses_as_long_as_its_client_may_send_it_signals() {
-    let site = site();
-    let mut tls = fake::connect(&site, &site.clients.client(PRINCIPAL));
-    let fields = "Connection: Upgrade\r\nUpgrade: tstunnel/1\r\n";
-    let command = r#"{"command": "cut -d ' ' -f 5 /proc/self/stat"}"#;
-    let answer = fake::post(&mut tls, "/tinyscale/v1/command", fields, command);
-    assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
-    let (mut group, mut received) = (Vec::new(), 0_u64);
-    while let (kind, payload) = read_frame(&mut tls).unwrap()
-        && kind != frames::EXIT
-    {
-        received += u64::from(kind < frames::PING);
-        group.extend_from_slice(if kind == frames::STDOUT { &payload } else { &[] });
-    }
-    let leader = Path::new("/proc").join(String::from_utf8(group).unwrap().trim());
-    assert!(leader.exists(), "{}", leader.display());
-    tls.write_all(&frame(frames::ACK, &(received + 1).to_be_bytes())).unwrap();
-    tls.flush().unwrap();
-    wait_until("nothing is left of it", SOON, || !leader.exists());
 }
 
 #[test]

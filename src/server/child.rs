@@ -1,5 +1,5 @@
 //! A child process and the server's ends of its standard streams. One that nobody wants any more is killed, and never left
-//! behind as a zombie; until then its id, and its group's, are nobody else's, so that no signal reaches a stranger.
+//! behind as a zombie.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -43,10 +43,9 @@ pub struct Pipes {
 #[derive(Debug)]
 pub struct Child {
     id: Pid,
-    /// Until nothing is left of it.
+    /// Until it has been waited for.
     process: Option<AsyncFd<OwnedFd>>,
-    /// How it has ended, once that was seen.
-    status: Option<ExitStatus>,
+    status: ExitStatus,
 }
 
 impl Child {
@@ -77,7 +76,7 @@ impl Child {
         let process = stdio::register(process).inspect_err(|_| {
             let _ = kill_process_group(id, Signal::KILL);
         })?;
-        Ok((Child { id, process: Some(process), status: None }, stdin, stdout))
+        Ok((Child { id, process: Some(process), status: ExitStatus::default() }, stdin, stdout))
     }
 
     /// Its id, and that of the process group that it leads.
@@ -85,43 +84,32 @@ impl Child {
         self.id
     }
 
-    /// Waits for its end. Its id stays its own. Cancel-safe.
+    /// Waits for its end. Cancel-safe.
     ///
     /// # Errors
     /// Where its status is lost.
     pub async fn wait(&mut self) -> io::Result<ExitStatus> {
-        match (self.status, &self.process) {
-            (None, Some(process)) => {
-                let status = end(process).await?;
-                self.status = Some(status);
-                Ok(status)
-            }
-            (status, _) => Ok(status.unwrap_or_default()),
+        if let Some(process) = &self.process {
+            self.status = end(process).await?;
+            self.process = None;
         }
+        Ok(self.status)
     }
 
     /// Whether it has ended by now.
     pub fn has_ended(&mut self) -> bool {
-        if let (None, Some(process)) = (self.status, &self.process)
+        if let Some(process) = &self.process
             && let Some(status) = status(process.get_ref()).transpose()
         {
-            self.status = Some(status.unwrap_or_default());
+            self.status = status.unwrap_or_default();
+            self.process = None;
         }
-        self.status.is_some()
-    }
-
-    /// Lets go of its id, which may be somebody else's from now on, if it has ended.
-    pub fn let_go(&mut self) {
-        if self.has_ended()
-            && let Some(process) = self.process.take()
-        {
-            bury(process.get_ref());
-        }
+        self.process.is_none()
     }
 
     /// Kills it and its group, if it has not ended.
     pub fn kill(&self) {
-        if self.status.is_none() {
+        if self.process.is_some() {
             let _ = kill_process_group(self.id, Signal::KILL);
         }
     }
@@ -129,13 +117,9 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        self.let_go();
         self.kill();
         if let (Some(process), Ok(runtime)) = (self.process.take(), Handle::try_current()) {
-            runtime.spawn(async move {
-                let _ = end(&process).await;
-                bury(process.get_ref());
-            });
+            runtime.spawn(async move { end(&process).await });
         }
     }
 }
@@ -202,18 +186,12 @@ async fn end(process: &AsyncFd<OwnedFd>) -> io::Result<ExitStatus> {
     }
 }
 
-/// How a process has ended. It stays what it is then, a zombie.
+/// How a process has ended, once: nothing is left of it then.
 fn status(process: &OwnedFd) -> io::Result<Option<ExitStatus>> {
-    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
-    let ended = rustix::process::waitid(WaitId::PidFd(process.as_fd()), options)?;
+    let ended = rustix::process::waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)?;
     // As wait(2) encodes them.
     let encode = |ended: WaitIdStatus| ended.exit_status().map(|status| status << 8).or(ended.terminating_signal());
     Ok(ended.and_then(encode).map(ExitStatus::from_raw))
-}
-
-/// Leaves nothing of a process that has ended.
-fn bury(process: &OwnedFd) {
-    let _ = rustix::process::waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
 }
 
 /// The server's end and the child's of a pipe to it.

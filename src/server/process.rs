@@ -54,7 +54,8 @@ pub enum StartFailure {
 #[derive(Debug)]
 pub struct Process {
     child: Child,
-    listed: Listed,
+    /// As long as something may be left of the group: afterwards its number may be a stranger's.
+    listed: Option<Listed>,
 }
 
 /// The process group that a command leads.
@@ -216,7 +217,7 @@ impl Prepared {
                 explain(self.image.words.first().map_or("", String::as_str), &error)
             }
         })?;
-        let listed = Listed::new(Group(child.id()));
+        let listed = Some(Listed::new(Group(child.id())));
         Ok((Process { child, listed }, pipes))
     }
 }
@@ -277,15 +278,17 @@ fn explain(program: &str, error: &io::Error) -> StartFailure {
 }
 
 impl Process {
-    /// Waits for the process's end.
+    /// Waits for the process's end. Cancel-safe.
     pub async fn wait(&mut self) -> Exit {
-        match self.child.wait().await {
+        let exit = match self.child.wait().await {
             Ok(status) => exit(status),
             Err(error) => {
                 tracing::error!(%error, "cannot wait for a process");
                 Exit::Status(255)
             }
-        }
+        };
+        self.listed.take_if(|listed| !listed.0.is_alive());
+        exit
     }
 
     /// Whether it has ended by now.
@@ -293,9 +296,9 @@ impl Process {
         self.child.has_ended()
     }
 
-    /// The group that it leads.
-    pub fn group(&self) -> Group {
-        self.listed.0
+    /// The group that it leads; none where its end has left nothing of that.
+    pub fn group(&self) -> Option<Group> {
+        self.listed.as_ref().map(|listed| listed.0)
     }
 }
 
@@ -307,8 +310,9 @@ impl Group {
         }
     }
 
-    fn kill(self, signal: Signal) {
-        let _ = kill_process_group(self.0, signal);
+    /// Whether there was anybody to get the signal.
+    fn kill(self, signal: Signal) -> bool {
+        kill_process_group(self.0, signal).is_ok()
     }
 
     fn is_alive(self) -> bool {
@@ -382,25 +386,23 @@ impl Ladder {
 
 /// Ends a process whose session is over, and waits until nothing of its group is left.
 pub async fn end(mut process: Process, mut ladder: Ladder, mut has_ended: bool) {
-    let group = process.group();
     ladder.start();
-    while !has_ended {
+    while let (false, Some(group)) = (has_ended, process.group()) {
         tokio::select! {
             _ = process.wait() => has_ended = true,
             () = ladder.step(group) => {}
         }
     }
-    // What the process has left behind in its group has had its time with the process. Until here the group's id was its own, and so
-    // it is as long as anything is left.
-    group.kill(Signal::TERM);
-    process.child.let_go();
-    let deadline = Instant::now() + TERM_GRACE;
-    while group.is_alive() {
-        if Instant::now() >= deadline {
-            group.kill(Signal::KILL);
-            return;
+    // What the process has left behind in its group has had its time with the process.
+    if let Some(group) = process.group().filter(|group| group.kill(Signal::TERM)) {
+        let deadline = Instant::now() + TERM_GRACE;
+        while group.is_alive() {
+            if Instant::now() >= deadline {
+                group.kill(Signal::KILL);
+                return;
+            }
+            tokio::time::sleep(GROUP_POLL).await;
         }
-        tokio::time::sleep(GROUP_POLL).await;
     }
 }
 
@@ -408,6 +410,26 @@ pub async fn end(mut process: Process, mut ladder: Ladder, mut has_ended: bool) 
 mod tests {
     use super::*;
     use rustix::io::Errno;
+
+    #[tokio::test]
+    async fn a_group_is_known_until_nothing_is_left_of_it() {
+        let shell = |line: &str| {
+            let words = ["sh", "-c", line].map(str::to_owned).to_vec();
+            let image = Image { files: vec!["/bin/sh".into()], agent: None, words, env: Vec::new() };
+            let login = Login { name: "dev".into(), home: "/".into(), shell: "/bin/sh".into(), identity: None };
+            Prepared { image, version: None, is_wrapped: false, login }.start().unwrap()
+        };
+        let (mut process, _pipes) = shell("exit 3");
+        assert!(process.group().is_some());
+        assert_eq!(process.wait().await, Exit::Status(3));
+        assert!(process.group().is_none());
+        // It ends when the pipe that is its stdin does.
+        let (mut process, pipes) = shell("cat <&0 & exit 4");
+        assert_eq!(process.wait().await, Exit::Status(4));
+        assert!(process.group().is_some());
+        drop(pipes);
+        end(process, Ladder::default(), true).await;
+    }
 
     #[test]
     fn what_the_machine_has_run_out_of_is_told_from_what_is_wrong_with_a_program() {

@@ -66,7 +66,7 @@ pub async fn command(
     };
     let mut bridge = Bridge::new(session, connection, leftover, sources, sinks);
     let mut process = process;
-    let group = process.as_ref().map(Process::group);
+    let mut group = process.as_ref().and_then(Process::group);
     let mut ladder = Ladder::default();
     let mut drain = Drain::default();
     let mut told = false;
@@ -83,7 +83,10 @@ pub async fn command(
                 event => if let Some(outcome) = link.ended(event, &mut bridge).await { break outcome },
             },
             happening = link.next() => if let Some(outcome) = link.follow(happening, &mut bridge) { break outcome },
-            end = ended(running) => exit = Some(end),
+            end = ended(running) => {
+                exit = Some(end);
+                group = process.as_ref().and_then(Process::group);
+            }
             () = tokio::time::sleep(DRAIN_QUIET), if exit.is_some() && !drain.is_over => drain.look(&bridge),
             end = ending.wait(), if !ladder.is_started() => {
                 if matches!(end, End::Withdrawn(_)) {
