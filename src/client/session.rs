@@ -17,7 +17,7 @@ use crate::client::status::report::{Measure, Report};
 use crate::config::Host;
 use crate::error::{Code, Error, Result};
 use crate::protocol::early::MAX_EARLY_BYTES;
-use crate::protocol::frame::{Kind, Role};
+use crate::protocol::frame::{self, Kind, Role};
 use crate::protocol::head::{Request, Response};
 use crate::protocol::liveness::Policy;
 use crate::protocol::session::{DEFAULT_WINDOW_BYTES, MAX_WINDOW_BYTES, Session};
@@ -290,7 +290,7 @@ async fn attend(event: Event, bridge: &mut Bridge, path: Option<&mut Path>, host
             return Ok(Some(exit.status()));
         }
         Event::SinkClosed(Kind::Stdout) => return Ok(Some(close(bridge, STATUS_PIPE).await)),
-        Event::PeerError(text) => return Err(last_word(&text)),
+        Event::PeerError(text) => return Err(frame::error_of(&text)),
         Event::Violation(text) => {
             let _ = tokio::time::timeout(GOODBYE, bridge.shutdown()).await;
             return Err(Error::new(Code::Protocol, format!("{} sent {text}", host.endpoint.host)));
@@ -337,16 +337,6 @@ pub(super) fn lost(host: &Host, error: Option<&std::io::Error>) -> Error {
         Some(error) => reason(error),
     };
     Error::new(Code::NetworkLost, format!("the connection to {} was lost: {why}", host.endpoint.host))
-}
-
-/// The error that an ERROR frame's `code: text` names.
-pub(super) fn last_word(text: &str) -> Error {
-    match text.split_once(": ") {
-        Some((code, text)) if Code::from_name(code).is_some() => {
-            Error::new(Code::from_name(code).unwrap_or(Code::Protocol), text)
-        }
-        _ => Error::new(Code::Protocol, format!("the server ended the session: {text}")),
-    }
 }
 
 /// What a signal to this process means for the session.

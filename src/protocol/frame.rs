@@ -5,6 +5,8 @@
 
 use bytes::{Buf, Bytes, BytesMut};
 
+use crate::error::{Code, Error, printable};
+
 /// Bytes of a frame before its payload.
 pub const HEADER_BYTES: usize = 4;
 /// Most bytes of a payload: 2^20.
@@ -13,6 +15,9 @@ pub const MAX_PAYLOAD_BYTES: usize = 1 << 20;
 /// Most bytes of a frame that this program makes, and what TLS takes of it at once: eight TLS records, full ones. Half of what a
 /// pipe of ours holds, so that it is filled and emptied at the same time.
 pub const FRAME_BYTES: usize = 128 << 10;
+
+/// Most bytes of an ERROR frame's text that are sent or read.
+pub const MAX_ERROR_BYTES: usize = 1024;
 
 /// Which half of the protocol a side plays.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -135,6 +140,29 @@ impl std::fmt::Display for FrameError {
     }
 }
 
+/// The payload of an ERROR frame that says `error`: its hint, where it has one of its own, is a line below. Neither can add a line.
+pub fn last_word(error: &Error) -> String {
+    let mut text = format!("{}: {}", error.code, printable(&error.text));
+    // Half of a hint would be none.
+    if let Some(hint) = error.hint.as_deref().map(printable).filter(|hint| text.len() + hint.len() < MAX_ERROR_BYTES) {
+        text.push('\n');
+        text.push_str(&hint);
+    }
+    text
+}
+
+/// The error that the payload of an ERROR frame says; one that names no code is the peer's own.
+pub fn error_of(last_word: &str) -> Error {
+    let (said, hint) = match last_word.split_once('\n') {
+        Some((said, hint)) => (said, Some(hint.to_owned())),
+        None => (last_word, None),
+    };
+    match said.split_once(": ").and_then(|(code, text)| Some((Code::from_name(code)?, text))) {
+        Some((code, text)) => Error { code, text: text.to_owned(), hint },
+        None => Error::new(Code::Protocol, format!("the server ended the session: {last_word}")),
+    }
+}
+
 /// The header of a frame whose payload has `length` bytes.
 pub fn header(kind: Kind, length: usize) -> [u8; HEADER_BYTES] {
     debug_assert!(length <= MAX_PAYLOAD_BYTES);
@@ -228,6 +256,24 @@ impl Decoder {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn a_last_word_says_code_text_and_hint_and_nothing_can_add_a_line() {
+        let error = Error::new(Code::Unauthorized, "the certificate was revoked: today");
+        assert_eq!(error_of(&last_word(&error)), error);
+        let hinted = error.clone().with_hint("get another");
+        assert_eq!(last_word(&hinted), "unauthorized: the certificate was revoked: today\nget another");
+        assert_eq!(error_of(&last_word(&hinted)), hinted);
+        let hostile = Error::new(Code::CommandDenied, "not `a\nb`").with_hint("c\nd");
+        let read = error_of(&last_word(&hostile));
+        assert_eq!((read.text.as_str(), read.hint()), ("not `a\\nb`", "c\\nd"));
+        let long = Error::new(Code::CommandDenied, "x".repeat(MAX_ERROR_BYTES)).with_hint("half of it");
+        assert_eq!(error_of(&last_word(&long)).hint, None);
+        for foreign in ["", "no code at all", "no-such-code: text\nmore"] {
+            let read = error_of(foreign);
+            assert!(read.code == Code::Protocol && read.hint.is_none() && read.text.ends_with(foreign), "{read}");
+        }
+    }
 
     fn decode_in_pieces(peer: Role, pieces: &[&[u8]]) -> Result<Vec<Frame>, FrameError> {
         let mut decoder = Decoder::new(peer);

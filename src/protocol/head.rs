@@ -94,7 +94,7 @@ impl Response {
         self.number("Content-Length")
     }
 
-    /// The failure that a refusal stands for: its problem's own code and text, or what its status suggests.
+    /// The failure that a refusal stands for: its problem's own code, text and hint, or what its status suggests.
     pub fn refusal(&self, body: &[u8]) -> Error {
         #[derive(serde::Deserialize)]
         struct Problem {
@@ -103,6 +103,8 @@ impl Response {
             detail: Option<String>,
             #[serde(default)]
             title: Option<String>,
+            #[serde(default)]
+            hint: Option<String>,
         }
         let is_problem = self.field("content-type").is_some_and(|kind| kind.starts_with("application/problem+json"));
         let problem = is_problem.then(|| serde_json::from_slice::<Problem>(body).ok()).flatten();
@@ -110,7 +112,7 @@ impl Response {
             problem.as_ref().and_then(|problem| Code::from_name(problem.r#type.strip_prefix(PROBLEM_TYPE_PREFIX)?));
         if let (Some(code), Some(problem)) = (code, problem) {
             let text = problem.detail.or(problem.title).unwrap_or_else(|| "the server gave no reason".to_owned());
-            return Error::new(code, text);
+            return Error { code, text, hint: problem.hint };
         }
         Error::new(Code::NotTstunnel, format!("the endpoint answered {} and not in this protocol", self.status))
     }
@@ -156,6 +158,8 @@ mod tests {
         let (response, _) = Response::parse(wire).unwrap().unwrap();
         let body = br#"{"type":"urn:tstunnel:host-unknown","title":"x","status":421,"detail":"no host `x`"}"#;
         assert_eq!(response.refusal(body), Error::new(Code::HostUnknown, "no host `x`"));
+        let body = br#"{"type":"urn:tstunnel:unauthorized","detail":"no","hint":"do this","more":1}"#;
+        assert_eq!(response.refusal(body), Error::new(Code::Unauthorized, "no").with_hint("do this"));
         assert_eq!(response.refusal(b"<html>").code, Code::NotTstunnel);
     }
 

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
 
-use super::frame::{self, HEADER_BYTES, Kind, Role};
+use super::frame::{self, HEADER_BYTES, Kind, MAX_ERROR_BYTES, Role};
 use super::liveness::{Liveness, Policy, Verdict};
 use incoming::Incoming;
 use outgoing::{Outgoing, Wire};
@@ -27,8 +27,6 @@ pub use event::{Event, Exit, Violation};
 pub const DEFAULT_WINDOW_BYTES: usize = 16 << 20;
 /// The largest window that a client agrees to, whatever it is offered: what a server can make it hold.
 pub const MAX_WINDOW_BYTES: usize = 256 << 20;
-/// Most bytes of an ERROR frame's text that are looked at.
-const MAX_ERROR_BYTES: usize = 1024;
 
 /// One end of a session.
 #[derive(Debug)]
@@ -110,8 +108,11 @@ impl Session {
 
     /// Queues a last word; the caller closes the connection once it is sent.
     pub fn queue_error(&mut self, text: &str) {
-        let text: String = text.chars().take(MAX_ERROR_BYTES / 4).collect();
-        self.outgoing.queue_control(Kind::Error, text.as_bytes());
+        let mut end = text.len().min(MAX_ERROR_BYTES);
+        while !text.is_char_boundary(end) {
+            end -= 1;
+        }
+        self.outgoing.queue_control(Kind::Error, &text.as_bytes()[..end]);
     }
 
     /// Whether everything queued, its end among it, has been acknowledged: the session is over for a server.

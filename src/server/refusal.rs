@@ -78,12 +78,15 @@ impl Refusal {
     }
 
     fn problem(&self) -> String {
-        serde_json::json!({
+        let mut problem = serde_json::json!({
             "type": format!("{PROBLEM_TYPE_PREFIX}{}", self.error.code),
             "title": self.status_code().canonical_reason().unwrap_or("Refused"),
             "status": self.status,
             "detail": self.error.text,
-        })
-        .to_string()
+        });
+        if let Some(hint) = &self.error.hint {
+            problem["hint"] = hint.as_str().into();
+        }
+        problem.to_string()
     }
 }

@@ -8,7 +8,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite};
 
 use crate::bridge::{self, Bridge, Connection, Event, RawEnd, RawOver, Reader, Sinks, Sources, Writer};
 use crate::error::Code;
-use crate::protocol::frame::{Kind, Role};
+use crate::protocol::frame::{self, Kind, Role};
 use crate::protocol::liveness::Policy;
 use crate::protocol::session::{Exit, Session};
 use crate::server::admission::{End, Ending};
@@ -368,7 +368,7 @@ impl Link {
 async fn withdraw(end: &End, bridge: &mut Bridge) -> Outcome {
     bridge.close_sinks();
     if let End::Withdrawn(error) = end {
-        bridge.session().queue_error(&format!("{}: {}", error.code, error.text));
+        bridge.session().queue_error(&frame::last_word(error));
     }
     say_goodbye(bridge).await;
     outcome_of(end)

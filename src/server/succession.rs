@@ -204,10 +204,10 @@ impl Predecessors {
         for (path, mut line) in self.lines().await {
             match ask(&mut line, &resume).await {
                 Ok(Answer::Granted { received }) => return Ok((received, line.into_stream())),
-                Ok(Answer::Refused { status, code, text }) => {
+                Ok(Answer::Refused { status, code, text, hint }) => {
                     let code = Code::from_name(&code).unwrap_or(Code::Internal);
                     if code != Code::SessionLost {
-                        return Err(Refusal { status, error: Error::new(code, text) });
+                        return Err(Refusal { status, error: Error { code, text, hint } });
                     }
                 }
                 other => tracing::warn!(path = %path.display(), ?other, "an earlier server takes no resume"),

@@ -11,7 +11,7 @@ use crate::bridge::Connection;
 use crate::client::session::{self, GOODBYE, Opened};
 use crate::config::Host;
 use crate::error::{Code, Error, Result};
-use crate::protocol::frame::{Decoder, Frame, Kind, Role, encode};
+use crate::protocol::frame::{self, Decoder, Frame, Kind, Role, encode};
 use crate::protocol::session::Exit;
 
 /// Most bytes of a command's output that are kept, and that it may have: a fraction of any window, so that nothing has to be
@@ -135,7 +135,7 @@ impl<'a> Talk<'a> {
             }
             Kind::Pong => self.pong = Some(frame.payload.to_vec()),
             Kind::Ping => self.send(Kind::Pong, &frame.payload).await?,
-            Kind::Error => return Err(session::last_word(&String::from_utf8_lossy(&frame.payload))),
+            Kind::Error => return Err(frame::error_of(&String::from_utf8_lossy(&frame.payload))),
             _ => {}
         }
         if self.stdout.len() + self.stderr.len() > MAX_OUTPUT_BYTES {

@@ -85,6 +85,9 @@ pub enum Answer {
         code: String,
         /// What the client may know.
         text: String,
+        /// What to do about it, beyond what the code says by itself.
+        #[serde(default)]
+        hint: Option<String>,
     },
 }
 
