@@ -23,7 +23,7 @@ use support::serve::records;
 use support::wait::{SOON, wait_for, wait_until};
 use support_net::child::{Watched, run};
 use support_net::fake;
-use support_net::report::{error_line, fails};
+use support_net::report::{check, error_line, fails};
 use support_net::site::{DOMAIN, HOST, PRINCIPAL, Plan, SERVER_NAME, Site};
 
 /// From the signal to the end of what was revoked.
@@ -90,11 +90,21 @@ fn assert_echoes(session: &mut Watched, word: &str) {
 
 /// Waits until a session has ended by a withdrawal, and returns what its client says.
 #[track_caller]
-fn assert_withdrawn(mut session: Watched, code: &str) -> String {
+fn assert_withdrawn(session: Watched, code: &str) -> String {
+    withdrawn_with_hint(session, code).0
+}
+
+/// The same, and its hint.
+#[track_caller]
+fn withdrawn_with_hint(mut session: Watched, code: &str) -> (String, String) {
     wait_until("the session ends, though its stdin does not", SOON, || session.ended().is_some());
     let ran = session.wait();
     assert_eq!(ran.code(), Some(255), "{}", ran.stderr);
-    error_line("a session that was withdrawn", &ran.stderr, code)
+    (error_line("a session that was withdrawn", &ran.stderr, code), hint(&ran.stderr))
+}
+
+fn hint(stderr: &str) -> String {
+    stderr.lines().find_map(|line| line.strip_prefix("tstunnel: hint: ")).unwrap_or_default().to_owned()
 }
 
 #[test]
@@ -111,13 +121,15 @@ fn revoked_principal_loses_its_live_sessions_and_nobody_else_does() {
     wait_until("both have ended", AT_ONCE, || framed.ended().is_some() && raw.ended().is_some());
     assert!(sent.elapsed() < AT_ONCE, "{:?}", sent.elapsed());
 
-    let said = assert_withdrawn(framed, "unauthorized");
+    let (said, advice) = withdrawn_with_hint(framed, "unauthorized");
     assert!(said.contains("revoked"), "{said}");
     let said = assert_withdrawn(raw, "network-lost");
     assert!(said.contains("lost"), "{said}");
     wait_until("their processes have ended", SOON, || process::with_home(&site.home).len() == 1);
     assert_echoes(&mut other, "still here");
-    fails(&mut site.exec(&["true"]), 255, "client-cert");
+    let next = run(&mut site.exec(&["true"]));
+    check("the next attempt", &next, 255, "client-cert");
+    assert_eq!(advice, hint(&next.stderr), "what has ended it and what refuses it have the same hint");
     // A client that is slow to load its files leaves a connection without a word, and makes another.
     let refused = |site: &Site| {
         let mut refused = records(&site.server_log(), "handshake");

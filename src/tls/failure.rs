@@ -13,6 +13,9 @@ use crate::config::{Host, MinTls, value};
 use crate::error::{Code, Error};
 use crate::tls::date;
 
+/// What to do about a certificate of the client's that was revoked.
+pub(super) const REVOKED_HINT: &str = "it was revoked: ask whoever runs the endpoint for a new one";
+
 /// Most names of a certificate that a message lists.
 const MAX_NAMES: usize = 4;
 
@@ -179,7 +182,7 @@ fn classify_alert(alert: AlertDescription, host: &Host) -> Error {
         AlertDescription::DecryptError => {
             "an authority of the server's, or one of its revocation lists, has the name of the one that signed it, but another key: ask whoever runs the endpoint for a certificate of its own authority, and about authorities of one name"
         }
-        AlertDescription::CertificateRevoked => "it was revoked: ask whoever runs the endpoint for a new one",
+        AlertDescription::CertificateRevoked => REVOKED_HINT,
         AlertDescription::CertificateExpired => {
             "it is not valid by the server's clock: get a new certificate, and check the clocks"
         }

@@ -24,6 +24,7 @@ use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
 
 use crate::error::{Code, Error, Result, printable};
+use crate::tls::failure::REVOKED_HINT;
 use crate::tls::signatures::remembering_algorithms;
 use crate::tls::{ALPN, add_roots, check_validity, date, pem, provider, seconds_since_1970, unusable_pair};
 
@@ -196,7 +197,9 @@ fn unix_time(time: SystemTime) -> UnixTime {
 
 fn distrusted(error: &rustls::Error) -> Error {
     let text = match error {
-        rustls::Error::InvalidCertificate(CertificateError::Revoked) => "the client certificate was revoked".to_owned(),
+        rustls::Error::InvalidCertificate(CertificateError::Revoked) => {
+            return Error::new(Code::Unauthorized, "the client certificate was revoked").with_hint(REVOKED_HINT);
+        }
         rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer) => {
             "the client certificate's authority is no longer trusted".to_owned()
         }
