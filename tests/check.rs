@@ -219,7 +219,7 @@ fn an_account_that_nobody_may_use_is_warned_of_and_refuses() {
     let site =
         site(&format!("{host}[[grant]]\nprincipal = \"*\"\nhosts = [\"*\"]\naccounts = [\"no-such-account\"]\n"));
     let said = check(&site, &[]).ok().text();
-    assert_eq!(warnings(&said), ["the account `no-such-account` does not exist on this machine"]);
+    assert_eq!(warnings(&said), ["the account `no-such-account` does not exist on the host"]);
     for command in ["id", "upload:notes"] {
         let ran = check(&site, &["--as", PRINCIPAL, "web", command]);
         assert_eq!(ran.code(), Some(1));

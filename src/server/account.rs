@@ -23,6 +23,9 @@ const SHADOW: &str = "/etc/shadow";
 /// Shells that let nobody in (nologin(8), false(1)).
 const NO_SHELLS: [&str; 2] = ["nologin", "false"];
 const SECONDS_A_DAY: u64 = 86_400;
+/// Whether it was asked for or is the host's own: a client cannot mend it.
+const HINT: &str =
+    "ask whoever runs the endpoint to see to that account on the host, or to name another as its `account`";
 
 /// An account as its processes have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,11 +58,15 @@ impl Login {
     /// # Errors
     /// `unauthorized` where there is no such account, or nobody may use it now; `overloaded` where it cannot be asked for now.
     pub fn find(name: &str, home: Option<&Path>) -> Result<Login> {
-        let refused = |why: &str| Error::new(Code::Unauthorized, format!("the account `{name}` {why}"));
+        let refused = |why: &str| Error::new(Code::Unauthorized, format!("the account `{name}` {why}")).with_hint(HINT);
         let failed = |what: &str, error: io::Error| {
             // What this machine has run out of says nothing about the account.
-            let code = if descriptors::is_exhaustion(&error) { Code::Overloaded } else { Code::Unauthorized };
-            Error::new(code, format!("the account `{name}` has {what} that cannot be read: {error}"))
+            let why = format!("has {what} that cannot be read on the host: {error}");
+            if descriptors::is_exhaustion(&error) {
+                Error::new(Code::Overloaded, format!("the account `{name}` {why}"))
+            } else {
+                refused(&why)
+            }
         };
         let user = User::from_name(name).map_err(|error| failed("an entry", error.into()))?;
         let own = rustix::process::geteuid();
@@ -69,7 +76,7 @@ impl Login {
             let home = home.map(Path::to_owned).or(passwd_home).ok_or_else(|| refused("has no home directory"))?;
             return Ok(Login { name: name.to_owned(), home, shell: shell_or_default(shell), identity: None });
         }
-        let user = user.ok_or_else(|| refused("does not exist on this machine"))?;
+        let user = user.ok_or_else(|| refused("does not exist on the host"))?;
         check_shell(&user.shell).map_err(|why| refused(&why))?;
         // A lock that cannot be read may be there; without the file there is none.
         let shadow = match fs::read(SHADOW) {
@@ -79,7 +86,7 @@ impl Login {
         let today = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs() / SECONDS_A_DAY;
         check_shadow(&shadow, name, today).map_err(refused)?;
         if Path::new(NOLOGIN).exists() {
-            return Err(refused("may not be used while /etc/nologin is there"));
+            return Err(refused("may not be used while /etc/nologin is there on the host"));
         }
         Ok(Login {
             name: name.to_owned(),
@@ -227,6 +234,10 @@ mod tests {
         if rustix::process::geteuid().is_root() {
             let error = Login::find("no-such-account", None).unwrap_err();
             assert_eq!(error.code, Code::Unauthorized);
+            assert!(
+                error.text.ends_with(" does not exist on the host") && error.hint().contains("on the host"),
+                "{error}"
+            );
             let error = Login::find("nobody", None).unwrap_err();
             assert!(error.text.contains("lets nobody in"), "{error}");
         }

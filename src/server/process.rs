@@ -16,6 +16,7 @@ use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::time::Instant;
 
+use crate::error::{Code, Error};
 use crate::protocol::session::Exit;
 use crate::server::account::{DEFAULT_SHELL, Login};
 use crate::server::agents::{Agents, Trusted};
@@ -46,6 +47,8 @@ pub enum StartFailure {
     NotExecutable(String),
     /// This machine has no room for another process: later there may be.
     Exhausted(String),
+    /// The account's home cannot be entered.
+    NoHome(Error),
     /// The server cannot start anything.
     Broken(String),
 }
@@ -211,15 +214,23 @@ impl Prepared {
         // Where a wrapper starts is its own affair: the home is one behind it.
         let folder = if self.is_wrapped { Path::new("/") } else { &self.login.home };
         let (child, pipes) = with_setup(&self.image, &self.login, folder, Child::start).map_err(|error| {
-            if error.raw_os_error() == Some(spawn::NO_HOME.raw_os_error()) {
-                StartFailure::Broken(format!("the home directory {} cannot be entered", folder.display()))
-            } else {
-                explain(self.image.words.first().map_or("", String::as_str), &error)
-            }
+            no_home(&error, folder, Code::Internal).map_or_else(
+                || explain(self.image.words.first().map_or("", String::as_str), &error),
+                StartFailure::NoHome,
+            )
         })?;
         let listed = Some(Listed::new(Group(child.id())));
         Ok((Process { child, listed }, pipes))
     }
+}
+
+/// What to tell a client where a start failed since `home` cannot be entered.
+pub fn no_home(error: &io::Error, home: &Path, code: Code) -> Option<Error> {
+    (error.raw_os_error() == Some(spawn::NO_HOME.raw_os_error())).then(|| {
+        Error::new(code, format!("the home directory {} cannot be entered on the host", home.display())).with_hint(
+            "ask whoever runs the endpoint to make it there, as the account's own, or to correct the host's `home`",
+        )
+    })
 }
 
 /// Starts this program itself as `login` in its home, under another name. Blocks; see [`spawn::spawn`].

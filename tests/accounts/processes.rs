@@ -15,7 +15,7 @@ use crate::support::serve::records;
 use crate::support::wait::{SOON, wait_until};
 use crate::support::{process, script};
 use crate::support_net::child::{Watched, run};
-use crate::support_net::report::fails;
+use crate::support_net::report::{check, fails};
 use crate::support_net::site::Plan;
 
 /// The fields of /proc/PID/status.
@@ -91,15 +91,24 @@ fn an_account_that_nobody_may_use_is_refused() {
         ("shellless", "cannot be executed"),
         ("stranger", "does not exist"),
     ] {
-        let said = fails(&mut machine.exec(host, &["true"]), 255, "unauthorized");
+        let ran = run(&mut machine.exec(host, &["true"]));
+        let said = check(host, &ran, 255, "unauthorized");
         assert!(said.contains(why), "{host}: {said}");
+        assert!(ran.stderr.contains("hint: ask whoever runs the endpoint to see to that account"), "{}", ran.stderr);
         fails(&mut machine.upload(&file, host, "file"), 1, "unauthorized");
     }
     wait_until("each refusal is recorded", SOON, || records(&machine.site.server_log(), "refused").len() == 10);
     let log = machine.site.server_log();
     assert!(records(&log, "session").is_empty() && records(&log, "upload").is_empty(), "nothing was allowed: {log}");
-    let said = fails(&mut machine.exec("homeless", &["true"]), 255, "internal");
-    assert!(said.contains("cannot be entered"), "{said}");
+    for (mut command, status, code) in [
+        (machine.exec("homeless", &["true"]), 255, "internal"),
+        (machine.upload(&file, "homeless", "file"), 1, "storage"),
+    ] {
+        let said = fails(&mut command, status, code);
+        assert!(said.contains(" cannot be entered on the host"), "{said}");
+        let hinted = run(&mut command).stderr;
+        assert!(hinted.contains("hint: ask whoever runs the endpoint to make it there"), "{hinted}");
+    }
     run(&mut machine.exec("ann", &["true"])).ok();
     fs::write(machine.site.root.join("etc/nologin"), "maintenance\n").unwrap();
     let said = fails(&mut machine.exec("ann", &["true"]), 255, "unauthorized");

@@ -90,6 +90,7 @@ pub(super) async fn command(
             return Err(Error::new(Code::AgentNotExecutable, text).into());
         }
         (Err(StartFailure::Exhausted(text)), _) => return Err(Error::new(Code::Overloaded, text).into()),
+        (Err(StartFailure::NoHome(error)), _) => return Err(error.into()),
         (Err(StartFailure::Broken(text)), _) => return Err(Error::new(Code::Internal, text).into()),
     };
     let answer = opened.answer()?;

@@ -153,9 +153,11 @@ impl Helper {
     /// # Errors
     /// `storage` where it cannot be started.
     pub async fn start(login: &Login, task: &Task, patience: Duration) -> Result<Helper, Refusal> {
-        let login = login.clone();
+        let (home, login) = (login.home.clone(), login.clone());
         let started = child::aside(move || process::start_own(NAME, &login)).await;
-        let (child, stdin, stdout) = started.map_err(|error| broken(&error))?;
+        let (child, stdin, stdout) = started.map_err(|error| {
+            process::no_home(&error, &home, Code::Storage).map_or_else(|| broken(&error), Refusal::from)
+        })?;
         let mut helper = Helper { child, patience, stdin: Some(stdin), stdout: BufReader::new(stdout) };
         let task = serde_json::to_vec(task).map_err(|error| broken(&error.into()))?;
         helper.send(&task).await.map_err(|error| broken(&error))?;

@@ -164,5 +164,10 @@ async fn claim(shared: &Arc<Shared>, resume: Resume) -> std::result::Result<Clai
 
 fn refused(refusal: &Refusal) -> Answer {
     let Refusal { status, error } = refusal;
-    Answer::Refused { status: *status, code: error.code.to_string(), text: error.text.clone(), hint: error.hint.clone() }
+    Answer::Refused {
+        status: *status,
+        code: error.code.to_string(),
+        text: error.text.clone(),
+        hint: error.hint.clone(),
+    }
 }
