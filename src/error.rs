@@ -154,7 +154,9 @@ impl Code {
             Code::NotTstunnel => "check the endpoint and `upgrade_base`: what answered is another kind of server",
             Code::Unauthorized => "ask whoever runs the endpoint which principal and account they granted to you",
             Code::HostUnknown => "check the host's name, and ask whoever runs the endpoint for a grant to it",
-            Code::CommandDenied => "ask whoever runs the endpoint to allow it in the host's `commands` or `targets`",
+            Code::CommandDenied => {
+                "ask whoever runs the endpoint to allow it, in `commands` or `targets` of host and grant"
+            }
             Code::AgentMissing => "install the program on the host; Mutagen installs its agent by itself",
             Code::AgentNotExecutable => "give the program its execute bit on the host",
             Code::TooMany | Code::Overloaded => "try again in a moment",

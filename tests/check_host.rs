@@ -424,7 +424,7 @@ host            failed   unauthorized: the client certificate has a SPIFFE URI a
         after: "tls",
         said: "\
 own certificate ok       spiffe://tunnel.test/users/bob, N days left
-host            failed   host-unknown: no host host123.tunnel.test for this principal
+host            failed   host-unknown: no host host123.tunnel.test for spiffe://tunnel.test/users/bob
                          hint: check the host's name, and ask whoever runs the endpoint for a grant to it
 ",
         provoke: || {
@@ -439,8 +439,8 @@ host            failed   host-unknown: no host host123.tunnel.test for this prin
         after: "host",
         said: "\
 upgrade         -        nothing was allowed that needs one
-policy          warning  command-denied: this host does not allow `uname -s -m`
-                         hint: ask whoever runs the endpoint to allow it in the host's `commands` or `targets`
+policy          warning  command-denied: host123 does not allow spiffe://tunnel.test/users/ann `uname -s -m`
+                         hint: ask whoever runs the endpoint for `\"mutagen\"` in the host's `commands`, which is what Mutagen needs
 agent           -        the policy does not allow mutagen-agent 0.18.1
 ",
         provoke: || checked(Site::start(&Plan::mutagen().host("commands = []"))),

@@ -254,7 +254,7 @@ impl Policy {
         let account = request.user().unwrap_or(&config.account);
         let mut first = None;
         for Open { rule, terms, authorized } in self.open(asker, &host.clone()) {
-            match allow(config, terms, account, request) {
+            match allow(Asked { host: &host, principal: &asker.principal }, config, terms, account, request) {
                 Ok(allowed) => {
                     return Ok(Permit {
                         host,
@@ -273,7 +273,7 @@ impl Policy {
                 }
             }
         }
-        Err(first.unwrap_or_else(|| Refused { error: unknown(server_name), rule: "no grant".to_owned() }))
+        Err(first.unwrap_or_else(|| Refused { error: unknown(asker, server_name), rule: "no grant".to_owned() }))
     }
 
     /// Finds the host that `server_name` stands for, where any grant opens it, for whatever that may be.
@@ -283,7 +283,7 @@ impl Policy {
     pub fn reach(&self, asker: &Asker, server_name: &str) -> Result<HostId> {
         let (host, _) = self.host(asker, server_name).map_err(|refused| refused.error)?;
         let is_open = self.open(asker, &host).next().is_some();
-        if is_open { Ok(host) } else { Err(unknown(server_name)) }
+        if is_open { Ok(host) } else { Err(unknown(asker, server_name)) }
     }
 
     /// The host that `server_name` stands for, where it is there and no grant opens it: what the `authorize` command decides on.
@@ -303,7 +303,7 @@ impl Policy {
         }
         let host = server_name_to_host(server_name, self.domain.as_deref(), &self.hosts);
         host.and_then(|host| self.hosts.get(&host).map(|config| (host, config)))
-            .ok_or_else(|| Refused { error: unknown(server_name), rule: "no such host".to_owned() })
+            .ok_or_else(|| Refused { error: unknown(asker, server_name), rule: "no such host".to_owned() })
     }
 
     /// The grants that are there for a request to `host`: those of the configuration, and then what was granted elsewhere.
@@ -332,25 +332,62 @@ struct Open<'a> {
     authorized: Option<&'a Arc<Authorized>>,
 }
 
+/// Whose request to which host it is, for the words of a refusal: the client knows both.
+#[derive(Clone, Copy, Debug)]
+struct Asked<'a> {
+    host: &'a HostId,
+    principal: &'a Principal,
+}
+
+/// What refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum By {
+    Host,
+    Grant,
+}
+
+impl By {
+    fn name(self) -> &'static str {
+        match self {
+            By::Host => "host",
+            By::Grant => "grant",
+        }
+    }
+}
+
+impl Asked<'_> {
+    fn denied(self, by: By, what: &str) -> Error {
+        let Asked { host, principal } = self;
+        let text = match by {
+            By::Host => format!("{host} does not allow {principal} {what}"),
+            By::Grant => format!("the grant to {principal} on {host} does not allow {what}"),
+        };
+        Error::new(Code::CommandDenied, text)
+    }
+}
+
 /// What a host and the terms of one grant to it make of a request as `account`.
-fn allow(host: &HostConfig, terms: &Terms, account: &str, request: &Request) -> Result<Allowed> {
+fn allow(asked: Asked<'_>, host: &HostConfig, terms: &Terms, account: &str, request: &Request) -> Result<Allowed> {
     if !terms.includes_account(account, &host.account) {
         let text = match request.user() {
-            Some(user) => format!("no account `{}` for this principal", clipped(user)),
-            None => "this principal's grant does not include the host's account".to_owned(),
+            Some(user) => format!("no account `{}` for {} on {}", clipped(user), asked.principal, asked.host),
+            None => {
+                format!("the grant to {} on {} does not include the host's account", asked.principal, asked.host)
+            }
         };
         return Err(Error::new(Code::Unauthorized, text));
     }
     match request {
-        Request::Command { line, env, .. } => allowed::command(host, terms, line, env),
-        Request::Copy { filename, .. } => allowed::copy(host, terms, filename),
-        Request::Stream { target, .. } => allowed::stream(host, terms, target.as_deref()),
+        Request::Command { line, env, .. } => allowed::command(asked, host, terms, line, env),
+        Request::Copy { filename, .. } => allowed::copy(asked, host, terms, filename),
+        Request::Stream { target, .. } => allowed::stream(asked, host, terms, target.as_deref()),
         Request::Host { .. } => Ok(Allowed { action: Action::Host, by_host: None, by_grant: None }),
     }
 }
 
-fn unknown(server_name: &str) -> Error {
-    Error::new(Code::HostUnknown, format!("no host {server_name} for this principal"))
+/// In the same words whether there is such a host or not.
+fn unknown(asker: &Asker, server_name: &str) -> Error {
+    Error::new(Code::HostUnknown, format!("no host {server_name} for {}", asker.principal))
 }
 
 impl Request {

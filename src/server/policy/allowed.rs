@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use super::target::{ECHO, Target, TargetPattern};
 use super::terms::Terms;
-use super::{Action, CommandLine, clipped, command, environment, mutagen};
+use super::{Action, Asked, By, CommandLine, clipped, command, environment, mutagen};
 use crate::error::{Code, Error, Result};
 use crate::protocol::file_name::check_file_name;
 use crate::server::config::{Commands, HostConfig};
@@ -32,12 +32,14 @@ impl Allowed {
 }
 
 pub(super) fn command(
+    asked: Asked<'_>,
     host: &HostConfig,
     terms: &Terms,
     line: &CommandLine,
     env: &BTreeMap<String, String>,
 ) -> Result<Allowed> {
-    let command::Allowed { invocation, kind, rule, granted } = command::decide(host, terms.commands.as_ref(), line)?;
+    let command::Allowed { invocation, kind, rule, granted } =
+        command::decide(asked, host, terms.commands.as_ref(), line)?;
     if env.iter().any(|(name, value)| name.contains('\0') || value.contains('\0')) {
         return Err(Error::new(Code::BadRequest, "the environment has a NUL in it"));
     }
@@ -52,17 +54,23 @@ pub(super) fn command(
     Ok(Allowed { action, by_host: Some(named(rule)), by_grant: granted.map(named) })
 }
 
-pub(super) fn copy(host: &HostConfig, terms: &Terms, filename: &str) -> Result<Allowed> {
+pub(super) fn copy(asked: Asked<'_>, host: &HostConfig, terms: &Terms, filename: &str) -> Result<Allowed> {
     let malformed = |unfit| Error::new(Code::BadRequest, format!("the file's name {unfit}"));
     check_file_name(filename).map_err(malformed)?;
-    let denied = |by: &str| {
-        let text = format!("this {by} does not allow an upload as `{}`", clipped(filename));
-        Error::new(Code::CommandDenied, text)
-            .with_hint(format!("ask whoever runs the endpoint to set the {by}'s `commands` to \"any\""))
+    let denied = |by: By| {
+        let list = by.name();
+        let hint = if mutagen::is_uploaded_agent(filename) {
+            format!(
+                "ask whoever runs the endpoint for `\"mutagen\"` in the {list}'s `commands`, which is what Mutagen needs"
+            )
+        } else {
+            format!("ask whoever runs the endpoint to set the {list}'s `commands` to `\"any\"`")
+        };
+        asked.denied(by, &format!("an upload as `{}`", clipped(filename))).with_hint(hint)
     };
-    let by_host = upload(&host.commands, filename).ok_or_else(|| denied("host"))?;
+    let by_host = upload(&host.commands, filename).ok_or_else(|| denied(By::Host))?;
     let by_grant = match &terms.commands {
-        Some(commands) => Some(upload(commands, filename).ok_or_else(|| denied("grant"))?),
+        Some(commands) => Some(upload(commands, filename).ok_or_else(|| denied(By::Grant))?),
         None => None,
     };
     let action = Action::Copy { filename: filename.to_owned(), digests: host.agent_digests.clone() };
@@ -81,9 +89,8 @@ fn upload(commands: &Commands, filename: &str) -> Option<&'static str> {
 
 /// Without a target it is the host's first, whether or not the grant allows that one. The echo reaches nothing, so whoever has a
 /// grant to the host may have it.
-pub(super) fn stream(host: &HostConfig, terms: &Terms, asked: Option<&str>) -> Result<Allowed> {
-    let denied = |text: String| Error::new(Code::CommandDenied, text);
-    let target = match asked {
+pub(super) fn stream(asked: Asked<'_>, host: &HostConfig, terms: &Terms, target: Option<&str>) -> Result<Allowed> {
+    let target = match target {
         Some(ECHO) => {
             return Ok(Allowed { action: Action::Stream { target: Target::Echo }, by_host: None, by_grant: None });
         }
@@ -95,14 +102,19 @@ pub(super) fn stream(host: &HostConfig, terms: &Terms, asked: Option<&str>) -> R
                 TargetPattern::One(target) => Some(target.clone()),
                 TargetPattern::Pattern(_) => None,
             })
-            .ok_or_else(|| denied("this host has no default target".to_owned()))?,
+            .ok_or_else(|| {
+                Error::new(Code::CommandDenied, format!("{} has no default target", asked.host))
+                    .with_hint("name a target, or ask whoever runs the endpoint for one in the host's `targets`")
+            })?,
     };
-    let entry_of = |by: &str, entries: &[TargetPattern]| {
+    let entry_of = |by: By, entries: &[TargetPattern]| {
         let entry = entries.iter().find(|entry| entry.allows(&target)).map(|entry| format!("target `{entry}`"));
-        let refused = || denied(format!("this {by} does not allow the target `{}`", clipped(&target.to_string())));
-        entry.ok_or_else(refused)
+        entry.ok_or_else(|| {
+            let hint = format!("ask whoever runs the endpoint to allow it in the {}'s `targets`", by.name());
+            asked.denied(by, &format!("the target `{}`", clipped(&target.to_string()))).with_hint(hint)
+        })
     };
-    let by_host = entry_of("host", &host.targets)?;
-    let by_grant = terms.targets.as_ref().map(|entries| entry_of("grant", entries)).transpose()?;
+    let by_host = entry_of(By::Host, &host.targets)?;
+    let by_grant = terms.targets.as_ref().map(|entries| entry_of(By::Grant, entries)).transpose()?;
     Ok(Allowed { action: Action::Stream { target }, by_host: Some(by_host), by_grant })
 }

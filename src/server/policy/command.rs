@@ -8,8 +8,8 @@
 //! - A pattern and a shell: the shell reads more in a line than words, so a line with one of its special characters is
 //!   allowed only where an entry without wildcards is that very line.
 
-use super::CommandLine;
 use super::mutagen;
+use super::{Asked, By, CommandLine};
 use crate::config::pattern;
 use crate::error::{Code, Error, Result};
 use crate::server::config::{Commands, HostConfig};
@@ -43,11 +43,16 @@ const SHOWN_CHARACTERS: usize = 64;
 ///
 /// # Errors
 /// `bad-request` for an empty command or a NUL, `command-denied` for what is not allowed.
-pub(super) fn decide(host: &HostConfig, granted: Option<&Commands>, line: &CommandLine) -> Result<Allowed> {
+pub(super) fn decide(
+    asked: Asked<'_>,
+    host: &HostConfig,
+    granted: Option<&Commands>,
+    line: &CommandLine,
+) -> Result<Allowed> {
     let words = words(line)?;
-    let by_host = allowed(&host.commands, host.shell, line, &words).ok_or_else(|| denied("host", &words))?;
+    let by_host = allowed(&host.commands, host.shell, line, &words).ok_or_else(|| denied(asked, By::Host, &words))?;
     let Some(commands) = granted else { return Ok(by_host) };
-    let by_grant = allowed(commands, host.shell, line, &words).ok_or_else(|| denied("grant", &words))?;
+    let by_grant = allowed(commands, host.shell, line, &words).ok_or_else(|| denied(asked, By::Grant, &words))?;
     Ok(Allowed {
         invocation: match by_host.invocation {
             Invocation::Argv(words) => Invocation::Argv(words),
@@ -133,18 +138,32 @@ fn is_plain_in_a_shell(character: char) -> bool {
     character.is_ascii_alphanumeric() || "-_./:,@%+=".contains(character)
 }
 
-fn denied(by: &str, words: &[String]) -> Error {
+fn denied(asked: Asked<'_>, by: By, words: &[String]) -> Error {
     let line = words.join(" ");
     let mut shown: String = line.chars().take(SHOWN_CHARACTERS).collect();
     if shown.len() < line.len() {
         shown.push('…');
     }
-    Error::new(Code::CommandDenied, format!("this {by} does not allow `{shown}`"))
+    let list = by.name();
+    let hint = if mutagen::command(words).is_some() {
+        format!(
+            "ask whoever runs the endpoint for `\"mutagen\"` in the {list}'s `commands`, which is what Mutagen needs"
+        )
+    } else {
+        format!("ask whoever runs the endpoint to allow it in the {list}'s `commands`")
+    };
+    asked.denied(by, &format!("`{shown}`")).with_hint(hint)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::protocol::{HostId, Principal};
+
+    fn decide_for_ann(host: &HostConfig, granted: Option<&Commands>, line: &CommandLine) -> Result<Allowed> {
+        let (id, principal) = (HostId::parse("a").unwrap(), Principal("ann".to_owned()));
+        decide(Asked { host: &id, principal: &principal }, host, granted, line)
+    }
 
     fn host(mutagen: bool, patterns: &[&str], shell: bool) -> HostConfig {
         let patterns = patterns.iter().map(|pattern| pattern.to_string()).collect();
@@ -164,21 +183,21 @@ mod tests {
     }
 
     fn argv(host: &HostConfig, line: &CommandLine) -> Option<Vec<String>> {
-        match decide(host, None, line).ok()?.invocation {
+        match decide_for_ann(host, None, line).ok()?.invocation {
             Invocation::Argv(words) => Some(words),
             Invocation::Shell(_) => panic!("not through a shell"),
         }
     }
 
     fn shell(host: &HostConfig, line: &CommandLine) -> Option<String> {
-        match decide(host, None, line).ok()?.invocation {
+        match decide_for_ann(host, None, line).ok()?.invocation {
             Invocation::Argv(_) => panic!("through a shell"),
             Invocation::Shell(line) => Some(line),
         }
     }
 
     fn code(host: &HostConfig, line: &CommandLine) -> Code {
-        decide(host, None, line).unwrap_err().code
+        decide_for_ann(host, None, line).unwrap_err().code
     }
 
     #[test]
@@ -231,8 +250,9 @@ mod tests {
 
     #[test]
     fn only_the_installed_agent_is_confined() {
-        let confined =
-            |host: &HostConfig, text: &str| decide(host, None, &line(text)).unwrap().kind == Some(mutagen::Kind::Agent);
+        let confined = |host: &HostConfig, text: &str| {
+            decide_for_ann(host, None, &line(text)).unwrap().kind == Some(mutagen::Kind::Agent)
+        };
         let agent = ".mutagen/agents/0.18.1/mutagen-agent synchronizer --log-level=info";
         assert!(confined(&host(true, &[], false), agent));
         assert!(!confined(&host(true, &[], false), "uname -s -m"));
@@ -248,7 +268,7 @@ mod tests {
         for denied in ["git", "git status x", "git logs", "git log", "ls ab", "Git status", "uname -s -m"] {
             assert_eq!(code(&host, &line(denied)), Code::CommandDenied, "{denied}");
         }
-        assert_eq!(decide(&host, None, &line("git log -1")).unwrap().rule, "git log *");
+        assert_eq!(decide_for_ann(&host, None, &line("git log -1")).unwrap().rule, "git log *");
     }
 
     #[test]
@@ -299,7 +319,7 @@ mod tests {
 
     #[test]
     fn a_refusal_repeats_only_the_beginning_of_a_command() {
-        let error = decide(&host(true, &[], false), None, &line(&"é".repeat(1000))).unwrap_err();
+        let error = decide_for_ann(&host(true, &[], false), None, &line(&"é".repeat(1000))).unwrap_err();
         assert!(error.text.chars().count() < 120, "{error}");
     }
 }

@@ -162,7 +162,7 @@ fn a_grant_that_does_not_count_now_or_from_here_is_not_there() {
     for source in ["10.9.9.9", "::ffff:10.9.9.9", "2001:db8::1"] {
         assert_eq!(ask(source, 3599), Ok(()), "{source}");
     }
-    let unknown = Err((Code::HostUnknown, "no host a for this principal".to_owned()));
+    let unknown = Err((Code::HostUnknown, format!("no host a for {ANN}")));
     assert_eq!(ask("10.9.9.9", 3600), unknown);
     for source in ["11.0.0.1", "::1", "::ffff:11.0.0.1", "::10.0.0.1"] {
         assert_eq!(ask(source, 0), unknown, "{source}");
@@ -259,5 +259,39 @@ proptest! {
             prop_assert_eq!(both_shell, host.0 && grant.0);
             prop_assert_eq!(both_confined, host.1 || grant.1);
         }
+    }
+}
+
+#[test]
+fn a_refusal_names_host_and_principal_and_its_hint_the_list_that_refuses() {
+    let policy = grants(
+        "[[grant]]\nprincipal = \"*\"\nhosts = [\"a\"]\ncommands = []\ntargets = [\"tcp:localhost:1\"]\n\
+         [[grant]]\nprincipal = \"*\"\nhosts = [\"m\"]",
+    );
+    let said = |host: &str, request: &Request| {
+        let error = policy.decide(&asker(ANN), host, request).unwrap_err();
+        assert_eq!(error.code, Code::CommandDenied);
+        (error.text.clone(), error.hint().strip_prefix("ask whoever runs the endpoint ").unwrap().to_owned())
+    };
+    for (host, request, text, hint) in [
+        (
+            "a",
+            run("git status"),
+            "the grant to ANN on a does not allow `git status`",
+            "to allow it in the grant's `commands`",
+        ),
+        ("m", run("git status"), "m does not allow ANN `git status`", "to allow it in the host's `commands`"),
+        (
+            "a",
+            upload("x"),
+            "the grant to ANN on a does not allow an upload as `x`",
+            "to set the grant's `commands` to `\"any\"`",
+        ),
+        ("m", to(Some("tcp:x:1")), "m does not allow ANN the target `tcp:x:1`", "to allow it in the host's `targets`"),
+    ] {
+        assert_eq!(said(host, &request), (text.replace("ANN", ANN), hint.to_owned()));
+    }
+    for request in [run(AGENT), upload(UPLOAD)] {
+        assert!(said("a", &request).1.starts_with("for `\"mutagen\"` in the grant's `commands`"), "{request:?}");
     }
 }
