@@ -81,6 +81,10 @@ fn what_is_counted_is_what_was_done() {
         "tstunnel_handshakes_total{result=\"ok\"}",
         "tstunnel_handshakes_total{result=\"revoked\"}",
         "tstunnel_limits_reached_total{limit=\"sessions\"}",
+        "tstunnel_limits_reached_total{limit=\"source-sessions\"}",
+        "tstunnel_closed_connections_total{reason=\"shut-out\"}",
+        "tstunnel_closed_connections_total{reason=\"crowded\"}",
+        "tstunnel_closed_connections_total{reason=\"full\"}",
         "tstunnel_audit_lines_total{result=\"lost\"}",
         "tstunnel_reloads_total{result=\"failed\"}",
         "tstunnel_uploads_total{result=\"stored\"}",
@@ -169,14 +173,35 @@ fn a_live_session_and_its_bytes_show_and_so_does_one_that_is_interrupted() {
 }
 
 #[test]
-fn a_limit_that_is_reached_is_counted() {
-    let site = Site::start(&Plan::any().limit("max_sessions_per_principal = 1").tables(MONITOR));
-    let mut client = Watched::start(site.exec(&["echo hello; exec cat"]).stdin(Stdio::piped()));
-    client.wait_for_output("hello\n");
-    assert_eq!(run(&mut site.exec(&["true"])).code(), Some(255));
-    let scraped = scrape(&site);
-    assert_eq!(scraped.find("tstunnel_limits_reached_total{limit=\"principal-sessions\"}"), Some(1.0));
-    assert_eq!(scraped.find("tstunnel_requests_total{route=\"command\",code=\"too-many\"}"), Some(1.0));
+fn a_limit_that_is_reached_is_counted_under_its_own_name() {
+    let limits = [("sessions_per_principal", "principal-sessions"), ("sessions_per_source", "source-sessions")];
+    for (key, name) in limits {
+        let site = Site::start(&Plan::any().limit(&format!("max_{key} = 1")).tables(MONITOR));
+        let mut client = Watched::start(site.exec(&["echo hello; exec cat"]).stdin(Stdio::piped()));
+        client.wait_for_output("hello\n");
+        assert_eq!(run(&mut site.exec(&["true"])).code(), Some(255));
+        let scraped = scrape(&site);
+        for (_, limit) in limits {
+            let reached = scraped.find(&format!("tstunnel_limits_reached_total{{limit=\"{limit}\"}}"));
+            assert_eq!(reached, Some(if limit == name { 1.0 } else { 0.0 }), "{limit} where {name} is reached");
+        }
+        assert_eq!(scraped.find("tstunnel_requests_total{route=\"command\",code=\"too-many\"}"), Some(1.0));
+    }
+}
+
+#[test]
+fn a_connection_of_a_source_that_is_shut_out_is_counted() {
+    let limits = "penalty_exempt = []\npenalty_threshold = \"1s\"\npenalty_failed = \"60s\"";
+    let site = Site::start(&Plan::any().limit(limits).tables(MONITOR));
+    let stranger = || {
+        let mut stranger = TcpStream::connect(site.address()).unwrap();
+        let _ = stranger.write_all(b"nonsense, which is no TLS\r\n\r\n");
+        let _ = stranger.read_to_end(&mut Vec::new());
+    };
+    stranger();
+    wait_for_value(&site, "tstunnel_handshakes_total{result=\"protocol\"}", 1.0);
+    stranger();
+    wait_for_value(&site, "tstunnel_closed_connections_total{reason=\"shut-out\"}", 1.0);
 }
 
 #[test]

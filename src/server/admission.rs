@@ -61,6 +61,17 @@ pub enum End {
     Withdrawn(Error),
 }
 
+/// Why there is no place for another session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Full {
+    /// The server has as many as it takes.
+    Server,
+    /// The principal has its share.
+    Principal,
+    /// The source has.
+    Source,
+}
+
 /// The right to one session, until it is dropped.
 #[derive(Debug)]
 pub struct Ticket {
@@ -85,26 +96,26 @@ impl Admission {
     /// Admits one session of `principal`.
     ///
     /// # Errors
-    /// `overloaded` where the server is full, `too-many` where the principal or the source has its share.
+    /// Which limit was reached.
     pub fn session(
         &self,
         limits: &Limits,
         principal: &Principal,
         peer: &Arc<Peer>,
         asked: Arc<Request>,
-    ) -> Result<Ticket> {
+    ) -> Result<Ticket, Full> {
         let mut live = self.lock();
         if live.sessions.len() >= limits.max_sessions.get() {
-            return Err(Error::new(Code::Overloaded, "the server has as many sessions as it takes"));
+            return Err(Full::Server);
         }
         let count = live.sessions.values().filter(|session| session.principal == *principal).count();
         if count >= limits.max_sessions_per_principal.get() {
-            return Err(Error::new(Code::TooMany, "this principal has as many sessions as it may have"));
+            return Err(Full::Principal);
         }
         let source = Source::of(peer.address.ip());
         let count = live.sessions.values().filter(|session| session.is_from(source)).count();
         if count >= limits.max_sessions_per_source.get() {
-            return Err(Error::new(Code::TooMany, "there are as many sessions from this address as there may be"));
+            return Err(Full::Source);
         }
         let peer = Mutex::new(peer.clone());
         let (principal, authorized, end) = (principal.clone(), Mutex::default(), watch::Sender::new(None));
@@ -176,6 +187,26 @@ impl Admission {
 
     fn lock(&self) -> MutexGuard<'_, Live> {
         self.live.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Full {
+    /// The limit's name in the metrics.
+    pub fn limit(self) -> &'static str {
+        match self {
+            Full::Server => "sessions",
+            Full::Principal => "principal-sessions",
+            Full::Source => "source-sessions",
+        }
+    }
+
+    /// What the client is told.
+    pub fn error(self) -> Error {
+        match self {
+            Full::Server => Error::new(Code::Overloaded, "the server has as many sessions as it takes"),
+            Full::Principal => Error::new(Code::TooMany, "this principal has as many sessions as it may have"),
+            Full::Source => Error::new(Code::TooMany, "there are as many sessions from this address as there may be"),
+        }
     }
 }
 
@@ -300,7 +331,7 @@ mod tests {
     use super::*;
     use std::num::NonZeroUsize;
 
-    fn session(admission: &Admission, name: &str) -> Result<Ticket> {
+    fn session(admission: &Admission, name: &str) -> Result<Ticket, Full> {
         let at_most = |count| NonZeroUsize::new(count).unwrap();
         let limits = Limits { max_sessions: at_most(3), max_sessions_per_principal: at_most(2), ..Limits::default() };
         let principal = Principal(name.to_owned());
@@ -313,9 +344,9 @@ mod tests {
         let admission = Admission::default();
         let first = session(&admission, "ann").unwrap();
         let second = session(&admission, "ann").unwrap();
-        assert_eq!(session(&admission, "ann").unwrap_err().code, Code::TooMany);
+        assert_eq!(session(&admission, "ann").unwrap_err(), Full::Principal);
         let third = session(&admission, "bob").unwrap();
-        assert_eq!(session(&admission, "bob").unwrap_err().code, Code::Overloaded);
+        assert_eq!(session(&admission, "bob").unwrap_err(), Full::Server);
         drop(first);
         let fourth = session(&admission, "bob").unwrap();
         drop((second, third));
@@ -356,7 +387,7 @@ mod tests {
         };
         let first = ask("[2001:db8:0:1::1]").unwrap();
         let _second = ask("[2001:db8:0:1::2]").unwrap();
-        assert_eq!(ask("[2001:db8:0:1::3]").unwrap_err().code, Code::TooMany);
+        assert_eq!(ask("[2001:db8:0:1::3]").unwrap_err(), Full::Source);
         let _other = ask("[2001:db8:0:2::3]").unwrap();
         drop(first);
         let _again = ask("[2001:db8:0:1::3]").unwrap();

@@ -295,6 +295,7 @@ fn admit(shared: &Arc<Shared>, tcp: TcpStream, address: SocketAddr) {
     let limits = &state.config.limits;
     let Some(descriptor) = shared.connections.add(descriptors::max_connections(limits)) else {
         shared.gate.closed(address.ip(), Closed::Full);
+        shared.metrics.closed_connection(Closed::Full).inc();
         return socket::reset_on_close(&tcp);
     };
     match shared.gate.enter(address.ip(), limits, |source| shared.admission.has_session_from(source)) {
@@ -303,7 +304,10 @@ fn admit(shared: &Arc<Shared>, tcp: TcpStream, address: SocketAddr) {
             let (connection, counted) = (ReadAhead::new(tcp, descriptor), shared.admission.connected());
             tokio::spawn(serve(shared.clone(), state, connection, address, pass, counted));
         }
-        Err(_) => socket::reset_on_close(&tcp),
+        Err(why) => {
+            shared.metrics.closed_connection(why).inc();
+            socket::reset_on_close(&tcp);
+        }
     }
 }
 
@@ -338,6 +342,7 @@ async fn authenticate(
     let result = tokio::select! {
         result = &mut handshake => result,
         () = pass.taken_back() => {
+            shared.metrics.closed_connection(Closed::Crowded).inc();
             abandoned.set();
             return None;
         }

@@ -20,6 +20,7 @@ use prometheus_client::registry::Registry;
 
 use crate::error::Code;
 use crate::protocol::HostId;
+use crate::server::gate::Closed;
 use crate::server::handshake::Failure;
 use crate::server::state::State;
 use crate::stdio::Tally;
@@ -71,6 +72,7 @@ macro_rules! metrics {
 // A counter's name gets `_total` behind it where it is written, and the help a full stop.
 metrics! {
     handshakes: Family<Word, Counter> = "tstunnel_handshakes", "TLS handshakes, by how they ended";
+    closed_connections: Family<Word, Counter> = "tstunnel_closed_connections", "Connections that were closed before they were authenticated, to make room or since their source was shut out";
     connections: Family<Word, Gauge> = "tstunnel_connections", "Connections that are not sessions, by what they are doing";
     requests: Family<Words, Counter> = "tstunnel_requests", "Requests, by what was asked for and the code of the answer";
     sessions: Family<OfHost, Gauge> = "tstunnel_sessions", "Sessions and uploads that are alive";
@@ -89,7 +91,7 @@ metrics! {
 }
 
 /// The limits that can be reached.
-const LIMITS: [&str; 3] = ["sessions", "principal-sessions", "resume-memory"];
+const LIMITS: [&str; 4] = ["sessions", "principal-sessions", "source-sessions", "resume-memory"];
 
 impl Metrics {
     /// Everything at zero. What is there from the beginning can be seen to rise.
@@ -105,6 +107,9 @@ impl Metrics {
         }
         for limit in LIMITS {
             metrics.limit(limit);
+        }
+        for why in Closed::ALL {
+            metrics.closed_connection(*why);
         }
         for state in ["handshake", "request"] {
             metrics.connection(state);
@@ -124,6 +129,11 @@ impl Metrics {
     /// TLS handshakes that ended so: `ok`, or the name of a [`Failure`].
     pub fn handshake(&self, result: &'static str) -> Counter {
         self.handshakes.get_or_create_owned(&[("result", result)])
+    }
+
+    /// Connections that were closed before they were authenticated, for this reason.
+    pub fn closed_connection(&self, why: Closed) -> Counter {
+        self.closed_connections.get_or_create_owned(&[("reason", why.name())])
     }
 
     /// Connections that are in a `handshake`, or have a `request` read and answered.

@@ -46,12 +46,12 @@ impl Shared {
     /// Admits a session that `state` allows by `permit`.
     ///
     /// # Errors
-    /// Those of [`Admission::session`](crate::server::admission::Admission::session).
+    /// `overloaded` where the server is full, `too-many` where the principal or the source has its share.
     pub fn admit(&self, state: &Arc<State>, permit: &Permit, peer: &Arc<Peer>, asked: Arc<Request>) -> Result<Ticket> {
         let admitted = self.admission.session(&state.config.limits, permit.principal(), peer, asked);
-        let ticket = admitted.inspect_err(|error| {
-            let limit = if error.code == Code::TooMany { "principal-sessions" } else { "sessions" };
-            self.metrics.limit(limit).inc();
+        let ticket = admitted.map_err(|full| {
+            self.metrics.limit(full.limit()).inc();
+            full.error()
         })?;
         ticket.session().rests_on(permit.authorized());
         self.review_if_late(state, ticket.session());

@@ -23,6 +23,20 @@ pub enum Closed {
     Full,
 }
 
+impl Closed {
+    /// Every reason.
+    pub const ALL: &'static [Closed] = &[Closed::ShutOut, Closed::Crowded, Closed::Full];
+
+    /// Its name in the metrics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Closed::ShutOut => "shut-out",
+            Closed::Crowded => "crowded",
+            Closed::Full => "full",
+        }
+    }
+}
+
 /// What was closed, and not yet said.
 #[derive(Debug, Default)]
 pub(super) struct Report {
