@@ -536,3 +536,19 @@ fn a_log_that_cannot_be_opened_keeps_the_server_from_starting() {
     }
     assert!(!Path::new(&site.root.join("elsewhere")).exists(), "a link is not followed");
 }
+
+#[test]
+fn a_header_of_the_proxy_protocol_is_called_by_its_name() {
+    let site = Site::start(&Plan::any());
+    let headers: [&[u8]; 2] = [
+        b"PROXY TCP4 192.0.2.1 192.0.2.2 5 443\r\n",
+        b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c\xc0\0\x02\x01\xc0\0\x02\x02\0\x05\x01\xbb",
+    ];
+    for (index, header) in headers.into_iter().enumerate() {
+        let mut balancer = TcpStream::connect(site.address()).unwrap();
+        balancer.write_all(header).unwrap();
+        let found = wait_for_records(&site, "handshake", index + 1);
+        let reason = "a header of the PROXY protocol came instead of TLS: switch it off in the balancer";
+        assert_says(&found[index], json!({"code": "protocol", "reason": reason}));
+    }
+}

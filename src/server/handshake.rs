@@ -17,7 +17,7 @@ use crate::protocol::Principal;
 use crate::protocol::frame::FRAME_BYTES;
 use crate::server::policy::Asker;
 use crate::server::principal::principal;
-use crate::server::read_ahead::ReadAhead;
+use crate::server::read_ahead::{ProxyHeader, ReadAhead};
 use crate::server::state::State;
 use crate::tls;
 
@@ -127,6 +127,9 @@ impl Failure {
         let inner = error.get_ref();
         if inner.is_some_and(|inner| inner.is::<tls::NoServerName>()) {
             return Failure::NoServerName;
+        }
+        if inner.is_some_and(|inner| inner.is::<ProxyHeader>()) {
+            return Failure::Protocol;
         }
         match inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {
             Some(rustls::Error::NoCertificatesPresented) => Failure::NoCertificate,

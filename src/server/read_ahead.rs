@@ -4,6 +4,7 @@
 //! something in it.
 
 use std::cell::Cell;
+use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -20,6 +21,8 @@ use crate::socket;
 #[derive(Debug)]
 pub struct ReadAhead {
     tcp: TcpStream,
+    /// Nothing has come yet.
+    is_fresh: bool,
     is_begun: bool,
     /// Empty while nothing is read ahead.
     buffer: Vec<u8>,
@@ -29,6 +32,22 @@ pub struct ReadAhead {
     is_abandoned: Abandoned,
     _counted: Connection,
 }
+
+/// How a header of the PROXY protocol begins, in its first and in its second version (HAProxy's proxy-protocol.txt, sections 2.1 and
+/// 2.2); no TLS record does.
+const PROXY_HEADERS: [&[u8]; 2] = [b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"];
+
+/// A connection begins with a header of the PROXY protocol.
+#[derive(Debug)]
+pub struct ProxyHeader;
+
+impl fmt::Display for ProxyHeader {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a header of the PROXY protocol came instead of TLS: switch it off in the balancer")
+    }
+}
+
+impl std::error::Error for ProxyHeader {}
 
 /// Has a connection reset when it is dropped, wherever it is by then.
 #[derive(Clone, Debug, Default)]
@@ -45,7 +64,8 @@ impl ReadAhead {
     /// Reads nothing ahead yet.
     pub fn new(tcp: TcpStream, counted: Connection) -> ReadAhead {
         let is_abandoned = Abandoned::default();
-        ReadAhead { tcp, is_begun: false, buffer: Vec::new(), start: 0, end: 0, is_abandoned, _counted: counted }
+        let buffer = Vec::new();
+        ReadAhead { tcp, is_fresh: true, is_begun: false, buffer, start: 0, end: 0, is_abandoned, _counted: counted }
     }
 
     /// What abandons it.
@@ -74,10 +94,19 @@ impl Drop for ReadAhead {
 
 impl AsyncRead for ReadAhead {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, into: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let ReadAhead { tcp, is_begun, buffer, start, end, .. } = self.get_mut();
+        let ReadAhead { tcp, is_fresh, is_begun, buffer, start, end, .. } = self.get_mut();
         if start == end {
             if !*is_begun || into.remaining() >= socket::READ_AHEAD_BYTES {
-                return Pin::new(tcp).poll_read(cx, into);
+                let before = into.filled().len();
+                let read = Pin::new(tcp).poll_read(cx, into);
+                let came = into.filled().get(before..).unwrap_or_default();
+                if *is_fresh && !came.is_empty() {
+                    *is_fresh = false;
+                    if PROXY_HEADERS.iter().any(|header| came.starts_with(header)) {
+                        return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, ProxyHeader)));
+                    }
+                }
+                return read;
             }
             let mut spare = SPARE.take();
             if spare.is_empty() {
