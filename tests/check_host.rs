@@ -441,7 +441,8 @@ host            failed   host-unknown: no host host123.tunnel.test for spiffe://
 upgrade         -        nothing was allowed that needs one
 policy          warning  command-denied: host123 does not allow spiffe://tunnel.test/users/ann `uname -s -m`
                          hint: ask whoever runs the endpoint for `\"mutagen\"` in the host's `commands`, which is what Mutagen needs
-agent           -        the policy does not allow mutagen-agent 0.18.1
+agent           warning  command-denied: host123 does not allow spiffe://tunnel.test/users/ann `.mutagen/agents/0.18.1/mutagen-agent synchronizer --log-level=di…`
+                         hint: ask whoever runs the endpoint for `\"mutagen\"` in the host's `commands`, which is what Mutagen needs
 ",
         provoke: || checked(Site::start(&Plan::mutagen().host("commands = []"))),
     },
@@ -846,6 +847,25 @@ fn a_host_that_is_not_for_mutagen_fails_only_who_asks_for_mutagen() {
     let ran = check(&site, &["--mutagen"]);
     assert_eq!(ran.code(), Some(8), "{}", ran.text());
     assert!(said(&site, &ran).contains("policy          failed   command-denied: "), "{}", ran.text());
+}
+
+#[test]
+fn a_grant_without_the_agent_fails_who_asks_for_mutagen_though_it_allows_what_comes_first() {
+    let grant = format!("[[grant]]\nprincipal = \"{PRINCIPAL}\"\nhosts = [\"web\"]\ncommands = [\"uname -s -m\"]");
+    let site = Site::start(&Plan::mutagen().tables(&format!("[host.web]\ncommands = \"any\"\nshell = false\n{grant}")));
+    site.configure_more("host_id = \"web\"\nsni = \"web.tunnel.test\"");
+    for (words, outcome, status) in [(&[][..], "warning", 0), (&["--mutagen"], "failed ", 9)] {
+        let ran = check(&site, words);
+        let expected = format!(
+            "\
+agent           {outcome}  command-denied: the grant to {PRINCIPAL} on web does not allow `.mutagen/agents/0.18.1/mutagen-agent synchronizer --log-level=di…`
+                         hint: ask whoever runs the endpoint for `\"mutagen\"` in the grant's `commands`, which is what Mutagen needs
+"
+        );
+        let said = said(&site, &ran);
+        assert!(said.contains("policy          ok       allows `uname -s -m`") && said.contains(&expected), "{said}");
+        assert_eq!(ran.code(), Some(status), "{said}");
+    }
 }
 
 #[test]

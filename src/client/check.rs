@@ -26,7 +26,8 @@ use crate::protocol::head::Request;
 use crate::protocol::{CommandRequest, HEADER_USER, UPGRADE_FRAMED};
 use crate::tls::probe::Probe;
 use found::{
-    absent, described, ends_soon, of_agent, of_mutagen, of_probe, of_tls, of_upgrade, with_certificate, with_chain,
+    absent, denied, described, ends_soon, of_agent, of_mutagen, of_probe, of_tls, of_upgrade, with_certificate,
+    with_chain,
 };
 use report::{Part, Report, Step, Stop, columns};
 use talk::Talk;
@@ -229,9 +230,7 @@ impl Walk<'_, '_> {
             Ok(opened) => opened,
             Err(error) if error.code == Code::CommandDenied => {
                 self.report.add(Step::skipped(Part::Upgrade, "nothing was allowed that needs one"));
-                // Who has other plans for this host than Mutagen may well be served.
-                let denied = if self.check.mutagen { Step::failed } else { Step::doubtful };
-                self.report.add(denied(Part::Policy, &error));
+                self.report.add(denied(Part::Policy, &error, self.check.mutagen));
                 return Ok(());
             }
             Err(error) => return Err(self.report.stop(Part::Upgrade, &error)),
@@ -271,9 +270,8 @@ impl Walk<'_, '_> {
         let line = format!(".mutagen/agents/{version}/mutagen-agent synchronizer --log-level=disabled");
         let opened = match session::open(dialler, &command(&line, dialler.host())).await {
             Ok(opened) => opened,
-            Err(error) if matches!(error.code, Code::CommandDenied) => {
-                self.report
-                    .add(Step::skipped(Part::Agent, format!("the policy does not allow mutagen-agent {version}")));
+            Err(error) if error.code == Code::CommandDenied => {
+                self.report.add(denied(Part::Agent, &error, self.check.mutagen));
                 return Ok(());
             }
             Err(error) => {

@@ -105,6 +105,12 @@ pub(super) fn of_probe(talk: &Talk<'_>) -> Step {
     }
 }
 
+/// Something that Mutagen asks for and the policy does not allow. Who `wants_mutagen` is not served; who has other plans for
+/// this host may well be.
+pub(super) fn denied(part: Part, error: &Error, wants_mutagen: bool) -> Step {
+    if wants_mutagen { Step::failed(part, error) } else { Step::doubtful(part, error) }
+}
+
 /// What an agent has said for itself.
 pub(super) fn of_agent(talk: &Talk<'_>, version: &str) -> Step {
     if let Some(exit @ (Exit::Status(126) | Exit::Status(127))) = talk.exit {
