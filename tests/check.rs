@@ -177,6 +177,29 @@ fn that_an_address_is_free_is_not_promised() {
 }
 
 #[test]
+fn an_audit_log_that_no_server_could_open_is_an_error_as_it_is_at_the_start() {
+    let site = site("");
+    let file = site.root.join("server.toml");
+    let whole = fs::read_to_string(&file).unwrap();
+    std::os::unix::fs::symlink("server.log", site.root.join("link")).unwrap();
+    for log in ["no-such-folder/audit.log", "server.crt/audit.log", "home", "link", "/dev/null"] {
+        let log = site.root.join(log);
+        fs::write(&file, format!("listen = [\"127.0.0.1:0\"]\naudit = {log:?}\n{whole}")).unwrap();
+        for question in [&[][..], &["--as", PRINCIPAL, "web", "true"]] {
+            let ran = check(&site, question);
+            assert_eq!((ran.code(), ran.text().as_str()), (Some(1), ""));
+            let started = run(&mut site.tstunnel(&["serve", "--config", text(&file)]));
+            assert_eq!(started.code(), Some(1));
+            assert!(ran.stderr.contains(&format!("cannot open the audit log {}: ", log.display())), "{}", ran.stderr);
+            assert!(started.stderr.ends_with(&ran.stderr), "{}\n{}", started.stderr, ran.stderr);
+        }
+    }
+    fs::write(&file, format!("audit = {:?}\n{whole}", site.root.join("audit.log"))).unwrap();
+    assert_eq!(check(&site, &[]).code(), Some(0));
+    assert!(!site.root.join("audit.log").exists());
+}
+
+#[test]
 fn hosts_by_bare_names_without_a_domain_are_warned_of() {
     let site = site("");
     let file = site.root.join("server.toml");

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
 use rustix::fs::OFlags;
+use rustix::io::Errno;
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
@@ -289,16 +290,14 @@ enum Sink {
 
 impl Sink {
     fn open(destination: &Destination) -> Result<Sink> {
-        let fails = |path: &Path, error: io::Error| {
-            Error::new(Code::Config, format!("cannot open the audit log {}: {error}", path.display()))
-                .with_hint("set `audit` to a file that this account may append to, in a folder that is there")
-        };
         match destination {
             Destination::Off => Ok(Sink::Off),
             Destination::Stderr => Ok(Sink::Stderr),
-            Destination::Journal(path) => Journal::open(path).map(Sink::Journal).map_err(|error| fails(path, error)),
+            Destination::Journal(path) => {
+                Journal::open(path).map(Sink::Journal).map_err(|error| cannot_open(path, &error))
+            }
             Destination::File(path) => {
-                let file = open_log(path).map_err(|error| fails(path, error))?;
+                let file = open_log(path).map_err(|error| cannot_open(path, &error))?;
                 Ok(Sink::File { file, is_torn: false })
             }
         }
@@ -324,13 +323,45 @@ impl Sink {
     }
 }
 
+fn cannot_open(path: &Path, error: &io::Error) -> Error {
+    Error::new(Code::Config, format!("cannot open the audit log {}: {error}", path.display()))
+        .with_hint("set `audit` to a file that this account may append to, in a folder that is there")
+}
+
+/// Looks for what keeps a log from being opened, whoever opens it, and makes nothing: no folder to make its file in, or something
+/// else in the file's place.
+///
+/// # Errors
+/// `config`, as [`Audit::start`] would say it.
+pub fn check(destination: &Destination) -> Result<()> {
+    let Destination::File(path) = destination else { return Ok(()) };
+    let found = match path.symlink_metadata() {
+        Ok(metadata) if metadata.is_dir() => Err(Errno::ISDIR.into()),
+        Ok(metadata) if metadata.is_symlink() => Err(Errno::LOOP.into()),
+        Ok(metadata) if !metadata.is_file() => Err(not_regular()),
+        // Only its folder has to be there.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => match path.parent().map(Path::metadata) {
+            Some(Err(error)) => Err(error),
+            _ => Ok(()),
+        },
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => Err(error),
+        // What this account may not look at, another one may.
+        _ => Ok(()),
+    };
+    found.map_err(|error: io::Error| cannot_open(path, &error))
+}
+
+fn not_regular() -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file")
+}
+
 /// Opens a regular file for appending, readable by its owner alone where it is new. A link in its place is somebody else's doing.
 fn open_log(path: &Path) -> io::Result<File> {
     // Without NONBLOCK, a FIFO that nobody reads would hold the server up for ever.
     let flags = OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     let file = File::options().append(true).create(true).mode(0o600).custom_flags(flags.bits() as i32).open(path)?;
     if !file.metadata()?.is_file() {
-        return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is not a regular file"));
+        return Err(not_regular());
     }
     Ok(file)
 }

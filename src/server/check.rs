@@ -9,7 +9,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::error::{Code, Error, Result, printable};
 use crate::protocol::{HostId, Principal};
 use crate::server::account::Login;
-use crate::server::audit::Destination;
+use crate::server::audit;
 use crate::server::config::{Account, Commands, HostConfig, ServerConfig};
 use crate::server::policy::grant::Grant;
 use crate::server::policy::{Action, Asker, CommandLine, Permit, Refused, Request};
@@ -47,7 +47,7 @@ pub struct Question {
 /// # Errors
 /// `config` where such a server would not take it.
 pub fn report(path: &Path) -> Result<String> {
-    let (state, warnings) = State::load(path, &Account::of_process()?)?;
+    let (state, warnings) = load(path)?;
     let mut text = String::new();
     for warning in warnings {
         let _ = writeln!(text, "warning: {warning}");
@@ -73,14 +73,16 @@ pub fn report(path: &Path) -> Result<String> {
     Ok(text)
 }
 
+/// What a server with the configuration at `path` would go by, and what is hardly meant.
+fn load(path: &Path) -> Result<(State, Vec<String>)> {
+    let loaded = State::load(path, &Account::of_process()?)?;
+    audit::check(&loaded.0.config.audit)?;
+    Ok(loaded)
+}
+
 /// What only this machine and this moment show.
 fn doubts(state: &State) -> Vec<String> {
     let mut doubts = Vec::new();
-    if let Destination::File(file) = &state.config.audit
-        && let Some(folder) = file.parent().filter(|folder| !folder.is_dir())
-    {
-        doubts.push(format!("the audit log's folder {} is not there, so the server does not start", folder.display()));
-    }
     let end = UNIX_EPOCH + Duration::from_secs(state.expiry.certificate.try_into().unwrap_or_default());
     let left = end.duration_since(SystemTime::now()).unwrap_or_default();
     if left < SOON {
@@ -151,7 +153,7 @@ fn list(items: impl Iterator<Item = String>) -> String {
 /// # Errors
 /// `config` where such a server would not take it, `usage` where there can be no such principal or host.
 pub async fn answer(path: &Path, question: Question) -> Result<(bool, String)> {
-    let (state, _) = State::load(path, &Account::of_process()?)?;
+    let (state, _) = load(path)?;
     let Question { principal, host, command, user, source, authorize } = question;
     let malformed = |why: &str| Error::new(Code::Usage, format!("`{principal}` cannot be a principal: it {why}"));
     check_principal_text(&principal).map_err(malformed)?;
