@@ -68,7 +68,6 @@ use crate::server::registry::Registry;
 use crate::server::state::State;
 use crate::server::succession::{Arrival, Predecessors};
 use crate::server::upload::Uploads;
-use crate::tls;
 
 /// What all connections share.
 #[derive(Debug)]
@@ -146,9 +145,6 @@ pub async fn run(path: &Path, sockets: Vec<Given>) -> Result<()> {
     let (state, warnings) = State::load(path, &account)?;
     for warning in warnings {
         tracing::warn!("{}: {warning}", path.display());
-    }
-    if let Err(error) = tls::check_lists(&state.config.crl, SystemTime::now()) {
-        tracing::warn!("{}, so nobody is let in", error.text);
     }
     let mut arrival = Arrival::look_around(state.config.run_dir.as_deref(), path, sockets).await;
     let listening = arrival.listen(&state.config.listen)?;

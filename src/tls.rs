@@ -7,6 +7,8 @@
 //!
 //! [`classify_client_error`] says what a failed handshake means to a person, [`probe`] shows more of it.
 
+#[cfg(feature = "server")]
+mod doubts;
 mod encrypted;
 mod failure;
 mod pem;
@@ -29,6 +31,8 @@ use rustls::{CipherSuite, ClientConfig, ConfigBuilder, InconsistentKeys, RootCer
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{ASN1Time, FromDer as _, X509Certificate};
 
+#[cfg(feature = "server")]
+pub use doubts::{doubts, ending};
 pub use encrypted::Ask;
 pub use failure::{classify_client_error, classify_tls_error};
 #[cfg(feature = "server")]

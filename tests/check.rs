@@ -8,8 +8,10 @@ mod support_net;
 
 use std::fs;
 use std::net::TcpListener;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use support::pki::{Usage, Validity, params};
+use support::pki::{Authority, Usage, Validity, params};
+use support::serve::Server;
 use support_net::child::{Ran, run};
 use support_net::site::{PRINCIPAL, Plan, Site, text};
 use tstunnel::server::check::report;
@@ -154,11 +156,7 @@ fn warnings(said: &str) -> Vec<&str> {
 
 #[test]
 fn a_configuration_that_is_right_has_no_warning() {
-    let site = site("");
-    let file = site.root.join("server.toml");
-    let whole = fs::read_to_string(&file).unwrap() + &host(&site);
-    fs::write(&file, format!("{whole}[[grant]]\nprincipal = \"*\"\nhosts = [\"web\"]\n")).unwrap();
-    let ran = check(&site, &[]).ok();
+    let ran = check(&site_without_doubts(""), &[]).ok();
     assert_eq!(ran.stderr, "");
     assert!(warnings(&ran.text()).is_empty(), "{}", ran.text());
 }
@@ -202,6 +200,7 @@ fn an_audit_log_that_no_server_could_open_is_an_error_as_it_is_at_the_start() {
 #[test]
 fn hosts_by_bare_names_without_a_domain_are_warned_of() {
     let site = site("");
+    site.write(&site.servers.server(&["web"]), "server");
     let file = site.root.join("server.toml");
     let whole = fs::read_to_string(&file).unwrap().replace("domain = ", "# domain = ") + &host(&site);
     fs::write(&file, format!("{whole}[[grant]]\nprincipal = \"*\"\nhosts = [\"web\"]\n")).unwrap();
@@ -222,13 +221,76 @@ fn what_is_hardly_meant_is_said_first() {
     assert_eq!(warned.len(), 2, "{said}");
     assert!(warned[0].contains("grant 1 for `*` covers none of the hosts"), "{said}");
     assert!(warned[1].contains("clients.crl: the revocation list expired"), "{said}");
-    let expired = site.servers.issue(Usage::Server, Validity::Past, params(&["*.tunnel.test"]));
-    site.write(&expired, "server");
+}
+
+/// A site with a host that is granted, and no warning yet.
+fn site_without_doubts(more: &str) -> Site {
+    let site = site(more);
+    let file = site.root.join("server.toml");
+    let whole = fs::read_to_string(&file).unwrap() + &host(&site);
+    fs::write(&file, format!("{whole}[[grant]]\nprincipal = \"*\"\nhosts = [\"web\"]\n")).unwrap();
+    site
+}
+
+/// The one warning of a check, which is told once; and the start, of which it does not keep a server, tells it too.
+#[track_caller]
+fn assert_warned_of(site: &Site, expected: &str) {
+    let ran = check(site, &[]).ok();
+    let said = ran.text();
+    let path = format!("{}/", site.root.display());
+    assert_eq!(warnings(&said).iter().map(|line| line.replace(&path, "")).collect::<Vec<_>>(), [expected], "{said}");
+    assert_eq!(ran.stderr, "");
+    let server = Server::start(&site.root.join("server.toml"));
+    let log = server.log().replace(&path, "");
+    assert_eq!(log.matches(&format!("server.toml: {expected}\n")).count(), 1, "{log}");
+    assert_eq!(log.matches(" WARN ").count(), 1, "{log}");
+}
+
+const LISTEN: &str = "listen = [\"127.0.0.1:0\"]\n";
+
+#[test]
+fn a_certificate_that_no_client_takes_is_warned_of() {
+    let site = site_without_doubts(LISTEN);
+    let write = |usage, validity, names: &[&str]| {
+        site.write(&site.servers.issue(usage, validity, params(names)), "server");
+    };
+    write(Usage::Server, Validity::Past, &["*.tunnel.test"]);
+    assert_warned_of(&site, "server.crt: the certificate expired at 2021-01-01 00:00:00 UTC");
+    write(Usage::Client, Validity::Now, &["*.tunnel.test"]);
+    let expected = "server.crt: the certificate is not one for a server: its extended key usage must have serverAuth";
+    assert_warned_of(&site, expected);
+    write(Usage::Server, Validity::Now, &["tunnel.test", "*.example.org"]);
+    let expected =
+        "server.crt: the certificate is for tunnel.test, *.example.org, so no client takes it for web.tunnel.test";
+    assert_warned_of(&site, expected);
+    write(Usage::Server, Validity::Now, &["web"]);
+    assert!(warnings(&check(&site, &[]).ok().text()).is_empty());
+}
+
+#[test]
+fn an_authority_whose_clients_no_list_covers_is_warned_of() {
+    let site = site_without_doubts(&format!("{LISTEN}crl = [\"clients.crl\"]\n"));
+    let list = |of: &Authority, validity| fs::write(site.root.join("clients.crl"), of.revoke(&[], validity)).unwrap();
+    list(&site.clients, Validity::Now);
+    assert!(warnings(&check(&site, &[]).ok().text()).is_empty());
+    list(&site.servers, Validity::Now);
+    let expected =
+        "`crl` has no list that `CN=the clients' authority` in clients-ca.crt has signed, so nobody of it is let in";
+    assert_warned_of(&site, expected);
+    list(&site.clients, Validity::Past);
+    let expected = "clients.crl: the revocation list expired at 2021-01-01 00:00:00 UTC, \
+                    so nobody of `CN=the clients' authority` is let in";
+    assert_warned_of(&site, expected);
+}
+
+#[test]
+fn what_ends_in_a_day_is_told_in_hours() {
+    let site = site_without_doubts("");
+    let end = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(30 * 3600 + 1800);
+    site.write(&site.servers.issue_until(Usage::Server, end, params(&["*.tunnel.test"])), "server");
     let said = check(&site, &[]).ok().text();
-    assert!(
-        warnings(&said).last().unwrap().ends_with("server.crt: the certificate is valid for 0 days more"),
-        "{said}"
-    );
+    let warned = warnings(&said);
+    assert!(warned.len() == 1 && warned[0].contains("the certificate is valid for 30 hours more, until 2"), "{said}");
 }
 
 #[test]

@@ -4,7 +4,7 @@
 use std::fmt::Write as _;
 use std::net::IpAddr;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::SystemTime;
 
 use crate::error::{Code, Error, Result, printable};
 use crate::protocol::{HostId, Principal};
@@ -20,9 +20,6 @@ use crate::tls;
 /// What a command of a question begins with where it is a file's name, or a target.
 const UPLOAD: &str = "upload:";
 const STREAM: &str = "stream:";
-
-/// From how long before its end a certificate is warned of.
-const SOON: Duration = Duration::from_secs(14 * 86_400);
 
 /// Who asks for what.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,10 +49,7 @@ pub fn report(path: &Path) -> Result<String> {
     for warning in warnings {
         let _ = writeln!(text, "warning: {warning}");
     }
-    if let Err(error) = tls::check_lists(&state.config.crl, SystemTime::now()) {
-        let _ = writeln!(text, "warning: {}, so nobody is let in", error.text);
-    }
-    for doubt in doubts(&state) {
+    for doubt in doubts(&state)? {
         let _ = writeln!(text, "warning: {doubt}");
     }
     let shown = path.display();
@@ -81,14 +75,8 @@ fn load(path: &Path) -> Result<(State, Vec<String>)> {
 }
 
 /// What only this machine and this moment show.
-fn doubts(state: &State) -> Vec<String> {
-    let mut doubts = Vec::new();
-    let end = UNIX_EPOCH + Duration::from_secs(state.expiry.certificate.try_into().unwrap_or_default());
-    let left = end.duration_since(SystemTime::now()).unwrap_or_default();
-    if left < SOON {
-        let cert = state.config.cert.display();
-        doubts.push(format!("{cert}: the certificate is valid for {} days more", left.as_secs() / 86_400));
-    }
+fn doubts(state: &State) -> Result<Vec<String>> {
+    let mut doubts = tls::ending(&state.config.cert, &state.config.crl, SystemTime::now())?;
     for (name, home) in state.config.accounts() {
         match Login::find(&name, home.as_deref()) {
             Err(error) => doubts.push(error.text),
@@ -98,7 +86,7 @@ fn doubts(state: &State) -> Vec<String> {
             Ok(_) => {}
         }
     }
-    doubts
+    Ok(doubts)
 }
 
 /// What `grant` comes to on each host that it opens.

@@ -285,6 +285,16 @@ impl ServerConfig {
         of_hosts.chain(of_grants.filter(|name| !is_of_host(name)).map(|name| (name.clone(), None))).collect()
     }
 
+    /// The names by which clients may ask for each host, the usual one first.
+    pub fn server_names(&self) -> Vec<Vec<String>> {
+        let of_host = |host: &HostId| match &self.domain {
+            Some(domain) if host.as_str().contains('.') => vec![host.to_string(), format!("{host}.{domain}")],
+            Some(domain) => vec![format!("{host}.{domain}"), host.to_string()],
+            None => vec![host.to_string()],
+        };
+        self.hosts.keys().map(of_host).collect()
+    }
+
     fn warnings(&self) -> Vec<String> {
         let mut warnings = Vec::new();
         for address in self.monitor.iter().filter(|address| !address.ip().is_loopback()) {

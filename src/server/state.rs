@@ -49,6 +49,8 @@ impl State {
         let clients = tls::client_verifier(&config.client_ca, &config.crl)?;
         warnings.extend(tls::authorities_of_one_name(&config.client_ca, &config.crl)?);
         let tls = Arc::new(tls::server_config(&config.cert, &config.key, clients.clone())?);
+        let names = config.server_names();
+        warnings.extend(tls::doubts(&config.cert, &names, &config.client_ca, &config.crl, SystemTime::now())?);
         let expiry = tls::expiry(&config.cert, &config.crl)?;
         // As many questions as a principal may have sessions to be asked again about, and as many for new ones.
         let max_waiting = config.limits.max_sessions_per_principal.get().saturating_mul(2);

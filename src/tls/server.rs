@@ -26,7 +26,7 @@ use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
 use crate::error::{Code, Error, Result, printable};
 use crate::tls::failure::REVOKED_HINT;
 use crate::tls::signatures::remembering_algorithms;
-use crate::tls::{ALPN, add_roots, check_validity, date, pem, provider, seconds_since_1970, unusable_pair};
+use crate::tls::{ALPN, add_roots, date, pem, provider, seconds_since_1970, unusable_pair};
 
 /// A fatal alert `unrecognized_name` (RFC 6066 §3) as the record that is sent before any key is agreed on: content type
 /// alert, the legacy version, two bytes of payload (RFC 8446 §5.1 and §6).
@@ -47,10 +47,6 @@ const MAX_LOOKS_BACK: usize = 16;
 pub fn server_config(cert: &Path, key: &Path, clients: Arc<dyn ClientCertVerifier>) -> Result<ServerConfig> {
     let provider = provider();
     let chain = pem::certificates(cert)?;
-    if let Some(Err(error)) = chain.first().map(|leaf| check_validity(cert, leaf, SystemTime::now())) {
-        // Clients will say so, and a clock that is set only after the start must not keep the server down.
-        tracing::warn!("{}", error.text);
-    }
     let private_key = pem::private_key(key)?;
     let certified_key =
         CertifiedKey::from_der(chain, private_key, &provider).map_err(|error| unusable_pair(cert, key, &error))?;
