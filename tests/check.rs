@@ -8,11 +8,15 @@ mod support_net;
 
 use std::fs;
 use std::net::TcpListener;
+use std::os::unix::fs::chown;
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use support::pki::{Authority, Usage, Validity, params};
-use support::serve::Server;
-use support_net::child::{Ran, run};
+use support::serve::{Server, TSTUNNEL};
+use support::wait::{SOON, wait_until};
+use support::{process, script};
+use support_net::child::{Ran, Watched, run};
 use support_net::site::{PRINCIPAL, Plan, Site, text};
 use tstunnel::server::check::report;
 use tstunnel::server::config::Account;
@@ -146,7 +150,8 @@ fn check(site: &Site, more: &[&str]) -> Ran {
     let file = site.root.join("server.toml");
     let mut words = vec!["serve", "--check", "--config", text(&file)];
     words.extend(more);
-    run(&mut site.tstunnel(&words))
+    // A place for the run folder of whoever is not root.
+    run(site.tstunnel(&words).env("XDG_RUNTIME_DIR", &site.root))
 }
 
 /// The warnings of a report, which come first.
@@ -281,6 +286,42 @@ fn an_authority_whose_clients_no_list_covers_is_warned_of() {
     let expected = "clients.crl: the revocation list expired at 2021-01-01 00:00:00 UTC, \
                     so nobody of `CN=the clients' authority` is let in";
     assert_warned_of(&site, expected);
+}
+
+#[test]
+fn a_server_that_cannot_be_replaced_is_told_so_at_the_start_and_in_the_check() {
+    const NOBODY: u32 = 65534;
+    let site = site(LISTEN);
+    let program = site.root.join("tstunnel");
+    script::install(Path::new(TSTUNNEL), &program);
+    // Root has a run folder in any case.
+    let is_root = rustix::process::geteuid().is_root();
+    if is_root {
+        let files = fs::read_dir(&site.root).unwrap().map(|entry| entry.unwrap().path());
+        for path in files.chain([site.root.clone()]) {
+            chown(path, Some(NOBODY), Some(NOBODY)).unwrap();
+        }
+    }
+    let serve = |more: &[&str], runtime: Option<&Path>| {
+        let mut command = site.command(if is_root { process::program("setpriv") } else { program.clone() });
+        if is_root {
+            command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
+        }
+        command.args(["serve", "--config", text(&site.root.join("server.toml"))]).args(more);
+        command.envs(runtime.map(|folder| ("XDG_RUNTIME_DIR", folder)));
+        command
+    };
+    let what = "cannot be replaced while it runs: there is no run folder; \
+                set `run_dir` to a folder of this account's alone, or the variable XDG_RUNTIME_DIR\n";
+    for (runtime, count) in [(None, 1), (Some(site.root.as_path()), 0)] {
+        let said = run(&mut serve(&["--check"], runtime)).ok().text();
+        let expected = format!("warning: a server that is started from here {what}");
+        assert_eq!(said.matches(&expected).count(), count, "{said}");
+        let server = Watched::start(&mut serve(&[], runtime));
+        wait_until("it listens", SOON, || server.stderr().contains("listening on "));
+        let log = server.stderr();
+        assert_eq!(log.matches(&format!(" this server {what}")).count(), count, "{log}");
+    }
 }
 
 #[test]

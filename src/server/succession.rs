@@ -34,7 +34,7 @@ use crate::server::listener::{self, Given, Listening, Purpose};
 use crate::server::refusal::Refusal;
 use crate::tls;
 use control::Control;
-use folder::{Folder, Lock, Usual};
+use folder::{Folder, Lock, NO_PLACE, Usual};
 use wire::{Answer, Ask, Line, Resume};
 
 /// How long an earlier server may take for an answer.
@@ -77,7 +77,7 @@ impl Arrival {
         let folder = match Folder::open(run_dir, Usual::of_process(), path) {
             Ok(Some(folder)) => folder,
             Ok(None) => {
-                tracing::debug!("there is no run folder: this server cannot be replaced while it runs");
+                tracing::warn!("this server cannot be replaced while it runs: {NO_PLACE}");
                 return Arrival::default();
             }
             Err(why) => {

@@ -29,6 +29,10 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the lock is tried; there is no event for its release.
 const LOCK_POLL: Duration = Duration::from_millis(20);
 
+/// What is said where there is no place for one.
+pub const NO_PLACE: &str =
+    "there is no run folder; set `run_dir` to a folder of this account's alone, or the variable XDG_RUNTIME_DIR";
+
 /// A run folder that can be used, for one configuration.
 #[derive(Debug)]
 pub struct Folder {
@@ -64,14 +68,18 @@ impl Usual {
     }
 }
 
+/// Where the run folder is or would be: `configured`, else the usual place, where there is any.
+pub fn place(configured: Option<&Path>, usual: Usual) -> Option<PathBuf> {
+    configured.map(Path::to_owned).or_else(|| usual.folder(rustix::process::geteuid().is_root()))
+}
+
 impl Folder {
     /// The folder for the configuration at `path`, made where it is missing: `configured`, else the usual one, where there is any.
     ///
     /// # Errors
     /// A sentence that says why it cannot be used.
     pub fn open(configured: Option<&Path>, usual: Usual, configuration: &Path) -> Result<Option<Folder>, String> {
-        let is_root = rustix::process::geteuid().is_root();
-        let Some(path) = configured.map(Path::to_owned).or_else(|| usual.folder(is_root)) else { return Ok(None) };
+        let Some(path) = place(configured, usual) else { return Ok(None) };
         let fails = |what: String| format!("{}: {what}", path.display());
         match DirBuilder::new().mode(0o700).create(&path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(fails(error.to_string())),
