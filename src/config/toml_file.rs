@@ -7,6 +7,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use serde::de::DeserializeOwned;
+use toml::de::{DeTable, DeValue};
 
 use crate::error::{Code, Error, Result, nearest};
 
@@ -60,12 +61,71 @@ fn decode(path: &Path, bytes: Vec<u8>) -> Result<String> {
 /// `config` as `FILE:LINE: text`: bad syntax, unknown keys, wrong types, values that the type itself refuses.
 pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
     toml::from_str(text).map_err(|cause| {
-        let error = error_at(path, text, cause.span(), cause.message());
-        match hint(cause.message(), cause.span().and_then(|span| text.get(span)).unwrap_or_default()) {
+        let span = cause.span();
+        let source = span.clone().and_then(|span| text.get(span)).unwrap_or_default();
+        let (what, hint) = match cause.message() {
+            "duplicate key" => {
+                let name = table_name(source);
+                let hint = is_list::<T>(text, span.as_ref(), name).then(|| format!("write `[[{name}]]` each time"));
+                (format!("duplicate key `{name}`"), hint)
+            }
+            why => (named(why, text, span.as_ref()), hint(why, source)),
+        };
+        let error = error_at(path, text, span, &what);
+        match hint {
             Some(hint) => error.with_hint(hint),
             None => error,
         }
     })
+}
+
+/// What is wrong, with the key of the value that it is about, and in no programmer's words.
+fn named(why: &str, text: &str, span: Option<&Range<usize>>) -> String {
+    let why = match why.rsplit_once(", expected ") {
+        Some((found, "a nonzero usize" | "a nonzero u64")) => format!("{found}, expected a whole number above 0"),
+        Some((found, "usize" | "u64")) => format!("{found}, expected a whole number"),
+        _ => why.to_owned(),
+    };
+    let document = DeTable::parse(text).ok();
+    let key = span.and_then(|span| key_of(document.as_ref()?.get_ref(), span));
+    match key.map(|key| format!("`{key}`")) {
+        Some(key) if !why.contains(&key) => format!("{key}: {why}"),
+        _ => why,
+    }
+}
+
+/// The key whose value `span` lies in; none for a table's own.
+fn key_of<'a>(table: &'a DeTable<'_>, span: &Range<usize>) -> Option<&'a str> {
+    table.iter().find_map(|(key, value)| {
+        let below = match value.get_ref() {
+            DeValue::Table(table) => return key_of(table, span),
+            DeValue::Array(items) => {
+                items.iter().filter_map(|item| item.get_ref().as_table()).find_map(|table| key_of(table, span))
+            }
+            _ => None,
+        };
+        let is_in = value.span().start <= span.start && span.end <= value.span().end;
+        let is_list_of_tables =
+            value.get_ref().as_array().is_some_and(|items| items.iter().all(|item| item.get_ref().is_table()));
+        below.or_else(|| (is_in && !is_list_of_tables).then(|| key.get_ref().as_ref()))
+    })
+}
+
+/// Whether the table that is there for the second time at `span` belongs into a list: by another header, or by its type.
+fn is_list<T: DeserializeOwned>(text: &str, span: Option<&Range<usize>>, name: &str) -> bool {
+    let header = format!("[[{name}]]");
+    let line = span.and_then(|span| Some(text.get(..span.start)?.rfind('\n').map_or(0, |newline| newline + 1)));
+    let before = line.and_then(|line| text.get(..line)).unwrap_or_default();
+    text.lines().any(|line| line.trim_start().starts_with(&header))
+        || toml::from_str::<T>(before).is_err_and(|cause| {
+            let source = cause.span().and_then(|span| before.get(span)).unwrap_or_default();
+            hint(cause.message(), source).is_some_and(|hint| hint.contains(&header))
+        })
+}
+
+/// A table's header, or the part of a longer one that names it, without what surrounds it.
+fn table_name(source: &str) -> &str {
+    source.trim_matches(['[', ']', ' ', '\t'])
 }
 
 /// What to write instead of `source`, which serde has refused for `why`: its words are all that tells the kind of an error.
@@ -79,8 +139,7 @@ fn hint(why: &str, source: &str) -> Option<String> {
     Some(if source.is_empty() || source.contains('\n') {
         "write a list".to_owned()
     } else if found == "map" && !source.starts_with('{') {
-        // The table's header, or the part of a longer one that names it.
-        format!("write `[[{}]]`", source.trim_matches(['[', ']', ' ', '\t']))
+        format!("write `[[{}]]`", table_name(source))
     } else {
         format!("write a list: [{source}]")
     })
@@ -119,6 +178,10 @@ mod tests {
         _list: Vec<String>,
         #[serde(default, rename = "table")]
         _table: Vec<Inner>,
+        #[serde(default, rename = "count")]
+        _count: Option<std::num::NonZeroUsize>,
+        #[serde(default, rename = "bytes")]
+        _bytes: usize,
     }
 
     #[derive(Debug, serde::Deserialize)]
@@ -186,6 +249,46 @@ mod tests {
         ] {
             let error = refusal(text);
             assert_eq!(error.hint(), hint, "{text:?} -> {error}");
+        }
+    }
+
+    #[test]
+    fn a_value_is_told_with_its_key() {
+        for (text, expected) in [
+            ("size = \"many\"", "1: `size`: invalid type: string \"many\", expected u16"),
+            ("size = 1\n[inner]\nname = 7", "3: `name`: invalid type: integer `7`, expected a string"),
+            ("size = 1\ninner = { name = 7 }", "2: `name`: invalid type: integer `7`, expected a string"),
+            (
+                "size = 1\n[[table]]\nname = 'a'\n[[table]]\nname = 7",
+                "5: `name`: invalid type: integer `7`, expected a string",
+            ),
+            ("size = 1\nlist = [\n'a',\n7]", "4: `list`: invalid type: integer `7`, expected a string"),
+            (
+                "size = 1\ncount = \"many\"",
+                "2: `count`: invalid type: string \"many\", expected a whole number above 0",
+            ),
+            ("size = 1\ncount = 0", "2: `count`: invalid value: integer `0`, expected a whole number above 0"),
+            ("size = 1\nbytes = -1", "2: `bytes`: invalid value: integer `-1`, expected a whole number"),
+            ("size = 1\n[inner]", "2: missing field `name`"),
+            ("size = 1\n[[table]]\nname = 'a'\n[[table]]\n", "4: missing field `name`"),
+            ("size = 1\n[list]\na = 1", "2: invalid type: map, expected a sequence"),
+        ] {
+            assert_eq!(error(text), format!("/etc/x.toml:{expected}"), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn a_table_that_is_there_twice_is_told_whether_it_is_one_of_a_list() {
+        for (text, line, name, hint) in [
+            ("size = 1\n[[table]]\nname = 'a'\n[table]\nname = 'b'", 4, "table", "write `[[table]]` each time"),
+            ("size = 1\n[table]\nname = 'a'\n[[table]]\nname = 'b'", 4, "table", "write `[[table]]` each time"),
+            ("size = 1\n[table]\nname = 'a'\n[ table ]\nname = 'b'", 4, "table", "write `[[table]]` each time"),
+            ("size = 1\n[inner]\nname = 'a'\n[inner]\nname = 'b'", 4, "inner", Code::Config.default_hint()),
+            ("size = 1\n\nsize = 1", 3, "size", Code::Config.default_hint()),
+        ] {
+            let error = refusal(text);
+            assert_eq!(error.text, format!("/etc/x.toml:{line}: duplicate key `{name}`"), "{text:?}");
+            assert_eq!(error.hint(), hint, "{text:?}");
         }
     }
 

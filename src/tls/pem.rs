@@ -14,6 +14,7 @@ use super::encrypted::{self, Ask};
 use crate::error::{Code, Error, Result};
 
 const BEGIN: &[u8] = b"-----BEGIN ";
+const PRIVATE_KEY: &[u8] = b"PRIVATE KEY-";
 const ENCRYPTED: &[u8] = b"-----BEGIN ENCRYPTED PRIVATE KEY-----";
 
 /// Reads a file's certificates, at least one, in its order.
@@ -47,6 +48,10 @@ pub(crate) fn private_key(path: &Path) -> Result<PrivateKeyDer<'static>> {
 /// what `ask` says.
 pub(super) fn private_key_asking(path: &Path, ask: &mut Ask<'_>) -> Result<PrivateKeyDer<'static>> {
     let (contents, metadata) = read(path)?;
+    // Before its mode: another kind of file is rightly open to others.
+    if !sections(&contents).any(|(_, section)| is_private_key(section)) {
+        return Err(no_private_key(path, &contents));
+    }
     check_mode(path, &metadata)?;
     if let Some((line, _)) = sections(&contents).find(|(_, section)| is_encrypted_by_pem(section)) {
         return Err(wrong_at(path, line, "the private key has a passphrase in the old form of OpenSSL").with_hint(
@@ -66,8 +71,22 @@ pub(super) fn private_key_asking(path: &Path, ask: &mut Ask<'_>) -> Result<Priva
     if let Some((line, section)) = sections(&contents).find(|(_, section)| section.starts_with(ENCRYPTED)) {
         return encrypted::private_key(path, line, &encrypted_contents(path, line, section)?, ask);
     }
-    Err(wrong(path, "no private key in it")
-        .with_hint("the file must be PEM, with a line `-----BEGIN PRIVATE KEY-----`"))
+    Err(no_private_key(path, &contents))
+}
+
+/// Whether a section begins as that of a private key of whatever form does.
+fn is_private_key(section: &[u8]) -> bool {
+    let first = section.split(|byte| *byte == b'\n').next().unwrap_or_default();
+    first.windows(PRIVATE_KEY.len()).any(|label| label == PRIVATE_KEY)
+}
+
+fn no_private_key(path: &Path, contents: &[u8]) -> Error {
+    let has_certificate = sections(contents).any(|(_, section)| section.starts_with(b"-----BEGIN CERTIFICATE-----"));
+    wrong(path, "no private key in it").with_hint(if has_certificate {
+        "it holds a certificate; name the file of the private key that belongs to it, with a line `-----BEGIN PRIVATE KEY-----`"
+    } else {
+        "the file must be PEM, with a line `-----BEGIN PRIVATE KEY-----`"
+    })
 }
 
 /// The DER of an encrypted key, whose label the library does not know.
@@ -273,6 +292,23 @@ mod tests {
         for mode in [0o600, 0o400, 0o700] {
             let (_folder, path) = file(KEY, mode);
             assert!(private_key(&path).is_ok(), "{mode:o}");
+        }
+    }
+
+    #[test]
+    fn a_file_without_a_key_is_told_so_and_not_to_be_hidden() {
+        for (contents, hint) in
+            [(CERTIFICATE, "it holds a certificate; name the file of the private key"), ("", "the file must be PEM")]
+        {
+            let (_folder, path) = file(contents, 0o644);
+            let error = private_key(&path).unwrap_err();
+            assert_eq!(error.text, format!("{}: no private key in it", path.display()));
+            assert!(error.hint().starts_with(hint), "{}", error.hint());
+        }
+        for label in ["PRIVATE KEY", "EC PRIVATE KEY", "ENCRYPTED PRIVATE KEY", "OPENSSH PRIVATE KEY"] {
+            let pem = format!("{CERTIFICATE}-----BEGIN {label}-----\r\nAAAA\r\n-----END {label}-----\r\n");
+            let (_folder, path) = file(&pem, 0o644);
+            assert!(private_key(&path).unwrap_err().text.contains("can be read by others"), "{label}");
         }
     }
 

@@ -26,7 +26,7 @@ use crate::server::principal::{SPIFFE_PREFIX, check_spiffe_id};
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
-    listen: Option<Vec<SocketAddr>>,
+    listen: Option<Vec<Address>>,
     cert: Text,
     key: Text,
     client_ca: Spanned<Vec<Text>>,
@@ -54,7 +54,7 @@ struct File {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Monitor {
-    listen: Vec<SocketAddr>,
+    listen: Vec<Address>,
 }
 
 #[derive(Deserialize)]
@@ -164,7 +164,7 @@ pub(super) fn parse(path: &Path, text: &str, account: &Account) -> Result<(Serve
     let grants = file.grant.into_iter().map(|grant| grant.checked(path, text, account)).collect::<Result<_>>()?;
     let authorize = file.authorize.map(|table| AuthorizeTable::checked(table, path, text, account));
     let config = ServerConfig {
-        listen: file.listen.unwrap_or_else(|| vec![SocketAddr::from(([0, 0, 0, 0], 8443))]),
+        listen: file.listen.map_or_else(|| vec![SocketAddr::from(([0, 0, 0, 0], 8443))], addresses),
         cert: resolve(file.cert),
         key: resolve(file.key),
         client_ca: file.client_ca.into_inner().into_iter().map(resolve).collect(),
@@ -181,7 +181,7 @@ pub(super) fn parse(path: &Path, text: &str, account: &Account) -> Result<(Serve
         limits: file.limits.map(LimitsTable::over_defaults).unwrap_or_default(),
         audit: file.audit,
         audit_required: audit_required.is_some(),
-        monitor: file.monitor.map(|monitor| monitor.listen).unwrap_or_default(),
+        monitor: file.monitor.map(|monitor| addresses(monitor.listen)).unwrap_or_default(),
     };
     Ok((config, warnings))
 }
@@ -236,6 +236,10 @@ fn resolve(folder: &Path, home: &Path, written: &str) -> PathBuf {
     }
 }
 
+fn addresses(written: Vec<Address>) -> Vec<SocketAddr> {
+    written.into_iter().map(|address| address.0).collect()
+}
+
 fn default_env() -> Vec<String> {
     vec!["LC_*".to_owned(), "LANG".to_owned()]
 }
@@ -263,6 +267,9 @@ checked! {
     /// A path, an account's name or a word of a command.
     Text(String) from "String": String = |text| {
         if text.is_empty() || text.contains('\0') { Err("an empty text has no meaning here".to_owned()) } else { Ok(text) }
+    };
+    Address(SocketAddr) from "String": String = |text| {
+        text.parse().map_err(|_| format!("`{text}` is not an address with a port, like \"0.0.0.0:8443\" or \"[::]:8443\""))
     };
     Home(String) from "String": String = |text| {
         if (text.starts_with('/') || text.starts_with("~/") || text == "~") && !text.contains('\0') {

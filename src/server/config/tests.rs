@@ -163,7 +163,8 @@ fn a_bad_value_is_refused_with_its_line() {
     for (text, line, fragment) in [
         ("unknown = 1", 4, "unknown field `unknown`"),
         ("listen = \"0.0.0.0:1\"", 4, "invalid type"),
-        ("listen = [\"localhost:1\"]", 4, "socket address"),
+        ("listen = [\"localhost:1\"]", 4, "`listen`: `localhost:1` is not an address with a port"),
+        ("listen = [\"127.0.0.1\"]", 4, "`listen`: `127.0.0.1` is not an address with a port"),
         ("crl = 1", 4, "invalid type"),
         ("domain = \"a b\"", 4, "not a DNS name"),
         ("domain = \"example.net.\"", 4, "not a DNS name"),
@@ -231,7 +232,12 @@ fn a_bad_value_is_refused_with_its_line() {
         ("[limits]\nhandshake_timeout = 10", 5, "invalid type"),
         ("[limits]\nhandshake_timeout = \"10\"", 5, "not a duration"),
         ("[limits]\nhead_timeout = \"0s\"", 5, "zero"),
-        ("[limits]\nmax_sessions = 0", 5, "invalid value"),
+        ("[limits]\nmax_sessions = 0", 5, "`max_sessions`: invalid value: integer `0`"),
+        (
+            "[limits]\nmax_sessions = \"many\"",
+            5,
+            "`max_sessions`: invalid type: string \"many\", expected a whole number",
+        ),
         ("[limits]\nmax_handshakes = -1", 5, "invalid value"),
         ("[limits]\nmax_upload_bytes = \"1G\"", 5, "invalid type"),
         ("[limits]\nresume_window_bytes = 1", 5, "at least 65536"),
@@ -257,6 +263,8 @@ fn a_slip_of_the_pen_is_told_what_to_write() {
         ("[[grant]]\nprincipal = \"*\"\nhosts = \"host123\"", 6, "write a list: [\"host123\"]"),
         ("listen = \"0.0.0.0:1\"", 4, "write a list: [\"0.0.0.0:1\"]"),
         ("[grant]\nprincipal = \"*\"\nhosts = [\"a\"]", 4, "write `[[grant]]`"),
+        ("[[grant]]\nprincipal = \"*\"\nhosts = []\n[grant]\nprincipal = \"*\"", 7, "write `[[grant]]` each time"),
+        ("[grant]\nprincipal = \"*\"\nhosts = []\n[grant]\nprincipal = \"*\"", 7, "write `[[grant]]` each time"),
     ] {
         let error = refusal(text);
         assert!(error.text.starts_with(&format!("/etc/tstunnel/server.toml:{line}: ")), "{text:?} -> {error}");
@@ -403,7 +411,7 @@ fn the_audit_log_goes_to_stderr_unless_told_otherwise() {
     let file = Destination::File("/var/log/audit.log".into());
     assert_eq!(audit("audit = \"/var/log/audit.log\"\naudit_required = true"), (file, true));
     assert_eq!(audit("audit = \"off\"\naudit_required = false"), (Destination::Off, false));
-    assert!(refused("audit = \"audit.log\"").contains("server.toml:4: `audit.log` is neither"));
+    assert!(refused("audit = \"audit.log\"").contains("server.toml:4: `audit`: `audit.log` is neither"));
     assert!(refused("audit = \"off\"\naudit_required = true").contains("server.toml:5: `audit_required` needs"));
 }
 
