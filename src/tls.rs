@@ -37,8 +37,8 @@ pub use encrypted::Ask;
 pub use failure::{classify_client_error, classify_tls_error};
 #[cfg(feature = "server")]
 pub use server::{
-    Expiry, NoServerName, Stage, UNRECOGNIZED_NAME, accept, authorities_of_one_name, check_lists, check_standing,
-    client_verifier, expiry, linger, server_config, verify_again,
+    Expiry, NoServerName, Stage, UNRECOGNIZED_NAME, accept, check_lists, check_standing, client_verifier, expiry,
+    linger, server_config, verify_again,
 };
 
 #[cfg(feature = "server")]

@@ -47,7 +47,6 @@ impl State {
         trusted::read_into(&mut config.hosts)?;
         warnings.extend(descriptors::fit(&mut config, descriptors::limit())?);
         let clients = tls::client_verifier(&config.client_ca, &config.crl)?;
-        warnings.extend(tls::authorities_of_one_name(&config.client_ca, &config.crl)?);
         let tls = Arc::new(tls::server_config(&config.cert, &config.key, clients.clone())?);
         let names = config.server_names();
         warnings.extend(tls::doubts(&config.cert, &names, &config.client_ca, &config.crl, SystemTime::now())?);

@@ -23,7 +23,7 @@ use tokio_rustls::server::TlsStream;
 use x509_parser::certificate::X509Certificate;
 use x509_parser::prelude::{CertificateRevocationList, FromDer as _};
 
-use crate::error::{Code, Error, Result, printable};
+use crate::error::{Code, Error, Result};
 use crate::tls::failure::REVOKED_HINT;
 use crate::tls::signatures::remembering_algorithms;
 use crate::tls::{ALPN, add_roots, date, pem, provider, seconds_since_1970, unusable_pair};
@@ -90,35 +90,6 @@ pub fn client_verifier(client_ca: &[PathBuf], crl: &[PathBuf]) -> Result<Arc<dyn
     }
     verifier(&roots, lists)
         .map_err(|why| Error::new(Code::Config, format!("clients' certificates cannot be verified: {why}")))
-}
-
-/// Says which authorities share their name with another that has another key, where there are revocation lists: the list of a
-/// certificate is looked for by that name alone.
-///
-/// # Errors
-/// `config`, with the file's name, where a file cannot be read.
-pub fn authorities_of_one_name(client_ca: &[PathBuf], crl: &[PathBuf]) -> Result<Vec<String>> {
-    let mut seen: Vec<(Vec<u8>, Vec<u8>, &Path)> = Vec::new();
-    let mut doubts = Vec::new();
-    // Without lists an authority is found by name and key.
-    for path in if crl.is_empty() { &[] } else { client_ca } {
-        for der in pem::certificates(path)? {
-            let Ok((_, certificate)) = X509Certificate::from_der(&der) else { continue };
-            let (name, key) = (certificate.subject().as_raw(), certificate.public_key().raw);
-            if let Some((_, _, other)) = seen.iter().find(|(its, other, _)| its == name && other != key) {
-                doubts.push(format!(
-                    "{} and {}: both authorities are called `{}`, with different keys, and a revocation list is found by \
-                     that name alone; only clients of the one whose list comes first in `crl` are let in: replace the other \
-                     by an authority with a name of its own, which `tstunnel pki init` makes",
-                    other.display(),
-                    path.display(),
-                    printable(&certificate.subject().to_string())
-                ));
-            }
-            seen.push((name.to_vec(), key.to_vec(), path));
-        }
-    }
-    Ok(doubts)
 }
 
 /// Refuses revocation lists that have expired: nobody whom they cover could be let in.

@@ -334,7 +334,7 @@ fn authorities_of_one_name_are_pointed_out_where_there_are_lists() {
     let third = files.write("third.crt", &Authority::new("other clients").pem());
     let said = |authorities: &[&PathBuf], lists: &[PathBuf]| {
         let authorities: Vec<PathBuf> = authorities.iter().map(|path| (*path).clone()).collect();
-        authorities_of_one_name(&authorities, lists).unwrap()
+        doubts::authorities_of_one_name(&authorities, lists).unwrap()
     };
     assert_eq!(said(&[&first, &second], &[]), [""; 0]);
     let lists = [list];
