@@ -353,6 +353,14 @@ impl By {
             By::Grant => "grant",
         }
     }
+
+    /// The hint for what Mutagen asks for by itself.
+    fn wants_mutagen(self) -> String {
+        let list = self.name();
+        format!(
+            "ask whoever runs the endpoint for `\"mutagen\"` in the {list}'s `commands`, which is what Mutagen needs"
+        )
+    }
 }
 
 impl Asked<'_> {

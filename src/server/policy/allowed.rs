@@ -58,13 +58,10 @@ pub(super) fn copy(asked: Asked<'_>, host: &HostConfig, terms: &Terms, filename:
     let malformed = |unfit| Error::new(Code::BadRequest, format!("the file's name {unfit}"));
     check_file_name(filename).map_err(malformed)?;
     let denied = |by: By| {
-        let list = by.name();
         let hint = if mutagen::is_uploaded_agent(filename) {
-            format!(
-                "ask whoever runs the endpoint for `\"mutagen\"` in the {list}'s `commands`, which is what Mutagen needs"
-            )
+            by.wants_mutagen()
         } else {
-            format!("ask whoever runs the endpoint to set the {list}'s `commands` to `\"any\"`")
+            format!("ask whoever runs the endpoint to set the {}'s `commands` to `\"any\"`", by.name())
         };
         asked.denied(by, &format!("an upload as `{}`", clipped(filename))).with_hint(hint)
     };

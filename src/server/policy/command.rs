@@ -144,13 +144,10 @@ fn denied(asked: Asked<'_>, by: By, words: &[String]) -> Error {
     if shown.len() < line.len() {
         shown.push('…');
     }
-    let list = by.name();
     let hint = if mutagen::command(words).is_some() {
-        format!(
-            "ask whoever runs the endpoint for `\"mutagen\"` in the {list}'s `commands`, which is what Mutagen needs"
-        )
+        by.wants_mutagen()
     } else {
-        format!("ask whoever runs the endpoint to allow it in the {list}'s `commands`")
+        format!("ask whoever runs the endpoint to allow it in the {}'s `commands`", by.name())
     };
     asked.denied(by, &format!("`{shown}`")).with_hint(hint)
 }
