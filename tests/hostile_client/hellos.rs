@@ -99,7 +99,9 @@ fn what_is_no_client_hello_ends_the_connection_at_once() {
         ("HTTP/2", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".to_vec(), Reply::Alert(DECODE_ERROR)),
         ("SSH", b"SSH-2.0-OpenSSH_9.9\r\n".to_vec(), Reply::Alert(DECODE_ERROR)),
         ("SMTP", b"EHLO example.org\r\nSTARTTLS\r\n".to_vec(), Reply::Alert(DECODE_ERROR)),
-        ("the PROXY protocol", b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n".to_vec(), Reply::Alert(DECODE_ERROR)),
+        // A balancer's, which speaks no TLS: its operator reads in the log what it was.
+        ("the PROXY protocol", b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\n".to_vec(), Reply::Nothing),
+        ("its second version", b"\r\n\r\n\0\r\nQUIT\n\x20\0\0\0".to_vec(), Reply::Nothing),
         ("noise", noise.clone(), Reply::Alert(DECODE_ERROR)),
         ("zeros", vec![0; 20_000], Reply::Alert(DECODE_ERROR)),
         ("SSL 2", version_2, Reply::Alert(DECODE_ERROR)),
