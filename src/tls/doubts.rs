@@ -50,49 +50,42 @@ pub fn doubts(
             ));
         }
     }
-    doubts.extend(authorities_of_one_name(client_ca, crl)?);
     if lists.is_empty() {
         return Ok(doubts);
     }
-    for path in client_ca {
-        for authority in &pem::certificates(path)? {
-            let Ok((_, authority)) = X509Certificate::from_der(authority) else { continue };
-            if !lists.iter().any(|(_, list)| is_of(list, &authority)) {
-                let (who, path) = (name(authority.subject()), path.display());
-                doubts.push(format!("`crl` has no list that {who} in {path} has signed, so nobody of it is let in"));
-            }
+    let authorities = authorities(client_ca)?;
+    doubts.extend(of_one_name(&authorities));
+    for (path, authority) in &authorities {
+        let Ok((_, authority)) = X509Certificate::from_der(authority) else { continue };
+        if !lists.iter().any(|(_, list)| is_of(list, &authority)) {
+            let (who, path) = (name(authority.subject()), path.display());
+            doubts.push(format!("`crl` has no list that {who} in {path} has signed, so nobody of it is let in"));
         }
     }
     Ok(doubts)
 }
 
-/// Says which authorities share their name with another that has another key, where there are revocation lists: the list of a
-/// certificate is looked for by that name alone.
-///
-/// # Errors
-/// `config`, with the file's name, where a file cannot be read.
-pub(super) fn authorities_of_one_name(client_ca: &[PathBuf], crl: &[PathBuf]) -> Result<Vec<String>> {
+/// Says which authorities share their name with another that has another key: the list of a certificate is looked for by that name
+/// alone. Without lists an authority is found by name and key.
+fn of_one_name(authorities: &[(&Path, CertificateDer<'_>)]) -> Vec<String> {
     let mut seen: Vec<(Vec<u8>, Vec<u8>, &Path)> = Vec::new();
     let mut doubts = Vec::new();
-    // Without lists an authority is found by name and key.
-    for path in if crl.is_empty() { &[] } else { client_ca } {
-        for der in pem::certificates(path)? {
-            let Ok((_, certificate)) = X509Certificate::from_der(&der) else { continue };
-            let (its_name, key) = (certificate.subject().as_raw(), certificate.public_key().raw);
-            if let Some((_, _, other)) = seen.iter().find(|(name, other, _)| name == its_name && other != key) {
-                doubts.push(format!(
-                    "{} and {}: both authorities are called {}, with different keys, and a revocation list is found by \
-                     that name alone; only clients of the one whose list comes first in `crl` are let in: replace the other \
-                     by an authority with a name of its own, which `tstunnel pki init` makes",
-                    other.display(),
-                    path.display(),
-                    name(certificate.subject())
-                ));
-            }
-            seen.push((its_name.to_vec(), key.to_vec(), path));
+    for (path, authority) in authorities {
+        let Ok((_, authority)) = X509Certificate::from_der(authority) else { continue };
+        let (its_name, key) = (authority.subject().as_raw(), authority.public_key().raw);
+        if let Some((_, _, other)) = seen.iter().find(|(name, other, _)| name == its_name && other != key) {
+            doubts.push(format!(
+                "{} and {}: both authorities are called {}, with different keys, and a revocation list is found by \
+                 that name alone; only clients of the one whose list comes first in `crl` are let in: replace the other \
+                 by an authority with a name of its own, which `tstunnel pki init` makes",
+                other.display(),
+                path.display(),
+                name(authority.subject())
+            ));
         }
+        seen.push((its_name.to_vec(), key.to_vec(), path));
     }
-    Ok(doubts)
+    doubts
 }
 
 /// What ends within two weeks: the server's own certificates, and its lists, which live for days rather than months, in the last
@@ -156,6 +149,14 @@ fn purpose(leaf: &CertificateDer<'_>) -> Option<&'static str> {
     }
     let usage = certificate.extended_key_usage().ok().flatten()?;
     (!usage.value.server_auth).then_some("is not one for a server: its extended key usage must have serverAuth")
+}
+
+fn authorities(client_ca: &[PathBuf]) -> Result<Vec<(&Path, CertificateDer<'static>)>> {
+    let mut authorities = Vec::new();
+    for path in client_ca {
+        authorities.extend(pem::certificates(path)?.into_iter().map(|authority| (path.as_path(), authority)));
+    }
+    Ok(authorities)
 }
 
 fn lists(crl: &[PathBuf]) -> Result<Vec<(&Path, CertificateRevocationListDer<'static>)>> {
