@@ -22,9 +22,11 @@ use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::error::{Code, Error, Result};
+use crate::protocol::frame::FRAME_BYTES;
 
-/// Bytes that a pipe of ours holds, where the system allows it: a quarter of what an account may ask for.
-const PIPE_BYTES: usize = 256 << 10;
+/// Bytes that a pipe of ours or of a child holds, where the system allows it: two frames, so that it is filled and emptied at
+/// the same time, and a quarter of what an account may ask for.
+pub const PIPE_BYTES: usize = 2 * FRAME_BYTES;
 /// What a process gets whose stdout nobody reads any more: 128 and the number of SIGPIPE.
 pub const STATUS_PIPE: u8 = 141;
 /// How long a process stays for its last words to be read, and how often it looks.

@@ -8,11 +8,9 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead as _, ReadBuf};
 
 use super::{RECORD_BYTES, Reader};
-use crate::protocol::frame::{FRAME_BYTES, HEADER_BYTES, Kind};
+use crate::protocol::frame::{DATA_BYTES, FRAME_BYTES, HEADER_BYTES, Kind};
 use crate::protocol::session::Session;
 
-/// Most bytes of one read.
-const READ_BYTES: usize = FRAME_BYTES - HEADER_BYTES;
 /// A read shorter than this is copied into a frame of its own size, so that what is kept is what was sent.
 const COPY_BELOW_BYTES: usize = RECORD_BYTES;
 
@@ -43,7 +41,7 @@ impl Source {
     /// Reads once, at most what `session` has room for, and queues it there.
     pub(super) fn read(&mut self, cx: &mut Context<'_>, session: &mut Session) -> Read {
         let Some(reader) = self.reader.as_mut().filter(|_| !self.is_dry) else { return Read::Nothing };
-        let room = session.room().min(READ_BYTES);
+        let room = session.room().min(DATA_BYTES);
         let mut frame = blank_frame(session);
         let mut place = ReadBuf::new(&mut frame[HEADER_BYTES..HEADER_BYTES + room]);
         let read = Pin::new(reader).poll_read(cx, &mut place);

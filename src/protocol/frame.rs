@@ -12,9 +12,13 @@ pub const HEADER_BYTES: usize = 4;
 /// Most bytes of a payload: 2^20.
 pub const MAX_PAYLOAD_BYTES: usize = 1 << 20;
 
-/// Most bytes of a frame that this program makes, and what TLS takes of it at once: eight TLS records, full ones. Half of what a
-/// pipe of ours holds, so that it is filled and emptied at the same time.
+/// Memory of a frame that this program makes, and what TLS takes of it at once: eight TLS records, full ones.
 pub const FRAME_BYTES: usize = 128 << 10;
+/// Most bytes of the payload in there. A pipe holds pages: one that is left with whole ones takes as many bytes as it could hold,
+/// and gives them in as few reads.
+pub const DATA_BYTES: usize = FRAME_BYTES - (4 << 10);
+/// Bytes of such a frame on the wire.
+pub const WIRE_BYTES: usize = HEADER_BYTES + DATA_BYTES;
 
 /// Most bytes of an ERROR frame's text that are sent or read.
 pub const MAX_ERROR_BYTES: usize = 1024;

@@ -20,9 +20,6 @@ use tokio::time::timeout;
 use crate::server::spawn::{self, Setup};
 use crate::stdio;
 
-/// Bytes that a pipe to or from a child holds, where the system allows it.
-const PIPE_BYTES: usize = 256 << 10;
-
 /// How many threads at once find accounts and start children, as long as none of them is held up.
 const AT_ONCE: usize = 8;
 /// How long the next one waits for any of them to be done, before it is one more. A machine that is busy takes its time, too.
@@ -209,5 +206,5 @@ fn output() -> io::Result<(Receiver, OwnedFd)> {
 }
 
 fn widen(pipe: impl AsFd) {
-    let _ = rustix::pipe::fcntl_setpipe_size(pipe, PIPE_BYTES);
+    let _ = rustix::pipe::fcntl_setpipe_size(pipe, stdio::PIPE_BYTES);
 }

@@ -6,11 +6,11 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use super::{Event, Exit, Violation};
-use crate::protocol::frame::{Decoder, Frame, FrameError, HEADER_BYTES, Kind, Role};
+use crate::protocol::frame::{Decoder, Frame, FrameError, HEADER_BYTES, Kind, Role, WIRE_BYTES};
 
 /// Consumed bytes after which an ACK is sent whatever else happens: often enough that what the peer keeps is what is in
 /// flight, seldom enough to cost nothing.
-const ACK_BYTES: usize = 256 << 10;
+const ACK_BYTES: usize = 2 * WIRE_BYTES;
 /// A larger window is that of a long path, which is fast where so much comes at once: each ACK wakes whoever is on the way.
 const ACKS_PER_WINDOW: usize = 64;
 /// Consumed bytes after which an ACK is sent [`ACK_SPACING`] after the last one: a slow path is measured by its ACKs, and whoever
