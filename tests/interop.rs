@@ -23,7 +23,7 @@ use serde_json::{Value, json};
 use support::openssh::{Account, Sshd};
 use support::process::{Group, Signal, program};
 use support::serve::{TSTUNNEL, records};
-use support::wait::{SOON, wait_until};
+use support::wait::{SOON, wait_for, wait_until};
 use support::{port, script, tree};
 use support_net::child::{Watched, contains, run, run_with_input};
 use support_net::fake::{self, finish, hang_up, https_server, tcp_server};
@@ -227,7 +227,8 @@ fn a_broken_upload_continues_where_it_stopped() {
     drop(tls);
 
     // To ask while it is still received would end it where it stands.
-    wait_until("the server has seen its end", SOON, || !records(&site.server_log(), "end").is_empty());
+    let end = wait_for("the server sees its end", SOON, || records(&site.server_log(), "end").pop());
+    assert_eq!(end["code"], "network-lost");
     let offset = held(&site);
     assert!((1..=half).contains(&offset), "{offset}");
     assert!(!site.home.join("large").exists());

@@ -158,7 +158,10 @@ async fn upload(
                 }
             }
             Ok(None) => break None,
-            Ok(Some(Err(_))) => break Some(Refusal::bad_request(400, "the body broke off")),
+            Ok(Some(Err(_))) => {
+                let error = Error::new(Code::NetworkLost, "the body broke off");
+                break Some(Refusal { status: 400, error });
+            }
             Err(_) => break Some(Refusal::bad_request(408, "the body did not come in time")),
         }
     };
