@@ -62,7 +62,7 @@ struct Part {
 const PARTS: &[Part] = &[
     Part { name: "start", rounds: 5, quick: 3, measure: start::measure },
     Part { name: "throughput", rounds: 5, quick: 3, measure: throughput::measure },
-    Part { name: "path", rounds: 3, quick: 2, measure: path::measure },
+    Part { name: "path", rounds: 5, quick: 2, measure: path::measure },
     Part { name: "commands", rounds: 5, quick: 3, measure: commands::measure },
     Part { name: "upload", rounds: 5, quick: 0, measure: upload::measure },
     Part { name: "handshakes", rounds: 3, quick: 0, measure: handshakes::measure },

@@ -29,14 +29,14 @@ const WATCHED: Duration = Duration::from_secs(1);
 /// What must have arrived at first.
 const FIRST_BYTES: u64 = 16 << 20;
 
-/// Both directions at each round trip; the longer one in full runs alone.
+/// Both directions at each round trip; the longer one, and what keeping costs, in full runs alone.
 pub(crate) fn measure(plan: &Plan, report: &mut Report) {
     let mut peers = path_peers();
     let round_trips = if plan.quick { &ROUND_TRIPS[..1] } else { &ROUND_TRIPS };
+    if !plan.quick {
+        peers.push(keeping_bridge());
+    }
     for round_trip in round_trips {
-        if *round_trip == ROUND_TRIPS[1] {
-            peers.push(keeping_bridge());
-        }
         for (direction, orders) in [("up", Orders::Take), ("down", Orders::Give)] {
             let name = format!("{direction}, {} ms", round_trip.as_millis());
             let speed = Measure::more(&SECTION, &name, "MB/s").charted();
