@@ -127,7 +127,7 @@ fn dispatch(command: Command) -> Result<u8> {
             stdio::ended(std::io::stdout().write_all(text.as_ref()), u8::from(!is_allowed))
         }
         #[cfg(feature = "server")]
-        Command::Pki(command) => pki(command),
+        Command::Pki(command) => print(&tstunnel::pki::report::run(command)?),
     }
 }
 
@@ -146,52 +146,6 @@ fn serve(path: &std::path::Path) -> Result<u8> {
 fn server_runtime() -> Result<tokio::runtime::Runtime> {
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.enable_all().thread_keep_alive(std::time::Duration::MAX).build().map_err(no_runtime)
-}
-
-/// Runs a command of the small certificate authority, and prints what it made.
-#[cfg(feature = "server")]
-fn pki(command: cli::Pki) -> Result<u8> {
-    use cli::PkiAction;
-    use std::fmt::Write as _;
-    use tstunnel::pki;
-
-    let there = command.dir.as_ref().map(|dir| format!(" --dir {}", dir.display())).unwrap_or_default();
-    let dir = command.dir.unwrap_or_else(|| pki::DEFAULT_DIR.into());
-    let issued = |issued: pki::Issued| {
-        let pki::Issued { cert, key, name, not_after, .. } = issued;
-        format!("{}\n{}\nfor {name}, until {not_after}\n", cert.display(), key.display())
-    };
-    print(&match command.action {
-        PkiAction::Init(domain) => {
-            let made = pki::init(&dir, domain.as_deref())?;
-            let files = [&made.cert, &made.key, &made.crl].map(|file| file.display().to_string()).join("\n");
-            format!("{files}\nuntil {}; the revocation list until {}\n", made.not_after, made.crl_until)
-        }
-        PkiAction::Server(names) => issued(pki::server(&dir, &names)?),
-        PkiAction::Client(principal) => issued(pki::client(&dir, &principal)?),
-        PkiAction::Revoke(what) => {
-            let list = pki::revoke(&dir, what.as_deref())?;
-            let mut text = format!("{}\nuntil {}\n", list.crl.display(), list.until);
-            for revoked in &list.revoked {
-                let _ = writeln!(text, "revoked {} ({}) on {}", revoked.name, revoked.serial, revoked.since);
-            }
-            if let Some(pki::Remains { name, kind, good }) = list.remains {
-                let count = list.revoked.len();
-                let these = if count == 1 { "certificate" } else { "certificates" };
-                let _ = write!(text, "{count} {these} of {name} revoked; ");
-                let _ = match (good, kind) {
-                    (1.., _) => writeln!(text, "still good: {good}"),
-                    (0, pki::Kind::Client) => {
-                        writeln!(text, "none is left: make a new one with `tstunnel pki client{there} {name}`")
-                    }
-                    (0, pki::Kind::Server) => {
-                        writeln!(text, "none is left: make a new one with `tstunnel pki server{there} NAME...`")
-                    }
-                };
-            }
-            text
-        }
-    })
 }
 
 fn stand_in(ours: Ours, env: &Environment) -> Result<u8> {

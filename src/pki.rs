@@ -5,6 +5,7 @@
 //! nothing behind. Private keys are created readable by their owner alone. Nothing is printed here.
 
 mod name;
+pub mod report;
 mod store;
 
 use std::path::{Path, PathBuf};
