@@ -65,7 +65,7 @@ pub enum Event {
     /// A signal for the process, without `SIG`.
     Signal(String),
     /// A local stream no longer takes what it is given; the rest is dropped.
-    SinkClosed(Kind),
+    SinkClosed(Kind, io::Error),
     /// The client ends the process now.
     Close,
     /// Every sequenced frame, EXIT among them, is acknowledged.

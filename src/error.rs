@@ -101,7 +101,7 @@ codes! {
     BadRequest = "bad-request", Some(400), No;
     /// The `/stream` target does not answer.
     TargetUnreachable = "target-unreachable", Some(502), Yes;
-    /// The file could not be stored.
+    /// A file on the host, or standard output here, could not be written.
     Storage = "storage", Some(507), No;
     /// The session cannot be resumed.
     SessionLost = "session-lost", Some(410), Yes;

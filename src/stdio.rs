@@ -24,8 +24,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::error::{Code, Error, Result};
 use crate::protocol::frame::FRAME_BYTES;
 
-/// Bytes that a pipe of ours or of a child holds, where the system allows it: two frames, so that it is filled and emptied at
-/// the same time, and a quarter of what an account may ask for.
+/// Bytes that a pipe of ours or of a child holds, where the system allows it: a quarter of what an account may ask for.
 pub const PIPE_BYTES: usize = 2 * FRAME_BYTES;
 /// What a process gets whose stdout nobody reads any more: 128 and the number of SIGPIPE.
 pub const STATUS_PIPE: u8 = 141;
@@ -99,15 +98,23 @@ pub fn stay_until_read() {
     }
 }
 
-/// The exit status of what has written all that it has to say: `status`, unless nobody reads any more, which is no failure.
+/// The exit status of what has written all that it has to say: `status`, or what [`untaken`] gives.
 ///
 /// # Errors
-/// `internal` where stdout cannot be written.
+/// Those of [`untaken`].
 pub fn ended(written: io::Result<()>, status: u8) -> Result<u8> {
-    match written {
-        Ok(()) => Ok(status),
-        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(STATUS_PIPE),
-        Err(error) => Err(Error::new(Code::Internal, format!("stdout cannot be written: {error}"))),
+    written.map_or_else(untaken, |()| Ok(status))
+}
+
+/// The exit status where stdout takes no more: [`STATUS_PIPE`] where nobody reads any more, which is no failure.
+///
+/// # Errors
+/// `storage` where it cannot be written for another reason.
+pub fn untaken(error: io::Error) -> Result<u8> {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Ok(STATUS_PIPE),
+        _ => Err(Error::new(Code::Storage, format!("stdout cannot be written: {error}"))
+            .with_hint("free space where it goes, or let it go elsewhere")),
     }
 }
 

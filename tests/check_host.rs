@@ -664,7 +664,7 @@ fn a_full_disk_behind_stdout_is_a_failure() {
         let full = fs::File::options().write(true).open("/dev/full").unwrap();
         let mut command = site.tstunnel(args);
         let ran = Watched::start_with(command.stdin(Stdio::null()).stdout(full).stderr(Stdio::piped())).wait();
-        let said = support_net::report::error_line(&format!("{args:?}"), &ran.stderr, "internal");
+        let said = support_net::report::error_line(&format!("{args:?}"), &ran.stderr, "storage");
         assert!(said.starts_with("stdout cannot be written: No space left"), "{said}");
     }
 }

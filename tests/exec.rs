@@ -328,6 +328,21 @@ fn a_reader_that_has_enough_ends_the_command() {
 }
 
 #[test]
+fn a_full_disk_behind_stdout_ends_the_command_with_a_failure() {
+    let site = site();
+    for how in [&["exec"][..], &["exec", "--raw"]] {
+        let mut command = site.tstunnel(how);
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        command.args([HOST, "yes"]).stdin(Stdio::null()).stdout(full).stderr(Stdio::piped());
+        let ran = Watched::start_with(&mut command).wait();
+        let said = error_line(&format!("{how:?}"), &ran.stderr, "storage");
+        assert!(said.starts_with("stdout cannot be written: No space left"), "{said}");
+        assert_eq!(ran.code(), Some(255), "{how:?}");
+        site.wait_until_idle();
+    }
+}
+
+#[test]
 fn a_signal_to_the_client_ends_the_command() {
     let site = site();
     for (signal, status) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::HUP, 129)] {

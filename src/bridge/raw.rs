@@ -20,12 +20,12 @@ pub enum RawEnd {
 }
 
 /// How one was over.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum RawOver {
     /// As its [`RawEnd`] says.
     Ended,
     /// The writer no longer takes what comes, and that is all that there was to wait for.
-    Untaken,
+    Untaken(io::Error),
 }
 
 /// Moves bytes both ways between a connection without frames and local streams. Bytes that `writer` no longer takes are
@@ -48,10 +48,12 @@ pub async fn raw(
         to_peer.shutdown().await
     });
     let mut incoming = pin!(async {
-        let mut takes = writer.write_all(leftover).await.is_ok();
+        let mut written = writer.write_all(leftover).await;
         loop {
-            if !takes && end == RawEnd::Incoming {
-                return Ok(RawOver::Untaken);
+            if end == RawEnd::Incoming
+                && let Err(error) = written
+            {
+                return Ok(RawOver::Untaken(error));
             }
             let bytes = from_peer.fill_buf().await?;
             if bytes.is_empty() {
@@ -59,7 +61,12 @@ pub async fn raw(
                 drop(writer);
                 return Ok::<RawOver, io::Error>(RawOver::Ended);
             }
-            takes = takes && writer.write_all(bytes).await.is_ok() && writer.flush().await.is_ok();
+            if written.is_ok() {
+                written = writer.write_all(bytes).await;
+            }
+            if written.is_ok() {
+                written = writer.flush().await;
+            }
             let length = bytes.len();
             from_peer.consume(length);
         }

@@ -92,7 +92,7 @@ impl Sink {
                 Err(error) => {
                     tracing::debug!(stream = ?self.stream, %error, "sink closed");
                     self.close();
-                    events.push_back(Event::SinkClosed(self.stream));
+                    events.push_back(Event::SinkClosed(self.stream, error));
                 }
             }
         }

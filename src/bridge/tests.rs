@@ -191,14 +191,14 @@ async fn a_sink_that_is_closed_drops_its_bytes_and_nothing_else() {
     while got != b"but this" {
         tokio::select! {
             _ = client.bridge.next() => {}
-            event = far.next() => closed |= matches!(event, Event::SinkClosed(Kind::Stdin)),
+            event = far.next() => closed |= matches!(event, Event::SinkClosed(Kind::Stdin, _)),
             read = client.out.read_buf(&mut got) => { read.unwrap(); }
         }
     }
     while !closed {
         tokio::select! {
             _ = client.bridge.next() => {}
-            event = far.next() => closed |= matches!(event, Event::SinkClosed(Kind::Stdin)),
+            event = far.next() => closed |= matches!(event, Event::SinkClosed(Kind::Stdin, _)),
         }
     }
 }

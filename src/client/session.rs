@@ -24,7 +24,7 @@ use crate::protocol::session::{DEFAULT_WINDOW_BYTES, MAX_WINDOW_BYTES, Session};
 use crate::protocol::{
     HEADER_EARLY, HEADER_GRACE, HEADER_SESSION, HEADER_USER, HEADER_WINDOW, UPGRADE_FRAMED, UPGRADE_RAW,
 };
-use crate::stdio::{Counted, STATUS_PIPE, Stdio, Stdout, Streams};
+use crate::stdio::{self, Counted, Stdio, Stdout, Streams};
 
 /// How long the last words to a server, or its own, may take.
 pub(super) const GOODBYE: Duration = Duration::from_secs(1);
@@ -166,9 +166,11 @@ pub async fn run(opened: Opened, streams: Streams, dialler: &Dialler) -> Result<
     let Streams { stdin, stdout, stderr } = streams;
     let Opened { connection, leftover, round_trip, window_bytes, resumption, report } = opened;
     let Some(window_bytes) = window_bytes else {
-        let carried = run_raw(connection, &leftover, stdin, stdout, report).await;
-        let status = |over| if over == RawOver::Untaken { STATUS_PIPE } else { 0 };
-        return carried.map(status).map_err(|error| lost(host, Some(&error)));
+        return match run_raw(connection, &leftover, stdin, stdout, report).await {
+            Ok(RawOver::Ended) => Ok(0),
+            Ok(RawOver::Untaken(error)) => stdio::untaken(error),
+            Err(error) => Err(lost(host, Some(&error))),
+        };
     };
     let policy = Policy { interval: host.alive_interval, count: host.alive_count };
     let mut session = Session::new(Role::Client, window_bytes, policy, Instant::now());
@@ -195,7 +197,10 @@ pub async fn run(opened: Opened, streams: Streams, dialler: &Dialler) -> Result<
                         path.hurry();
                     }
                 }
-                Aside::Signalled(Meaning::End(status)) => return Ok(close(&mut bridge, status).await),
+                Aside::Signalled(Meaning::End(status)) => {
+                    close(&mut bridge).await;
+                    return Ok(status);
+                }
                 Aside::Signalled(Meaning::Forward(name)) => bridge.session().queue_signal(name),
                 Aside::Asked(reply) => {
                     let _ = reply.send(measure(&mut bridge, path.as_ref()));
@@ -289,7 +294,10 @@ async fn attend(event: Event, bridge: &mut Bridge, path: Option<&mut Path>, host
             let _ = tokio::time::timeout(GOODBYE, bridge.shutdown()).await;
             return Ok(Some(exit.status()));
         }
-        Event::SinkClosed(Kind::Stdout) => return Ok(Some(close(bridge, STATUS_PIPE).await)),
+        Event::SinkClosed(Kind::Stdout, error) => {
+            close(bridge).await;
+            return stdio::untaken(error).map(Some);
+        }
         Event::PeerError(text) => return Err(frame::error_of(&text)),
         Event::Violation(text) => {
             let _ = tokio::time::timeout(GOODBYE, bridge.shutdown()).await;
@@ -305,7 +313,7 @@ async fn attend(event: Event, bridge: &mut Bridge, path: Option<&mut Path>, host
                 path.look();
             }
         }
-        Event::SourcesEnded { .. } | Event::SinkClosed(_) | Event::Signal(_) | Event::Close | Event::Finished => {}
+        Event::SourcesEnded { .. } | Event::SinkClosed(..) | Event::Signal(_) | Event::Close | Event::Finished => {}
     }
     Ok(None)
 }
@@ -316,7 +324,7 @@ fn interrupted(path: Option<&mut Path>, error: Error) -> Result<()> {
 }
 
 /// Tells the server to end the process, and waits until it has heard.
-async fn close(bridge: &mut Bridge, status: u8) -> u8 {
+async fn close(bridge: &mut Bridge) {
     bridge.close_sinks();
     bridge.session().queue_close();
     let goodbye = async {
@@ -325,7 +333,6 @@ async fn close(bridge: &mut Bridge, status: u8) -> u8 {
         }
     };
     let _ = tokio::time::timeout(GOODBYE, goodbye).await;
-    status
 }
 
 /// The failure of a session whose connection ended before it did.

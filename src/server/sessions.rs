@@ -78,7 +78,7 @@ pub async fn command(
             event = bridge.next() => match event {
                 Event::SourcesEnded { .. } => drain.is_over = true,
                 Event::Signal(name) => if let Some(group) = group { group.signal(&name) },
-                Event::SinkClosed(_) | Event::Exit(_) | Event::Suspect => {}
+                Event::SinkClosed(..) | Event::Exit(_) | Event::Suspect => {}
                 Event::Finished if is_spoilt => break stopped(&mut bridge).await,
                 event => if let Some(outcome) = link.ended(event, &mut bridge).await { break outcome },
             },
@@ -191,7 +191,7 @@ pub async fn stream(
                     lingering.as_mut().reset(tokio::time::Instant::now() + LINGER);
                     linger.look(&bridge, link.generation);
                 }
-                Event::SinkClosed(_) | Event::Signal(_) | Event::Exit(_) | Event::Suspect => {}
+                Event::SinkClosed(..) | Event::Signal(_) | Event::Exit(_) | Event::Suspect => {}
                 Event::Finished if is_cut => break stopped(&mut bridge).await,
                 event => if let Some(outcome) = link.ended(event, &mut bridge).await { break outcome },
             },
