@@ -8,11 +8,13 @@ use std::ffi::OsString;
 use std::fs::{self, File};
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
+use std::thread;
 
 use support::remote::{Remote, Setup, Transport};
 use support::serve::TSTUNNEL;
 use support::tree::noise;
 use support::user::User;
+use support::wait::{SOON, wait_until};
 
 fn setup() -> Setup {
     Setup::new(Transport::Tstunnel).with_any_command()
@@ -115,6 +117,27 @@ fn an_upload_that_goes_on_says_so_wherever_it_is() {
     let shown = at_terminal(&user, "other host123:shown");
     assert!(says(&shown) && shown.contains("100%"), "{shown:?}");
     assert!(fs::read(remote.home().join("shown")).unwrap() == noise(8_000_000, 6));
+}
+
+#[test]
+fn an_upload_that_cannot_go_on_says_how_far_it_came_and_not_only_that_nobody_is_there() {
+    let remote = setup().behind_relay().with_client_setting("resume = \"1s\"").start();
+    remote.relay().cut_after(Some(3_000_000));
+    let user = user_of(&remote, "xterm");
+    fs::write(user.home().join("file"), noise(8_000_000, 7)).unwrap();
+    let before = remote.relay().accepted();
+    let output = thread::scope(|scope| {
+        scope.spawn(|| {
+            wait_until("it has connected", SOON, || remote.relay().accepted() > before);
+            remote.relay().refuse(true);
+        });
+        upload(&user, &["file", "host123:there"]).output().unwrap()
+    });
+    assert_refused(
+        &output,
+        1,
+        "[network-lost]: the upload to host123 broke off at 0 B of 7.63 MiB and could not go on",
+    );
 }
 
 #[test]

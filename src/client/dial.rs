@@ -4,6 +4,7 @@
 //! `answer_timeout`.
 
 mod proxy;
+mod send;
 mod transport;
 
 use std::collections::VecDeque;
@@ -17,7 +18,7 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use rustls::{ClientConfig, ClientConnection, ProtocolVersion};
 use rustls_pki_types::ServerName;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncReadExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
@@ -387,11 +388,7 @@ impl Connection {
     /// # Errors
     /// What the server said if it closed (`client-cert`), else `network-lost`.
     pub async fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        let sent = async {
-            self.stream.write_all(bytes).await?;
-            self.stream.flush().await
-        };
-        match sent.await {
+        match send::send(&mut self.stream, &mut self.buffer, bytes).await {
             Ok(()) => Ok(()),
             Err(error) => Err(self.failure_behind(error).await),
         }
@@ -449,9 +446,10 @@ impl Connection {
     /// What is wrong with that answer, or `error`, where there is none.
     pub async fn answer_sent_before(&mut self, error: Error) -> Result<Response> {
         match tokio::time::timeout(Duration::from_secs(1), self.read_head()).await {
-            Ok(Err(reason)) if reason.code == Code::NetworkLost => Err(error),
-            Ok(answer) => answer,
-            Err(_) => Err(error),
+            Ok(Ok(response)) => Ok(response),
+            Ok(Err(reason)) if reason.code != Code::NetworkLost && !self.buffer.is_empty() => Err(reason),
+            // Whoever has said nothing has only gone.
+            _ => Err(error),
         }
     }
 

@@ -132,7 +132,7 @@ pub async fn run(dialler: &Dialler, upload: &Upload, progress: &Progress) -> Res
             Attempt::Broken(error) => error,
         };
         if Instant::now() + pause > deadline {
-            return Err(error);
+            return Err(source.given_up(&error, dialler, held));
         }
         tracing::info!(%error, held, "upload interrupted");
         progress.waiting();
@@ -206,6 +206,21 @@ impl Source {
             Some(user) => request.field(HEADER_USER, user),
             None => request,
         }
+    }
+
+    /// The failure of an upload that has been tried for as long as it may be, of which the server is known to hold `held` bytes.
+    fn given_up(&self, last: &Error, dialler: &Dialler, held: u64) -> Error {
+        let host = dialler.host();
+        let Some(patience) = host.resume.filter(|patience| !patience.is_zero()) else { return last.clone() };
+        let text = format!(
+            "the upload to {} broke off at {} of {} and could not go on within {} s; last: {}",
+            host.alias,
+            bytes(held),
+            bytes(self.size),
+            patience.as_secs(),
+            last.text
+        );
+        Error::new(Code::NetworkLost, text)
     }
 
     /// Asks on a connection of its own how much of the file the server holds, and dials for the rest.
