@@ -725,10 +725,28 @@ fn a_server_that_is_full_says_so() {
 fn a_file_that_is_too_large_is_refused_before_it_is_sent() {
     let site = Site::start(&Plan::any().limit("max_upload_bytes = 1000"));
     let file = site.local_file("large", &vec![b'x'; 100_000]);
-    fails(&mut site.tstunnel(&["upload", "--no-compress", text(&file), HOST]), 1, "bad-request");
     // Compressed it looks small, and is found out as it is written.
-    fails(&mut site.tstunnel(&["upload", text(&file), HOST]), 1, "bad-request");
+    for how in [&["upload", "--no-compress"][..], &["upload"]] {
+        let ran = run(site.tstunnel(how).args([text(&file), HOST]));
+        check(&format!("{how:?}"), &ran, 1, "bad-request");
+        assert!(
+            ran.stderr.contains("hint: ask whoever runs the endpoint to raise `max_upload_bytes`"),
+            "{}",
+            ran.stderr
+        );
+    }
     assert_eq!(site.names(), Vec::<String>::new());
+}
+
+#[test]
+fn a_folder_of_a_files_name_is_said_to_be_in_its_way() {
+    let site = Site::start(&Plan::any());
+    fs::create_dir(site.home.join("there")).unwrap();
+    let file = site.local_file("file", b"x");
+    let ran = run(&mut site.tstunnel(&["upload", text(&file), &format!("{HOST}:there")]));
+    check("an upload", &ran, 1, "storage");
+    assert!(ran.stderr.contains("hint: a folder has this name there"), "{}", ran.stderr);
+    assert_eq!(site.names(), ["there"]);
 }
 
 #[test]

@@ -36,6 +36,12 @@ impl Refusal {
         Refusal { status, error: Error::new(Code::BadRequest, text) }
     }
 
+    /// A file, or what is left of it, that may not be so large.
+    pub fn file_too_large(max_bytes: u64) -> Refusal {
+        let error = Error::new(Code::BadRequest, format!("the file is larger than {max_bytes} bytes"));
+        Refusal { status: 413, error: error.with_hint("ask whoever runs the endpoint to raise `max_upload_bytes`") }
+    }
+
     /// The answer. `allow` are the methods of a path that was asked with another.
     pub fn response(&self, allow: &'static str) -> Response<Full<Bytes>> {
         let mut response = Response::new(Full::new(Bytes::from(self.problem())));

@@ -297,7 +297,7 @@ impl<W> Part<W> {
 impl<W: Write> Write for Part<W> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         if self.size + bytes.len() as u64 > self.max_bytes {
-            self.failure = Some(Refusal::bad_request(413, format!("the file is larger than {} bytes", self.max_bytes)));
+            self.failure = Some(Refusal::file_too_large(self.max_bytes));
             return Err(io::ErrorKind::FileTooLarge.into());
         }
         match self.sink.write(bytes) {
@@ -365,7 +365,11 @@ impl Write for Decoder<'_> {
 }
 
 fn storage(error: &io::Error) -> Refusal {
-    Error::new(Code::Storage, format!("the file cannot be stored: {}", error.kind())).into()
+    let refused = Error::new(Code::Storage, format!("the file cannot be stored: {}", error.kind()));
+    match error.kind() {
+        io::ErrorKind::IsADirectory => refused.with_hint("a folder has this name there: give the file another").into(),
+        _ => refused.into(),
+    }
 }
 
 fn remove(path: &Path) {

@@ -85,7 +85,7 @@ fn words(line: &CommandLine) -> Result<Vec<String>> {
         CommandLine::Words(program, arguments) => std::iter::once(program).chain(arguments).cloned().collect(),
     };
     if words.first().is_none_or(|program| program.trim().is_empty()) {
-        return Err(Error::new(Code::BadRequest, "the command is empty"));
+        return Err(Error::new(Code::BadRequest, "the command is empty").with_hint("say which program to run"));
     }
     if words.iter().any(|word| word.contains('\0')) {
         return Err(Error::new(Code::BadRequest, "the command has a NUL in it"));

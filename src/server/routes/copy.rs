@@ -27,6 +27,8 @@ use crate::server::store::{Encoding, Order, Sha256, Stored};
 use crate::server::trail::{Draft, Outcome, Trail};
 use crate::server::upload::Turn;
 
+/// What is said of a body whose connection ended before it.
+const BROKE_OFF: &str = "the body broke off";
 /// A file's permission bits where the client says none.
 const DEFAULT_MODE: u32 = 0o644;
 
@@ -62,27 +64,26 @@ pub(super) async fn copy(
         let turn = shared.uploads.turn(Arc::new(login), &order.name, order.digest.as_ref(), grace).await;
         let order = Order { part: turn.part(), may_hold: turn.may_hold(max_held), ..order };
         let mut ending = trail.ticket().ending();
-        let uploaded = upload(&turn, &order, request.into_body(), idle, &mut ending, &trail).await;
-        let is_broken = matches!(uploaded, Err(Failed::Broken(_)));
-        let mut result = uploaded.map_err(Failed::into_refusal);
+        let mut uploaded = upload(&turn, &order, request.into_body(), idle, &mut ending, &trail).await;
+        let is_broken = matches!(uploaded, Err(Failed::Lost | Failed::Broken(_)));
         // What has failed to store it, or was killed over it, may have left the part.
-        let is_left = result.as_ref().is_err_and(|refusal| refusal.error.code == Code::Storage);
+        let is_left = matches!(&uploaded, Err(Failed::Refused(refusal)) if refusal.error.code == Code::Storage);
         if is_broken && let Some(withdrawn) = ending.is_withdrawn() {
             turn.discard().await;
-            result = Err(withdrawn.into());
+            uploaded = Err(Failed::Refused(withdrawn.into()));
         } else if is_left {
             turn.discard().await;
         } else {
             turn.finish(is_broken && order.may_hold);
         }
-        trail.end(match &result {
+        trail.end(match &uploaded {
             Ok((_, stored)) => {
                 Outcome { stored: Some((stored.size, hex(&stored.sha256))), ..Outcome::because("finished") }
             }
-            Err(refusal) => Outcome::failed(&refusal.error),
+            Err(failed) => Outcome::failed(&failed.reason()),
         });
         drop(trail);
-        result
+        uploaded.map_err(Failed::into_refusal)
     });
     let (status, stored) = uploading.await.map_err(internal)??;
     Ok(json(status, &serde_json::json!({"size": stored.size, "sha256": hex(&stored.sha256)})))
@@ -107,16 +108,29 @@ async fn held(shared: &Shared, order: &Order, login: Login, grace: Duration) -> 
 
 /// Why nothing was stored.
 enum Failed {
-    /// The body broke off, and the part may be gone on with.
+    /// The connection ended before the body, and the part may be gone on with.
+    Lost,
+    /// The body was given up, and the part may be gone on with.
     Broken(Refusal),
     /// Anything else.
     Refused(Refusal),
 }
 
 impl Failed {
+    /// What the client is told, if it is still there.
     fn into_refusal(self) -> Refusal {
-        let (Failed::Broken(refusal) | Failed::Refused(refusal)) = self;
-        refusal
+        match self {
+            Failed::Lost => Refusal::bad_request(400, BROKE_OFF),
+            Failed::Broken(refusal) | Failed::Refused(refusal) => refusal,
+        }
+    }
+
+    /// What the log says.
+    fn reason(&self) -> Error {
+        match self {
+            Failed::Lost => Error::new(Code::NetworkLost, BROKE_OFF),
+            Failed::Broken(refusal) | Failed::Refused(refusal) => refusal.error.clone(),
+        }
     }
 }
 
@@ -144,9 +158,10 @@ async fn upload(
         let frame = tokio::select! {
             frame = tokio::time::timeout(idle, body.frame()) => frame,
             () = turn.asked_for() => {
-                break Some(Error::new(Code::TooMany, "another connection has taken this upload over").into());
+                let error = Error::new(Code::TooMany, "another connection has taken this upload over");
+                break Some(Failed::Broken(error.into()));
             }
-            () = ending.withdrawn() => break Some(Refusal::bad_request(400, "the upload was stopped")),
+            () = ending.withdrawn() => break Some(Failed::Broken(Refusal::bad_request(400, "the upload was stopped"))),
         };
         match frame {
             Ok(Some(Ok(frame))) => {
@@ -154,22 +169,19 @@ async fn upload(
                 trail.received().add(data.len());
                 // Where it takes no more, its answer says why.
                 if !data.is_empty() && helper.send(&data).await.is_err() {
-                    break Some(internal("a helper took no more"));
+                    break Some(Failed::Broken(internal("a helper took no more")));
                 }
             }
             Ok(None) => break None,
-            Ok(Some(Err(_))) => {
-                let error = Error::new(Code::NetworkLost, "the body broke off");
-                break Some(Refusal { status: 400, error });
-            }
-            Err(_) => break Some(Refusal::bad_request(408, "the body did not come in time")),
+            Ok(Some(Err(_))) => break Some(Failed::Lost),
+            Err(_) => break Some(Failed::Broken(Refusal::bad_request(408, "the body did not come in time"))),
         }
     };
     match helper.finish(why_broken.is_none()).await {
         Ok(Storing::Stored(stored)) => Ok((StatusCode::CREATED, stored)),
         Ok(other) => Err(internal(format!("unexpected answer of a helper: {other:?}")).into()),
         // Of a body that is not whole only this side knows why.
-        Err(refusal) if refusal.error.code == Code::NetworkLost => Err(Failed::Broken(why_broken.unwrap_or(refusal))),
+        Err(refusal) if refusal.error.code == Code::NetworkLost => Err(why_broken.unwrap_or(Failed::Broken(refusal))),
         Err(refusal) => Err(refusal.into()),
     }
 }
@@ -223,9 +235,7 @@ fn length(headers: &HeaderMap, max_bytes: u64) -> Result<(), Refusal> {
     let length = text(headers, CONTENT_LENGTH.as_str())?.and_then(|length| length.parse::<u64>().ok());
     match length {
         None => Err(Refusal::bad_request(400, "an upload needs a Content-Length")),
-        Some(length) if length > max_bytes => {
-            Err(Refusal::bad_request(413, format!("the file is larger than {max_bytes} bytes")))
-        }
+        Some(length) if length > max_bytes => Err(Refusal::file_too_large(max_bytes)),
         Some(_) => Ok(()),
     }
 }

@@ -52,8 +52,17 @@ pub enum Answer {
     Send,
     /// It was stored.
     Stored(Stored),
-    /// It was not: HTTP status, code and text.
-    Refused(u16, String, String),
+    /// It was not.
+    Refused {
+        /// The HTTP status.
+        status: u16,
+        /// The name of the error's code.
+        code: String,
+        /// What happened.
+        text: String,
+        /// What to do about it.
+        hint: Option<String>,
+    },
     /// So many bytes are held.
     Held(u64),
     /// It is done.
@@ -100,7 +109,8 @@ pub fn run(input: &mut dyn BufRead, output: &mut dyn Write) -> io::Result<()> {
 }
 
 fn refused(refusal: &Refusal) -> Answer {
-    Answer::Refused(refusal.status, refusal.error.code.name().to_owned(), refusal.error.text.clone())
+    let Refusal { status, error: Error { code, text, hint } } = refusal.clone();
+    Answer::Refused { status, code: code.name().to_owned(), text, hint }
 }
 
 fn say(output: &mut dyn Write, answer: &Answer) -> io::Result<()> {
@@ -200,8 +210,9 @@ impl Helper {
         })
         .map_err(|error| broken(&error))?;
         match serde_json::from_slice(&line) {
-            Ok(Answer::Refused(status, code, text)) => {
-                Err(Refusal { status, error: Error::new(Code::from_name(&code).unwrap_or(Code::Storage), text) })
+            Ok(Answer::Refused { status, code, text, hint }) => {
+                let code = Code::from_name(&code).unwrap_or(Code::Storage);
+                Err(Refusal { status, error: Error { code, text, hint } })
             }
             Ok(answer) => Ok(answer),
             Err(error) => Err(broken(&error.into())),
