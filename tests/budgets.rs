@@ -51,13 +51,14 @@ impl Task {
         }
     }
 
-    /// The command on the host. What `dd` writes comes by one call, so its pipe is full whenever the server reads it.
+    /// The command on the host. What `dd` writes comes by one call, so its pipe is full whenever the server begins to read it; and
+    /// it comes last of all who may run, so the pipe is not filled again before the server has emptied it.
     fn command(self) -> String {
         match self {
             Task::NoOp => "true".to_owned(),
             Task::Echo => "cat".to_owned(),
             Task::Up => "cat >/dev/null".to_owned(),
-            Task::Down => format!("dd if=/dev/zero bs={BYTES} count=1 status=none"),
+            Task::Down => format!("exec nice -n 19 dd if=/dev/zero bs={BYTES} count=1 status=none"),
         }
     }
 }
