@@ -17,7 +17,7 @@ pub const FRAME_BYTES: usize = 128 << 10;
 /// Most bytes of the payload in there. A pipe holds pages: one that is left with whole ones takes as many bytes as it could hold,
 /// and gives them in as few reads.
 pub const DATA_BYTES: usize = FRAME_BYTES - (4 << 10);
-/// Bytes of such a frame on the wire.
+/// Most bytes of such a frame.
 pub const WIRE_BYTES: usize = HEADER_BYTES + DATA_BYTES;
 
 /// Most bytes of an ERROR frame's text that are sent or read.
