@@ -20,6 +20,7 @@ use tokio::time::Instant;
 
 use crate::client::dial::{Connection, Dialler, reason};
 use crate::client::redial::may_pass;
+use crate::config::Host;
 use crate::error::{Code, Error, Result};
 use crate::protocol::encoding::percent_encode;
 use crate::protocol::head::{Request, Response};
@@ -132,7 +133,7 @@ pub async fn run(dialler: &Dialler, upload: &Upload, progress: &Progress) -> Res
             Attempt::Broken(error) => error,
         };
         if Instant::now() + pause > deadline {
-            return Err(source.given_up(&error, dialler, held));
+            return Err(given_up(error, dialler.host()));
         }
         tracing::info!(%error, held, "upload interrupted");
         progress.waiting();
@@ -151,6 +152,22 @@ pub async fn run(dialler: &Dialler, upload: &Upload, progress: &Progress) -> Res
             Err(error) if may_pass(&error) => Attempt::Broken(error),
             Err(error) => Attempt::Refused(error),
         };
+    }
+}
+
+/// The failure of an upload that has been tried for as long as it may be.
+fn given_up(last: Error, host: &Host) -> Error {
+    match host.resume {
+        Some(patience) if !patience.is_zero() => Error::new(
+            Code::NetworkLost,
+            format!(
+                "the upload to {} broke off and could not go on within {} s; last: {}",
+                host.alias,
+                patience.as_secs(),
+                last.text
+            ),
+        ),
+        _ => last,
     }
 }
 
@@ -206,21 +223,6 @@ impl Source {
             Some(user) => request.field(HEADER_USER, user),
             None => request,
         }
-    }
-
-    /// The failure of an upload that has been tried for as long as it may be, of which the server is known to hold `held` bytes.
-    fn given_up(&self, last: &Error, dialler: &Dialler, held: u64) -> Error {
-        let host = dialler.host();
-        let Some(patience) = host.resume.filter(|patience| !patience.is_zero()) else { return last.clone() };
-        let text = format!(
-            "the upload to {} broke off at {} of {} and could not go on within {} s; last: {}",
-            host.alias,
-            bytes(held),
-            bytes(self.size),
-            patience.as_secs(),
-            last.text
-        );
-        Error::new(Code::NetworkLost, text)
     }
 
     /// Asks on a connection of its own how much of the file the server holds, and dials for the rest.
