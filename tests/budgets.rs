@@ -12,7 +12,8 @@
 //!
 //! How much one read of a transfer returns is decided by who waits for whom. So client and server share one processor, and the one
 //! that is counted is emulated: it is the slower by far, and its peer has always done all that it can. The system calls of a
-//! transfer are those that valgrind sees. Under strace, as a no-op's, they would depend on what else the machine does.
+//! transfer are those that valgrind sees. Under strace, as a no-op's, they would depend on what else the machine does. The client's
+//! for a download still do, by a tenth: 451 to 523 were seen, and those recorded are of a whole run on a clean clone.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 #![allow(clippy::print_stdout, reason = "these tests print what they have counted")]
