@@ -386,6 +386,12 @@ impl Ladder {
         self.is_started && !matches!(self.next, Some((_, Signal::TERM)))
     }
 
+    /// Whether `exit` may be its doing, after a signal: a program that ends well at SIGTERM, or dies of it or of SIGKILL.
+    pub fn explains(exit: Exit) -> bool {
+        [Exit::Status(0), Exit::Signal(Signal::TERM.as_raw() as u32), Exit::Signal(Signal::KILL.as_raw() as u32)]
+            .contains(&exit)
+    }
+
     /// Waits until the next step is due, and takes it. Never returns after the last one, nor before the start.
     pub async fn step(&mut self, group: Group) {
         let Some((at, signal)) = self.next else { return std::future::pending().await };

@@ -103,8 +103,8 @@ pub async fn command(
             && !told
         {
             bridge.abandon_sources();
-            // What looks like a success must be one.
-            is_spoilt = if ladder.has_signalled() { exit == Exit::Status(0) } else { is_cut };
+            // What looks like a success must be one, and a death by the server's own signal is the server's end.
+            is_spoilt = if ladder.has_signalled() { Ladder::explains(exit) } else { is_cut };
             if is_spoilt {
                 bridge.session().queue_nothing_more();
             } else {
