@@ -93,7 +93,7 @@ pub(crate) fn throughput(plan: &Plan, report: &mut Report) {
         let name = direction.name();
         let speed = Measure::more(&RESUMING, name, "GB/s").goal(Goal::Times(LEAST_RATIO, WITHOUT));
         let cpu = Measure::less(&RESUMING, format!("{name}: both ends' processor time"), "s/GiB");
-        for (peer, host) in [(TSTUNNEL, &on), (WITHOUT, &off), (WITHOUT, &off), (TSTUNNEL, &on)].repeat(2) {
+        for (peer, host) in [(TSTUNNEL, &on), (WITHOUT, &off), (WITHOUT, &off), (TSTUNNEL, &on)].repeat(4) {
             let measured = transfer(&mut host.client(&[], &line), host.id(), direction, bytes);
             report.add(&speed, peer, bytes as f64 / 1e9 / measured.seconds);
             report.add(&cpu, peer, (measured.client_cpu + measured.server_cpu) / (bytes as f64 / GIB));

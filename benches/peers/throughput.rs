@@ -12,7 +12,7 @@ const SECTION: Section = Section {
     note: "One stream on loopback through pipes, from when it stands until the other end has said that it has everything. \
            tstunnel's has frames, and can be resumed. Whoever sends does so in writes of 4 KiB, 64 KiB, or (bulk) 256 KiB. The \
            bridge does as little as can be done with the same library for TLS; plain TCP is the same without TLS. In bulk tstunnel, the \
-           bridge and ssh have three turns a round: two runs of the same differ by half, by where the kernel puts the four programs. \
+           bridge and ssh have six turns a round: two runs of the same differ by half, by where the kernel puts the four programs. \
            `openssl s_client` has stunnel as its server, and websocat verifies nobody.",
 };
 
@@ -26,7 +26,7 @@ const SMALL_WRITES: [(&str, usize); 2] = [("4 KiB", 4 << 10), ("64 KiB", 64 << 1
 const SMALL_WRITES_SHARE: u64 = 4;
 
 /// How often the main peers have their turn in bulk.
-const TURNS: usize = 3;
+const TURNS: usize = 6;
 
 /// The main peers in bulk, and in full runs everybody in everything.
 pub(crate) fn measure(plan: &Plan, report: &mut Report) {
