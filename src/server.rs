@@ -158,7 +158,7 @@ pub async fn run(path: &Path, sockets: Vec<Given>) -> Result<()> {
     audit.push(Record { reason: Some(Text::new(&started())), ..Record::new(Event::Start) });
     let admission = Admission::default();
     let (phase, stop) = watch::channel(Phase::Serving);
-    let gate = Gate::default();
+    let gate = Gate::new(audit.clone());
     tokio::spawn(gate.clone().report());
     let shared = Arc::new(Shared {
         gate,

@@ -356,6 +356,27 @@ fn who_is_not_authenticated_is_known_by_address_and_a_code_of_a_closed_list() {
     }
 }
 
+#[test]
+fn a_source_is_recorded_when_it_is_shut_out_and_for_how_long() {
+    let limits = "penalty_exempt = []\npenalty_failed = \"20s\"\npenalty_threshold = \"30s\"";
+    let site = Site::start(&Plan::any().limit(limits));
+    for count in 1..=2 {
+        assert_eq!(records(&site.server_log(), "shut-out"), Vec::<Value>::new());
+        drop(TcpStream::connect(site.address()).unwrap());
+        wait_for_records(&site, "handshake", count);
+    }
+    let record = wait_for_records(&site, "shut-out", 1).remove(0);
+    assert_says(&record, json!({"source": "127.0.0.1", "principal": null, "verdict": null, "request": null}));
+    let said = record["reason"].as_str().unwrap();
+    assert!(said.starts_with("authentication failed too often: shut out for "), "{said}");
+    for _ in 0..20 {
+        drop(TcpStream::connect(site.address()));
+    }
+    let log = site.server_log();
+    assert_eq!(log.matches("127.0.0.1 is shut out for ").count(), 1, "{log}");
+    wait_for_records(&site, "shut-out", 1);
+}
+
 /// What anybody can cause must neither fill the disk nor push out what matters.
 #[test]
 fn a_crowd_of_strangers_gets_some_lines_and_a_count_and_a_known_client_gets_its_own() {

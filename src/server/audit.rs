@@ -152,8 +152,8 @@ impl Audit {
         }
     }
 
-    /// Records what a peer that nobody knows has caused; of very many such records only some.
-    pub fn push_throttled(&self, mut record: Record) {
+    /// Records what a peer that nobody knows has caused; of very many such records only some. Says whether this is one of them.
+    pub fn push_throttled(&self, mut record: Record) -> bool {
         let admitted = lock(&self.book.throttle).admit(Instant::now());
         match admitted {
             Some(held_back) => {
@@ -164,6 +164,7 @@ impl Audit {
                 self.book.held_back.inc();
             }
         }
+        admitted.is_some()
     }
 
     /// Records what is about to begin. Where the log is required, waits until the line is written.

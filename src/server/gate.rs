@@ -18,6 +18,8 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::Notify;
 
+use crate::server::audit::Audit;
+use crate::server::audit::record::{Event, Record, Text};
 use crate::server::config::Limits;
 use crate::server::source::Source;
 use crate::tls::Stage;
@@ -32,8 +34,14 @@ const STALLED: Duration = Duration::from_secs(1);
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The handshakes in flight, and the sources that have failed; one for a server.
-#[derive(Clone, Debug, Default)]
-pub struct Gate(Arc<Mutex<Known>>);
+#[derive(Clone, Debug)]
+pub struct Gate(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    known: Mutex<Known>,
+    audit: Audit,
+}
 
 #[derive(Debug, Default)]
 struct Known {
@@ -64,6 +72,13 @@ enum Progress {
     Failed,
 }
 
+/// A source that was not shut out before, and for how long it is from now on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ShutOut {
+    source: Source,
+    time: Duration,
+}
+
 /// The right to one handshake, until it is dropped, or taken back.
 #[derive(Debug)]
 pub struct Pass {
@@ -73,6 +88,11 @@ pub struct Pass {
 }
 
 impl Gate {
+    /// Nobody is there yet. `audit` is told of sources that are shut out.
+    pub fn new(audit: Audit) -> Gate {
+        Gate(Arc::new(Inner { known: Mutex::default(), audit }))
+    }
+
     /// Lets a connection from `address` begin its handshake, which may cost another one its place.
     ///
     /// A source that has a session is never shut out: whoever shares its address with strangers must be able to resume.
@@ -95,8 +115,9 @@ impl Gate {
             self.lock().enter(source, is_exempt, limits, now, random)
         };
         match entered {
-            Ok(Entered { id, taken_back, line }) => {
+            Ok(Entered { id, taken_back, line, shut_out }) => {
                 say(line);
+                self.say_shut_out(shut_out);
                 Ok(Pass { gate: self.clone(), id, taken_back })
             }
             Err(why) => {
@@ -121,8 +142,22 @@ impl Gate {
         }
     }
 
+    /// Records that a source is shut out. Whoever has many sources can cause many such lines: of very many there are only some.
+    fn say_shut_out(&self, shut_out: Option<ShutOut>) {
+        let Some(ShutOut { source, time }) = shut_out else { return };
+        let seconds = time.as_secs_f64().ceil();
+        let is_recorded = self.0.audit.push_throttled(Record {
+            source: Some(Text::new(&source.to_string())),
+            reason: Some(Text::new(&format!("authentication failed too often: shut out for {seconds} s"))),
+            ..Record::new(Event::ShutOut)
+        });
+        if is_recorded {
+            tracing::info!("{source} is shut out for {seconds} s: authentication from it failed too often");
+        }
+    }
+
     fn lock(&self) -> MutexGuard<'_, Known> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.known.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -152,13 +187,8 @@ impl Pass {
 
     /// The handshake has failed, which counts once against its source. The place is kept.
     pub fn failed(&self, limits: &Limits) {
-        let mut known = self.gate.lock();
-        let Some(mut handshake) = known.handshakes.remove(&self.id) else { return };
-        if handshake.progress != Progress::Failed {
-            known.fail(&handshake, limits, Instant::now());
-        }
-        handshake.progress = Progress::Failed;
-        known.handshakes.insert(self.id, handshake);
+        let shut_out = self.gate.lock().failed(self.id, limits, Instant::now());
+        self.gate.say_shut_out(shut_out);
     }
 
     /// The peer is authenticated, which clears its source's penalty. Gives the place back.
@@ -183,6 +213,8 @@ struct Entered {
     taken_back: Arc<Notify>,
     /// What is to be said of the one that had it before.
     line: Option<Line>,
+    /// Its source, where that is shut out for it.
+    shut_out: Option<ShutOut>,
 }
 
 impl Known {
@@ -195,13 +227,13 @@ impl Known {
         now: Instant,
         random: impl FnOnce() -> f64,
     ) -> Result<Entered, Closed> {
-        let mut line = None;
+        let (mut line, mut shut_out) = (None, None);
         if self.is_crowded(limits, random) {
             let victim = self.victim(now).and_then(|id| self.remove(id)).ok_or(Closed::Crowded)?;
             victim.taken_back.notify_one();
             // Of one that has failed, it was said.
             if victim.progress != Progress::Failed {
-                self.fail(&victim, limits, now);
+                shut_out = self.fail(&victim, limits, now);
                 line = self.report.count(victim.source, Closed::Crowded, now);
             }
         }
@@ -211,7 +243,7 @@ impl Known {
         *self.held.entry(source).or_default() += 1;
         let (progress, told) = (Progress::Silent, taken_back.clone());
         self.handshakes.insert(id, Handshake { source, is_exempt, progress, taken_back: told });
-        Ok(Entered { id, taken_back, line })
+        Ok(Entered { id, taken_back, line, shut_out })
     }
 
     /// Whether a newcomer costs a place.
@@ -247,10 +279,18 @@ impl Known {
         Some(handshake)
     }
 
-    fn fail(&mut self, handshake: &Handshake, limits: &Limits, now: Instant) {
-        if !handshake.is_exempt {
-            self.penalties.add(handshake.source, limits, now);
-        }
+    /// A handshake has failed, and keeps its place.
+    fn failed(&mut self, id: u64, limits: &Limits, now: Instant) -> Option<ShutOut> {
+        let mut handshake = self.handshakes.remove(&id)?;
+        let shut_out = if handshake.progress == Progress::Failed { None } else { self.fail(&handshake, limits, now) };
+        handshake.progress = Progress::Failed;
+        self.handshakes.insert(id, handshake);
+        shut_out
+    }
+
+    fn fail(&mut self, handshake: &Handshake, limits: &Limits, now: Instant) -> Option<ShutOut> {
+        let Handshake { source, is_exempt: false, .. } = *handshake else { return None };
+        self.penalties.add(source, limits, now).map(|time| ShutOut { source, time })
     }
 }
 
@@ -267,8 +307,15 @@ mod tests {
     use super::*;
     use std::num::NonZeroUsize;
 
+    use crate::server::audit::Destination;
+    use crate::server::metrics::Metrics;
+
     fn source(number: u32) -> Source {
         Source::of(IpAddr::V4(number.into()))
+    }
+
+    fn gate() -> Gate {
+        Gate::new(Audit::start(&Destination::Off, false, &Metrics::new()).unwrap())
     }
 
     fn limits(start: usize, most: usize) -> Limits {
@@ -364,15 +411,14 @@ mod tests {
     fn who_was_silent_and_lost_its_place_has_failed() {
         let (mut known, now) = (Known::default(), Instant::now());
         let limits = Limits { penalty_threshold: Duration::from_secs(2), ..limits(1, 1) };
-        for _ in 0..4 {
-            enter(&mut known, 1, &limits, now).unwrap();
-        }
+        let shut_out: Vec<_> = (0..5).filter_map(|_| enter(&mut known, 1, &limits, now).unwrap().shut_out).collect();
+        assert_eq!(shut_out, [ShutOut { source: source(1), time: Duration::from_secs(2) }], "it is told once");
         assert!(known.penalties.shut_out(source(1), now));
     }
 
     #[tokio::test]
     async fn a_pass_gives_its_place_back_and_its_failures_count_once() {
-        let (gate, limits) = (Gate::default(), Limits { penalty_exempt: Vec::new(), ..limits(4, 8) });
+        let (gate, limits) = (gate(), Limits { penalty_exempt: Vec::new(), ..limits(4, 8) });
         let address = IpAddr::from([127, 0, 0, 1]);
         let failures = limits.penalty_threshold.div_duration_f64(limits.penalty_failed).ceil() as usize;
         for _ in 0..=failures {
@@ -390,7 +436,7 @@ mod tests {
 
     #[tokio::test]
     async fn whoever_loses_its_place_is_told() {
-        let (gate, limits) = (Gate::default(), limits(1, 1));
+        let (gate, limits) = (gate(), limits(1, 1));
         let first = gate.enter([192, 0, 2, 1].into(), &limits, |_| false).unwrap();
         let _second = gate.enter([192, 0, 2, 2].into(), &limits, |_| false).unwrap();
         first.taken_back().await;
@@ -398,7 +444,7 @@ mod tests {
 
     #[test]
     fn exempt_networks_have_no_penalty() {
-        let (gate, limits) = (Gate::default(), Limits::default());
+        let (gate, limits) = (gate(), Limits::default());
         for address in [IpAddr::from([127, 0, 0, 1]), "::1".parse().unwrap(), "::ffff:127.0.0.1".parse().unwrap()] {
             for _ in 0..1000 {
                 gate.enter(address, &limits, |_| false).unwrap().failed(&limits);

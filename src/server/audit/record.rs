@@ -36,7 +36,7 @@ pub struct Record {
     /// The serial number of the certificate, in lower-case hexadecimal.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial: Option<Text>,
-    /// From where: address and port.
+    /// From where: address and port; of a source that is shut out, the address or network alone.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub source: Option<Text>,
     /// The name that was asked for (SNI).
@@ -110,6 +110,9 @@ pub enum Event {
     End,
     /// A peer was not authenticated.
     Handshake,
+    /// A source has failed to authenticate too often: its connections are closed for a time.
+    #[serde(rename = "shut-out")]
+    ShutOut,
     /// The server serves from now on.
     #[default]
     Start,
@@ -123,7 +126,7 @@ impl Event {
     /// Its priority for syslog(3): notice for what somebody was denied, else informational.
     pub(super) fn priority(self) -> u8 {
         match self {
-            Event::Refused | Event::Handshake => 5,
+            Event::Refused | Event::Handshake | Event::ShutOut => 5,
             _ => 6,
         }
     }

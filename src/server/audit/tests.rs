@@ -211,10 +211,11 @@ async fn of_what_strangers_cause_some_is_written_and_the_rest_counted() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("audit.log");
     let audit = start(&file(&path), false).unwrap();
-    (0..1000).for_each(|_| audit.push_throttled(record("stranger")));
+    let taken = (0..1000).filter(|_| audit.push_throttled(record("stranger"))).count() as u64;
     audit.push(record("known"));
     audit.close().await;
     let (written, lost, held_back) = counts(&audit);
     assert!(written + held_back == 1001 && held_back > 800 && lost == 0, "{written} {lost} {held_back}");
+    assert_eq!(taken, 1000 - held_back);
     assert_eq!(reasons(&path).last().unwrap(), "known");
 }

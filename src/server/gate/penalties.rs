@@ -5,7 +5,7 @@
 //! clears it. Memory is bounded: the source with the least time gives way.
 
 use std::collections::{BTreeSet, HashMap};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::server::config::Limits;
 use crate::server::source::Source;
@@ -34,11 +34,11 @@ impl Penalties {
         self.sources.get(&source).is_some_and(|penalty| penalty.is_shut_out)
     }
 
-    /// `source` has failed once more; says whether that has shut it out.
-    pub(super) fn add(&mut self, source: Source, limits: &Limits, now: Instant) -> bool {
+    /// `source` has failed once more; for how long that has shut it out, where it was not before.
+    pub(super) fn add(&mut self, source: Source, limits: &Limits, now: Instant) -> Option<Duration> {
         self.forget_ended(now);
         if limits.penalty_failed.is_zero() {
-            return false;
+            return None;
         }
         let before = self.take(source);
         if before.is_none() && self.sources.len() >= MAX_SOURCES {
@@ -50,7 +50,7 @@ impl Penalties {
         let is_shut_out = was_shut_out || end.duration_since(now) >= limits.penalty_threshold.min(limits.penalty_max);
         self.sources.insert(source, Penalty { end, is_shut_out });
         self.ends.insert((end, source));
-        is_shut_out && !was_shut_out
+        (is_shut_out && !was_shut_out).then(|| end.duration_since(now))
     }
 
     /// `source` has authenticated.
@@ -81,7 +81,6 @@ impl Penalties {
 mod tests {
     use super::*;
     use std::net::{IpAddr, Ipv4Addr};
-    use std::time::Duration;
 
     fn source(number: u32) -> Source {
         Source::of(IpAddr::V4(Ipv4Addr::from_bits(number)))
@@ -104,22 +103,23 @@ mod tests {
     #[test]
     fn a_source_that_fails_again_and_again_is_shut_out_until_its_time_has_run_down() {
         let (mut penalties, start) = (Penalties::default(), Instant::now());
-        assert!(!penalties.add(source(1), &limits(), start));
-        assert!(!penalties.add(source(1), &limits(), start));
+        assert_eq!(penalties.add(source(1), &limits(), start), None);
+        assert_eq!(penalties.add(source(1), &limits(), start), None);
         assert!(!penalties.shut_out(source(1), start));
-        assert!(penalties.add(source(1), &limits(), start), "the third is too many");
+        assert_eq!(penalties.add(source(1), &limits(), start), Some(seconds(3)), "the third is too many");
+        assert_eq!(penalties.add(source(1), &limits(), start), None, "it is told once");
         assert!(penalties.shut_out(source(1), start));
         assert!(!penalties.shut_out(source(2), start), "others are not");
-        assert!(penalties.shut_out(source(1), start + seconds(2)), "not only while above the threshold");
-        assert!(!penalties.shut_out(source(1), start + seconds(3)));
-        assert!(!penalties.add(source(1), &limits(), start + seconds(3)), "and begins anew");
+        assert!(penalties.shut_out(source(1), start + seconds(3)), "not only while above the threshold");
+        assert!(!penalties.shut_out(source(1), start + seconds(4)));
+        assert_eq!(penalties.add(source(1), &limits(), start + seconds(4)), None, "and begins anew");
     }
 
     #[test]
     fn a_source_that_fails_now_and_then_is_not_shut_out() {
         let (mut penalties, start) = (Penalties::default(), Instant::now());
         for count in 0..1000 {
-            assert!(!penalties.add(source(1), &limits(), start + seconds(2) * count));
+            assert_eq!(penalties.add(source(1), &limits(), start + seconds(2) * count), None);
         }
     }
 
@@ -163,7 +163,7 @@ mod tests {
     fn without_a_penalty_nobody_is_remembered() {
         let mut penalties = Penalties::default();
         let limits = Limits { penalty_failed: Duration::ZERO, ..limits() };
-        assert!((0..100).all(|_| !penalties.add(source(1), &limits, Instant::now())));
+        assert!((0..100).all(|_| penalties.add(source(1), &limits, Instant::now()).is_none()));
         assert!(penalties.sources.is_empty());
     }
 }
