@@ -5,6 +5,8 @@ use std::time::Duration;
 use rustix::net::sockopt::{
     set_socket_keepalive, set_socket_linger, set_tcp_keepcnt, set_tcp_keepidle, set_tcp_keepintvl, set_tcp_user_timeout,
 };
+#[cfg(feature = "server")]
+use rustix::net::{SendFlags, send};
 use socket2::SockRef;
 use tokio::net::TcpStream;
 
@@ -30,6 +32,13 @@ pub fn tune(stream: &TcpStream) {
     let _ = set_tcp_keepidle(stream, KEEPALIVE.0);
     let _ = set_tcp_keepintvl(stream, KEEPALIVE.1);
     let _ = set_tcp_keepcnt(stream, KEEPALIVE.2);
+}
+
+/// Sends a few last bytes, if they can leave at once. What arrived before a reset can still be read on Linux, though not on every
+/// system.
+#[cfg(feature = "server")]
+pub fn send_last(stream: &TcpStream, bytes: &[u8]) {
+    let _ = send(stream, bytes, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
 }
 
 /// Has the connection reset when it is closed: the peer may lose what it has not yet read, and nothing is left for the kernel to

@@ -34,11 +34,11 @@ use x509_parser::prelude::{ASN1Time, FromDer as _, X509Certificate};
 #[cfg(feature = "server")]
 pub use doubts::{doubts, ending};
 pub use encrypted::Ask;
-pub use failure::{classify_client_error, classify_tls_error};
+pub use failure::{ALERT_BYTES, classify_client_error, classify_handshake_error, classify_tls_error, classify_unasked};
 #[cfg(feature = "server")]
 pub use server::{
-    Expiry, NoServerName, Stage, UNRECOGNIZED_NAME, accept, check_lists, check_standing, client_verifier, expiry,
-    linger, server_config, verify_again,
+    ACCESS_DENIED, Expiry, NoServerName, Stage, UNRECOGNIZED_NAME, accept, check_lists, check_standing,
+    client_verifier, expiry, linger, server_config, verify_again,
 };
 
 #[cfg(feature = "server")]

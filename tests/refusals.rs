@@ -301,6 +301,32 @@ fn a_peer_that_hangs_up_during_the_handshake_is_a_failed_handshake() {
 }
 
 #[test]
+fn a_client_whose_address_is_shut_out_is_told_so() {
+    let limits = "penalty_exempt = []\npenalty_failed = \"60s\"";
+    let site = Site::start(&Plan::any().limit(limits));
+    drop(TcpStream::connect(site.address()).unwrap());
+    wait_until("it is shut out", SOON, || site.server_log().contains("127.0.0.1 is shut out for 60 s"));
+    let said = every_command_fails(&site, HOST, "too-many");
+    assert!(said.ends_with("does not let this address in for now: authentication from it failed too often"), "{said}");
+    let ran = run(&mut site.exec(&["true"]));
+    assert!(ran.stderr.contains("`penalty_exempt`"), "{}", ran.stderr);
+    let checked = run(&mut site.tstunnel(&["check", HOST]));
+    assert!(checked.text().contains("tls             failed   too-many: "), "{}", checked.text());
+}
+
+#[test]
+fn a_peer_that_hangs_up_before_it_is_spoken_to_is_a_failed_handshake() {
+    let site = Site::new();
+    let rude = tcp_server(|connection| {
+        let _ = rustix::net::sockopt::set_socket_linger(&connection, Some(Duration::ZERO));
+    });
+    site.configure(rude, "");
+    for _ in 0..10 {
+        fails(&mut site.exec(&["ls"]), 255, "tls-handshake");
+    }
+}
+
+#[test]
 fn an_https_server_of_another_kind_is_not_tstunnel() {
     for status in ["200 OK", "301 Moved Permanently", "404 Not Found", "403 Forbidden", "502 Bad Gateway"] {
         let site = Site::new();

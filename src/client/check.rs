@@ -341,7 +341,8 @@ fn is_address(endpoint: &Endpoint) -> Step {
 /// The address at the other end of TCP.
 fn peer(transport: &BufReader<Transport>) -> String {
     let address = transport.get_ref().tcp().peer_addr();
-    address.map_or_else(|error| error.to_string(), |address| address.to_string())
+    // One that was reset by now has none.
+    address.map_or_else(|_| "cut off at once".to_owned(), |address| address.to_string())
 }
 
 /// What a server says of a client (tstunnel-protocol(7), `GET /host`).

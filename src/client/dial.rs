@@ -16,8 +16,10 @@ use std::task::Poll;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
+use rustix::io::Errno;
 use rustls::{ClientConfig, ClientConnection, ProtocolVersion};
 use rustls_pki_types::ServerName;
+use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::{AsyncReadExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::task::JoinSet;
@@ -261,10 +263,12 @@ impl Dialler {
         let handshake = self.connectors()?.server.connect_with(name, transport, |tls| {
             begun = tls.writer().write(request).unwrap_or_default();
         });
-        let mut stream = timeout_at(deadline, handshake)
-            .await
-            .map_err(|_| self.timed_out("the TLS handshake with", &self.host.endpoint))?
-            .map_err(|error| self.tls_error(&error))?;
+        let handshake = timeout_at(deadline, handshake.into_fallible());
+        let secured = handshake.await.map_err(|_| self.timed_out("the TLS handshake with", &self.host.endpoint))?;
+        let mut stream = match secured {
+            Ok(stream) => stream,
+            Err((error, transport)) => return Err(self.handshake_error(&error, transport).await),
+        };
         stream.get_mut().1.set_buffer_limit(Some(FRAME_BYTES));
         let round_trip = greeted.elapsed();
         let mut connection = Connection { stream, buffer: BytesMut::new(), round_trip, dialler: self.clone() };
@@ -285,6 +289,18 @@ impl Dialler {
     fn proxy_tls_error(&self, proxy: &Proxy, error: &io::Error) -> Error {
         let (endpoint, server_name) = (proxy.endpoint.clone(), proxy.endpoint.host.clone());
         tls::classify_client_error(error, &Host { endpoint, server_name, ca: None, ..Host::clone(&self.host) })
+    }
+
+    /// What a failed handshake means. Whoever hung up before it was spoken to may have said why.
+    async fn handshake_error(&self, error: &io::Error, mut transport: BufReader<Transport>) -> Error {
+        if matches!(error.kind(), io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset) {
+            let mut unread = [0; tls::ALERT_BYTES];
+            let read = tokio::time::timeout(Duration::from_secs(1), transport.read_exact(&mut unread)).await;
+            if let (Ok(Ok(_)), Some(said)) = (read, tls::classify_unasked(unread, &self.host)) {
+                return said;
+            }
+        }
+        tls::classify_handshake_error(error, &self.host)
     }
 
     fn tls_error(&self, error: &io::Error) -> Error {
@@ -341,7 +357,7 @@ fn interleave(addresses: Vec<SocketAddr>) -> Vec<SocketAddr> {
 /// The first of `addresses` that takes a connection; each has a head start before the next.
 async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
     if let [address] = addresses {
-        return TcpStream::connect(address).await;
+        return connect(*address).await;
     }
     let mut attempts = JoinSet::new();
     let mut waiting = addresses.iter().copied();
@@ -352,7 +368,7 @@ async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
             let Some(address) = waiting.next() else {
                 return Err(failure.unwrap_or_else(|| io::ErrorKind::AddrNotAvailable.into()));
             };
-            attempts.spawn(TcpStream::connect(address));
+            attempts.spawn(connect(address));
             delay.as_mut().reset(Instant::now() + ATTEMPT_DELAY);
         }
         tokio::select! {
@@ -365,11 +381,27 @@ async fn race(addresses: &[SocketAddr]) -> io::Result<TcpStream> {
             },
             () = &mut delay, if waiting.len() > 0 => {
                 if let Some(address) = waiting.next() {
-                    attempts.spawn(TcpStream::connect(address));
+                    attempts.spawn(connect(address));
                 }
                 delay.as_mut().reset(Instant::now() + ATTEMPT_DELAY);
             }
         }
+    }
+}
+
+/// A connection to `address`. One that was reset as soon as it stood is one too: what the peer has said before can still be read.
+async fn connect(address: SocketAddr) -> io::Result<TcpStream> {
+    let kind = Type::STREAM.nonblocking().cloexec();
+    let socket = Socket::new(Domain::for_address(address), kind, Some(Protocol::TCP))?;
+    match socket.connect(&address.into()) {
+        Err(error) if error.raw_os_error() != Some(Errno::INPROGRESS.raw_os_error()) => return Err(error),
+        _ => {}
+    }
+    let stream = TcpStream::from_std(socket.into())?;
+    stream.writable().await?;
+    match stream.take_error()? {
+        Some(error) if error.kind() != io::ErrorKind::ConnectionReset => Err(error),
+        _ => Ok(stream),
     }
 }
 

@@ -322,6 +322,7 @@ mod tests {
             (Code::NetworkLost, true),
             (Code::Dns, true),
             (Code::Overloaded, true),
+            (Code::TooMany, true),
             (Code::TlsName, true),
             (Code::NotTstunnel, true),
         ] {

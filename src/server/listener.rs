@@ -19,7 +19,7 @@ use crate::server::metrics::Held;
 use crate::server::read_ahead::ReadAhead;
 use crate::server::state::State;
 use crate::server::{Shared, connection, descriptors, handshake};
-use crate::socket;
+use crate::{socket, tls};
 
 /// Connections that the kernel holds until they are accepted, as far as it does (`net.core.somaxconn`). It drops the SYN of a
 /// client that finds more, which costs that one a second.
@@ -306,6 +306,10 @@ fn admit(shared: &Arc<Shared>, tcp: TcpStream, address: SocketAddr) {
         }
         Err(why) => {
             shared.metrics.closed_connection(why).inc();
+            if why == Closed::ShutOut {
+                // Nothing is read, kept or waited for: whoever gets it knows why, whoever does not is as it was.
+                socket::send_last(&tcp, &tls::ACCESS_DENIED);
+            }
             socket::reset_on_close(&tcp);
         }
     }

@@ -16,22 +16,33 @@ use crate::tls::date;
 /// What to do about a certificate of the client's that was revoked.
 pub(super) const REVOKED_HINT: &str = "it was revoked: ask whoever runs the endpoint for a new one";
 
+/// Bytes of an alert that is sent before any key is agreed on (RFC 8446 §5.1 and §6).
+pub const ALERT_BYTES: usize = 7;
+
 /// Most names of a certificate that a message lists.
 const MAX_NAMES: usize = 4;
+
+/// Says what an I/O error of a TLS handshake means. Who has not yet seen a certificate denies access to an address: in TLS 1.3 the
+/// client's is judged after the handshake.
+pub fn classify_handshake_error(error: &io::Error, host: &Host) -> Error {
+    match tls_error_inside(error) {
+        Some(rustls::Error::AlertReceived(AlertDescription::AccessDenied)) => shut_out(host),
+        _ => classify_client_error(error, host),
+    }
+}
+
+/// Says what an alert means that came before the ClientHello could be sent; `None` for what is no alert.
+pub fn classify_unasked(record: [u8; ALERT_BYTES], host: &Host) -> Option<Error> {
+    let [21, 3, _, 0, 2, _, description] = record else { return None };
+    let alert = rustls::Error::AlertReceived(AlertDescription::from(description));
+    Some(classify_handshake_error(&io::Error::new(io::ErrorKind::InvalidData, alert), host))
+}
 
 /// Says what an I/O error of a TLS connection means, during the handshake or at the first read after it. One without TLS
 /// inside is a connection that ended before TLS could say anything.
 pub fn classify_client_error(error: &io::Error, host: &Host) -> Error {
-    let mut source: Option<&(dyn StdError + 'static)> = error.get_ref().map(|inner| inner as _);
-    while let Some(inner) = source {
-        if let Some(tls) = inner.downcast_ref::<rustls::Error>() {
-            return classify_tls_error(tls, host);
-        }
-        // An io::Error's own `source` passes over what it wraps.
-        source = match inner.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
-            Some(wrapped) => Some(wrapped as _),
-            None => inner.source(),
-        };
+    if let Some(tls) = tls_error_inside(error) {
+        return classify_tls_error(tls, host);
     }
     let name = &host.endpoint;
     match error.kind() {
@@ -40,6 +51,21 @@ pub fn classify_client_error(error: &io::Error, host: &Host) -> Error {
         }
         _ => Error::new(Code::TlsHandshake, format!("the TLS handshake with {name} failed: {error}")),
     }
+}
+
+fn tls_error_inside(error: &io::Error) -> Option<&rustls::Error> {
+    let mut source: Option<&(dyn StdError + 'static)> = error.get_ref().map(|inner| inner as _);
+    while let Some(inner) = source {
+        if let Some(tls) = inner.downcast_ref::<rustls::Error>() {
+            return Some(tls);
+        }
+        // An io::Error's own `source` passes over what it wraps.
+        source = match inner.downcast_ref::<io::Error>().and_then(io::Error::get_ref) {
+            Some(wrapped) => Some(wrapped as _),
+            None => inner.source(),
+        };
+    }
+    None
 }
 
 /// Says what a TLS error means.
@@ -69,6 +95,15 @@ pub fn classify_tls_error(error: &rustls::Error, host: &Host) -> Error {
 
 fn handshake(host: &Host, why: &str) -> Error {
     Error::new(Code::TlsHandshake, format!("the TLS handshake with {} failed: {why}", host.endpoint))
+}
+
+fn shut_out(host: &Host) -> Error {
+    let text =
+        format!("{} does not let this address in for now: authentication from it failed too often", host.endpoint);
+    Error::new(Code::TooMany, text).with_hint(
+        "wait until that has run down; whoever runs the server sees in its log what failed, and can name the address in \
+         `penalty_exempt`",
+    )
 }
 
 fn not_http(host: &Host) -> Error {

@@ -32,6 +32,9 @@ use crate::tls::{ALPN, add_roots, date, pem, provider, seconds_since_1970, unusa
 /// alert, the legacy version, two bytes of payload (RFC 8446 §5.1 and §6).
 pub const UNRECOGNIZED_NAME: [u8; 7] = [21, 3, 3, 0, 2, 2, 112];
 
+/// The same with `access_denied`, before anything is read: the source is shut out.
+pub const ACCESS_DENIED: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
+
 /// How long a peer that was refused may still send before its connection is closed.
 const LINGER: Duration = Duration::from_secs(1);
 /// How many bytes it may, while nobody knows who it is.

@@ -445,7 +445,7 @@ async fn said_of(answer: &'static [u8], min_tls: MinTls) -> Error {
     let name = ServerName::try_from(SERVER_NAME).unwrap();
     let error = TlsConnector::from(Arc::new(client)).connect(name, near).await.err().unwrap();
     peer.await.unwrap();
-    classify_client_error(&error, &scene.host)
+    classify_handshake_error(&error, &scene.host)
 }
 
 #[tokio::test]
@@ -492,8 +492,18 @@ async fn an_alert_is_named_as_the_standard_does() {
         assert!(error.text.contains(text), "{error}");
     }
     assert_eq!(said_of(&UNRECOGNIZED_NAME, MinTls::V1_3).await.code, Code::HostUnknown);
+    assert_eq!(classify_unasked(UNRECOGNIZED_NAME, &Scene::new().host).unwrap().code, Code::HostUnknown);
     assert!(said_of(&[21, 3, 3, 0, 2, 2, 70], MinTls::V1_3).await.hint().contains("min_tls"));
     assert!(!said_of(&[21, 3, 3, 0, 2, 2, 70], MinTls::V1_2).await.hint().contains("min_tls"));
+}
+
+#[tokio::test]
+async fn whoever_denies_access_before_it_has_seen_a_certificate_means_the_address() {
+    let said = said_of(&ACCESS_DENIED, MinTls::V1_3).await;
+    assert_eq!(said.code, Code::TooMany);
+    assert!(said.text.contains("does not let this address in for now"), "{said}");
+    assert_eq!(classify_unasked(ACCESS_DENIED, &Scene::new().host), Some(said));
+    assert_eq!(classify_unasked(*b"HTTP/1.", &Scene::new().host), None);
 }
 
 #[test]

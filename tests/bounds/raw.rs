@@ -10,8 +10,9 @@ use crate::support::wait::SOON;
 use crate::support_net::child::Watched;
 use crate::support_net::site::{SERVER_NAME, Site};
 
-/// The content type of a TLS alert (RFC 8446 §5.1).
+/// The content type of a TLS alert (RFC 8446 §5.1), and the one that only a source gets that is shut out.
 const ALERT: u8 = 21;
+const ACCESS_DENIED: u8 = 49;
 
 /// Connects from one of loopback's addresses.
 pub(crate) fn connect_from(source: Ipv4Addr, to: SocketAddr) -> TcpStream {
@@ -27,9 +28,9 @@ fn try_connect_from(source: Ipv4Addr, to: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// Says something that is not TLS, and whether it got an answer; else it was hung up on.
+/// Says something that is not TLS, and whether it was heard; else it was hung up on.
 pub(crate) fn is_answered(source: Ipv4Addr, to: SocketAddr) -> bool {
-    let mut answer = [0; 1];
+    let mut answer = [0; 7];
     let mut ask = || {
         // A server that hangs up at once may have done so before connect(2) returns.
         let mut stream = try_connect_from(source, to)?;
@@ -39,8 +40,8 @@ pub(crate) fn is_answered(source: Ipv4Addr, to: SocketAddr) -> bool {
     match ask() {
         Ok(0) => false,
         Ok(_) => {
-            assert_eq!(answer, [ALERT]);
-            true
+            assert_eq!(answer[0], ALERT);
+            answer[6] != ACCESS_DENIED
         }
         Err(error) => {
             assert!(matches!(error.kind(), ErrorKind::ConnectionReset | ErrorKind::BrokenPipe), "{error}");
