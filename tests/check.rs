@@ -13,6 +13,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use support::pki::{Authority, Usage, Validity, params};
+use support::process::Signal;
 use support::serve::{Server, TSTUNNEL};
 use support::wait::{SOON, wait_until};
 use support::{process, script};
@@ -226,6 +227,27 @@ fn what_is_hardly_meant_is_said_first() {
     assert_eq!(warned.len(), 2, "{said}");
     assert!(warned[0].contains("grant 1 for `*` covers none of the hosts"), "{said}");
     assert!(warned[1].contains("clients.crl: the revocation list expired"), "{said}");
+}
+
+#[test]
+fn what_a_start_takes_and_a_reload_does_not_is_told_apart() {
+    let site = site_without_doubts(&format!("{LISTEN}crl = [\"clients.crl\"]\n"));
+    let verdict = |validity| {
+        fs::write(site.root.join("clients.crl"), site.clients.revoke(&[], validity)).unwrap();
+        let said = check(&site, &[]).ok().text();
+        said.lines().find(|line| line.contains("whether its addresses are free")).unwrap().to_owned()
+    };
+    assert!(verdict(Validity::Now).contains("server.toml: a server takes it, "));
+    let mut server = Server::start(&site.root.join("server.toml"));
+    let said = verdict(Validity::Past);
+    assert!(
+        said.contains("server.toml: a server starts with it, ") && said.contains("one that runs refuses it: "),
+        "{said}"
+    );
+    server.signal(Signal::HUP);
+    wait_until("it is refused", SOON, || server.log().contains("the new state is refused and the old one stays"));
+    server.kill();
+    server.start_again();
 }
 
 /// A site with a host that is granted, and no warning yet.

@@ -246,6 +246,19 @@ fn authority_that_is_not_trusted_any_more_costs_live_sessions() {
 }
 
 #[test]
+fn revocation_that_is_no_longer_checked_is_warned_of_once() {
+    let (mut site, ..) = site(by_signal());
+    let warned = |site: &Site| site.server_log().matches("revocation is no longer checked").count();
+    reload(&mut site, RELOADED);
+    assert_eq!(warned(&site), 0);
+    site.server().reconfigure("crl = [\"clients.crl\"]", "");
+    for _ in 0..2 {
+        reload(&mut site, RELOADED);
+        assert_eq!(warned(&site), 1, "{}", site.server_log());
+    }
+}
+
+#[test]
 fn grant_that_is_taken_away_ends_its_sessions_with_what_the_policy_says() {
     let (mut site, ..) = site(by_signal());
     let (ann, mut bob) = (echo(&site, "client", &[]), echo(&site, "bob", &[]));

@@ -54,10 +54,14 @@ pub fn report(path: &Path) -> Result<String> {
         let _ = writeln!(text, "warning: {doubt}");
     }
     let shown = path.display();
-    let _ = writeln!(
-        text,
-        "{shown}: a server takes it, with the files that it names; whether its addresses are free shows at the start"
-    );
+    let who = match state.check_as_next() {
+        Ok(()) => "a server takes it, with the files that it names".to_owned(),
+        Err(error) => format!(
+            "a server starts with it, with the files that it names, but one that runs refuses it: {}",
+            error.text
+        ),
+    };
+    let _ = writeln!(text, "{shown}: {who}; whether its addresses are free shows at the start");
     for (index, grant) in state.config.grants.iter().enumerate() {
         let _ = write!(text, "\ngrant {} to `{}`", index + 1, grant.principal.as_str());
         describe(&mut text, &state.config, grant);

@@ -5,7 +5,6 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::SystemTime;
 
 use crate::error::{Code, Error, Result, printable};
 use crate::server::Shared;
@@ -15,7 +14,6 @@ use crate::server::files::Files;
 use crate::server::listener::{self, Listeners, Purpose};
 use crate::server::review::Scope;
 use crate::server::state::State;
-use crate::tls;
 
 /// What a server's state comes from.
 #[derive(Debug)]
@@ -71,8 +69,7 @@ impl Source {
         let (path, account) = (self.path.clone(), self.account.clone());
         let loading = tokio::task::spawn_blocking(move || State::load(&path, &account));
         let (state, warnings) = loading.await.map_err(|error| Error::new(Code::Internal, error.to_string()))??;
-        // A server starts with such a list, and lets nobody in; one that runs has something better.
-        tls::check_lists(&state.config.crl, SystemTime::now())?;
+        state.check_as_next()?;
         let missing = listeners.missing(&state.config.listen);
         let bound = listener::bind(&missing, Vec::new(), Purpose::Sessions)?;
         // The last that may fail: it is done when it succeeds.
@@ -88,6 +85,12 @@ impl Source {
             if is_other {
                 tracing::warn!("{key} has changed, which takes effect with the next start or a SIGUSR2");
             }
+        }
+        if state.config.crl.is_empty() && !old.config.crl.is_empty() {
+            let shown = self.path.display();
+            tracing::warn!(
+                "{shown}: there is no `crl` any more: revocation is no longer checked, and who was revoked is let in"
+            );
         }
         let addresses = state.config.listen.clone();
         listeners.exchange(bound, &addresses)?;

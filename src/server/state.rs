@@ -58,6 +58,15 @@ impl State {
         Ok((State { policy: Policy::new(&config), config, tls, clients, expiry, authorize }, warnings))
     }
 
+    /// Whether a server that runs goes by this in the place of what it has. Beside a revocation list that has expired a server starts,
+    /// and lets in nobody whom it covers; one that runs has something better.
+    ///
+    /// # Errors
+    /// `config`, with the list's file.
+    pub fn check_as_next(&self) -> Result<()> {
+        tls::check_lists(&self.config.crl, SystemTime::now())
+    }
+
     /// Decides on one request of `peer`: as the policy does, and with what the `authorize` command grants where no grant of the
     /// configuration opens the host. What `asker` has been granted before is not asked for again while it opens the host.
     /// Cancel-safe.
