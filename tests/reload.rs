@@ -12,7 +12,7 @@ use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::Path;
 use std::process::Stdio;
 use std::thread;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -24,7 +24,7 @@ use support::wait::{SOON, wait_for, wait_until};
 use support_net::child::{Watched, run};
 use support_net::fake;
 use support_net::report::{check, error_line, fails};
-use support_net::site::{DOMAIN, HOST, PRINCIPAL, Plan, SERVER_NAME, Site};
+use support_net::site::{DOMAIN, HOST, PRINCIPAL, Plan, SERVER_NAME, Site, text};
 
 /// From the signal to the end of what was revoked.
 const AT_ONCE: Duration = Duration::from_secs(2);
@@ -200,6 +200,22 @@ fn revoked_principal_loses_an_upload_and_nothing_is_left_of_it() {
     tls.read_exact(&mut answer).unwrap();
     assert_eq!(&answer, b"HTTP/1.1 403");
     wait_until("nothing is left", SOON, || site.names().is_empty());
+}
+
+#[test]
+fn what_is_left_of_uploads_in_a_home_that_a_reload_brings_goes_with_the_first_upload_there() {
+    let (mut site, ..) = site(by_signal());
+    let home = site.root.join("another-home");
+    fs::create_dir(&home).unwrap();
+    let left = home.join(".tstunnel-part-left");
+    fs::File::create(&left).unwrap().set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
+    let before = site.home.clone();
+    site.server().reconfigure(text(&before), text(&home));
+    reload(&mut site, RELOADED);
+    let file = site.local_file("file", b"content");
+    run(&mut site.tstunnel(&["upload", text(&file), HOST])).ok();
+    wait_until("it is gone", SOON, || !left.exists());
+    assert!(home.join("file").exists());
 }
 
 #[test]

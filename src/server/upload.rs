@@ -1,7 +1,7 @@
 //! The uploads under way and held: whose turn it is to write a part, and how long a broken one is kept. What touches files is
 //! done as the account, by a process of its own ([`store::helper`](crate::server::store::helper)).
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -22,6 +22,8 @@ const ASIDE: Duration = Duration::from_secs(30);
 #[derive(Clone, Debug)]
 pub struct Uploads {
     slots: Arc<Mutex<HashMap<PathBuf, Arc<Slot>>>>,
+    /// The homes that an earlier server has left nothing in, or nothing for long.
+    swept: Arc<Mutex<HashSet<PathBuf>>>,
     count: watch::Sender<usize>,
 }
 
@@ -50,7 +52,7 @@ pub struct Turn {
 impl Uploads {
     /// No uploads yet.
     pub fn new() -> Uploads {
-        Uploads { slots: Arc::default(), count: watch::Sender::new(0) }
+        Uploads { slots: Arc::default(), swept: Arc::default(), count: watch::Sender::new(0) }
     }
 
     /// Takes the turn to write the part of `name` with `digest`, which is held for `grace` where it breaks off. Whoever writes
@@ -69,6 +71,23 @@ impl Uploads {
         let guard = slot.turn.clone().lock_owned().await;
         let grace = if digest.is_some() { grace } else { Duration::ZERO };
         Turn { uploads: self.clone(), login, path, slot, number, grace, _guard: guard }
+    }
+
+    /// Removes what an earlier server has left in the home that this turn is for, where this one has not done so yet, as its start does:
+    /// what broke before the grace at once, the rest when that is over.
+    pub fn visit(&self, turn: &Turn, grace: Duration) {
+        let is_first = self.swept.lock().unwrap_or_else(PoisonError::into_inner).insert(turn.login.home.clone());
+        if !is_first {
+            return;
+        }
+        let (uploads, login, now) = (self.clone(), turn.login.clone(), SystemTime::now());
+        tokio::spawn(async move {
+            if let Some(end) = now.checked_sub(grace) {
+                sweep(&uploads, &login, end).await;
+            }
+            tokio::time::sleep(grace).await;
+            sweep(&uploads, &login, now).await;
+        });
     }
 
     /// Waits until nothing is written or held. Cancel-safe.
@@ -96,6 +115,7 @@ impl Default for Uploads {
 
 /// Removes parts that nobody has written to since `end` from the home of `login`, but for those that are among `uploads`.
 pub async fn sweep(uploads: &Uploads, login: &Login, end: SystemTime) {
+    uploads.swept.lock().unwrap_or_else(PoisonError::into_inner).insert(login.home.clone());
     let mut known: Vec<PathBuf> =
         uploads.slots.lock().unwrap_or_else(PoisonError::into_inner).keys().cloned().collect();
     known.retain(|part| part.parent() == Some(&login.home));

@@ -62,6 +62,7 @@ pub(super) async fn copy(
     let shared = shared.clone();
     let uploading = tokio::spawn(async move {
         let turn = shared.uploads.turn(Arc::new(login), &order.name, order.digest.as_ref(), grace).await;
+        shared.uploads.visit(&turn, grace);
         let order = Order { part: turn.part(), may_hold: turn.may_hold(max_held), ..order };
         let mut ending = trail.ticket().ending();
         let mut uploaded = upload(&turn, &order, request.into_body(), idle, &mut ending, &trail).await;
@@ -96,6 +97,7 @@ async fn held(shared: &Shared, order: &Order, login: Login, grace: Duration) -> 
     let mut offset = 0;
     if order.wrapper.is_empty() {
         let turn = shared.uploads.turn(Arc::new(login), &order.name, Some(digest), grace).await;
+        shared.uploads.visit(&turn, grace);
         let held = turn.held().await;
         turn.finish(!matches!(held, Ok(0)));
         offset = held?;

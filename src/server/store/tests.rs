@@ -202,6 +202,23 @@ fn a_file_behind_a_wrapper_appears_whole_or_not_at_all() {
 }
 
 #[test]
+fn what_a_killed_server_has_left_behind_a_wrapper_goes_with_an_upload_a_day_later() {
+    let home = tempfile::tempdir().unwrap();
+    let wrapper = ["env", "-C", home.path().to_str().unwrap()].map(str::to_owned).to_vec();
+    let day = Duration::from_secs(24 * 3600);
+    for (name, age) in
+        [(".tstunnel-part-old", day * 2), (".tstunnel-part-young", day / 2), ("of the account's", day * 2)]
+    {
+        File::create(home.path().join(name)).unwrap().set_modified(SystemTime::now() - age).unwrap();
+    }
+    let order = Order { wrapper, ..order(home.path(), b"content") };
+    wrapped::store(&order, &mut Pieces { rest: b"content", end: Piece::End }).unwrap();
+    let mut names: Vec<_> = fs::read_dir(home.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, [".tstunnel-part-young", "file", "of the account's"]);
+}
+
+#[test]
 fn a_task_and_its_body_go_through_the_process_as_they_were() {
     let home = tempfile::tempdir().unwrap();
     let task = helper::Task::Store(Box::new(order(home.path(), b"first and second")));

@@ -6,12 +6,13 @@
 use std::io;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
-use super::{Body, Order, Part, Stored, receive, storage};
+use super::{Body, Order, PART_PREFIX, Part, Stored, receive, storage};
 use crate::error::{Code, Error};
 use crate::server::refusal::Refusal;
 
-/// Writes the part. `$1` is its name, here and below.
-const WRITE: &str = r#"umask 077 && rm -f -- "./$1" && set -C && cat > "./$1""#;
+/// Writes the part. `$1` is its name, here and below. Where there is a find(1), parts like `$2` that nobody has written to for a day go
+/// first: those of a server that was killed.
+const WRITE: &str = r#"umask 077 && rm -f -- "./$1" && { find . -maxdepth 1 -type f -name "$2" -mmin +1440 -exec rm -f -- {} \; </dev/null 2>/dev/null || :; } && set -C && cat > "./$1""#;
 /// Gives it the mode `$2` and the name `$3`.
 const PUBLISH: &str = r#"chmod "$2" "./$1" && { sync "./$1" 2>/dev/null || :; } && { [ ! -d "./$3" ] || [ -h "./$3" ]; } && mv -f -- "./$1" "./$3""#;
 const REMOVE: &str = r#"rm -f -- "./$1""#;
@@ -24,7 +25,7 @@ pub(super) fn store(order: &Order, body: &mut dyn Body) -> Result<Stored, Refusa
     if order.offset > 0 {
         return Err(Refusal::bad_request(400, "nothing is held of this file"));
     }
-    let mut writing = Wrapped::start(order, WRITE, &[], Stdio::piped())?;
+    let mut writing = Wrapped::start(order, WRITE, &[&format!("{PART_PREFIX}*")], Stdio::piped())?;
     let Some(stdin) = writing.0.stdin.take() else { return Err(storage(&io::ErrorKind::BrokenPipe.into())) };
     let mut part: Part<ChildStdin> = Part::new(stdin, order);
     let received = receive(&mut part, order, body).and_then(|()| part.complete(order));
