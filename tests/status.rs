@@ -6,13 +6,16 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod support;
+mod support_net;
 
-use std::io::{Read, Write};
+use std::fs::File;
+use std::io::{self, Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::sync::{Mutex, mpsc};
 use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
@@ -21,6 +24,8 @@ use support::remote::{Remote, Setup, Transport};
 use support::script;
 use support::serve::TSTUNNEL;
 use support::wait::{SOON, wait_for, wait_until};
+use support_net::fake::{finish, upload_server};
+use support_net::site::{HOST, SERVER_NAME, Site};
 
 /// How long `status` may take where some do not answer: its own second, and a machine with other work to do.
 const BOUNDED: Duration = Duration::from_secs(10);
@@ -60,7 +65,7 @@ impl Client {
     }
 
     fn row(&self) -> Option<Value> {
-        rows().into_iter().find(|row| row["pid"] == self.pid())
+        row(self.pid())
     }
 
     /// The names that its process listens on, less the NUL.
@@ -105,6 +110,20 @@ fn rows() -> Vec<Value> {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|error| panic!("{error}: {output:?}"))
 }
 
+fn row(pid: u32) -> Option<Value> {
+    rows().into_iter().find(|row| row["pid"] == pid)
+}
+
+/// A process's line of the table, with single spaces.
+#[track_caller]
+fn line(pid: u32) -> String {
+    let table = String::from_utf8(status(&[]).stdout).unwrap();
+    assert!(table.starts_with("HOST "), "{table}");
+    let pid = pid.to_string();
+    let line = table.lines().find(|line| line.split_ascii_whitespace().any(|word| word == pid)).unwrap();
+    line.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
 /// Runs a program as an account that owns nothing.
 fn as_stranger(program_to_run: impl AsRef<std::ffi::OsStr>) -> Command {
     assert!(rustix::process::geteuid().is_root(), "these tests need root, to become somebody else");
@@ -113,7 +132,7 @@ fn as_stranger(program_to_run: impl AsRef<std::ffi::OsStr>) -> Command {
     command
 }
 
-/// What a session would tell.
+/// What a session would tell, in the words of the first version that did.
 fn forged(pid: u32) -> String {
     json!({
         "pid": pid, "host": "forged", "endpoint": "forged:1", "command": "forged", "started": 0, "age_seconds": 0,
@@ -138,15 +157,12 @@ fn live_session_is_listed_with_its_bytes() {
     assert!(row["endpoint"].as_str().unwrap().starts_with("127.0.0.1:"), "{row}");
     assert!(row["age_seconds"].as_u64().unwrap() < 60, "{row}");
     assert!(row["started"].as_str().unwrap().ends_with('Z'), "{row}");
-    assert_eq!(row.as_object().unwrap().len(), 12);
+    assert_eq!(row["kind"], "session");
+    assert_eq!(row.as_object().unwrap().len(), 13);
 
-    let table = String::from_utf8(status(&[]).stdout).unwrap();
-    assert!(table.starts_with("HOST "), "{table}");
-    let pid = client.pid().to_string();
-    let line = table.lines().find(|line| line.split_ascii_whitespace().any(|word| word == pid)).unwrap();
-    let words = line.split_whitespace().collect::<Vec<_>>().join(" ");
+    let line = line(client.pid());
     // Whether the path has been measured by now is chance.
-    let (bytes, rest) = words.split_once(" 5 B 5 B ").unwrap_or_else(|| panic!("{line}"));
+    let (bytes, rest) = line.split_once(" 5 B 5 B ").unwrap_or_else(|| panic!("{line}"));
     assert!(bytes.starts_with("host"), "{line}");
     assert!(rest.ends_with(" connected 0 cat -u"), "{line}");
     assert!(rest.starts_with("- ") || rest.contains(" ms connected "), "{line}");
@@ -163,6 +179,70 @@ fn stream_without_frames_is_listed_too() {
     let row = client.row().unwrap();
     assert_eq!((&row["sent_bytes"], &row["received_bytes"]), (&json!(5), &json!(5)));
     assert_eq!(row["round_trip_ms"], Value::Null);
+}
+
+#[test]
+fn upload_is_listed_with_what_has_been_sent_of_it() {
+    const SIZE: u64 = 64 << 20;
+    const TAKEN: u64 = 1 << 20;
+    let site = Site::new();
+    let (go, going) = mpsc::channel::<()>();
+    let going = Mutex::new(going);
+    let server = upload_server(&site.servers.server(&[SERVER_NAME]), move |tls, _| {
+        tls.write_all(b"HTTP/1.1 100 Continue\r\n\r\n")?;
+        io::copy(&mut tls.take(TAKEN), &mut io::sink())?;
+        let _ = going.lock().unwrap().recv();
+        io::copy(&mut tls.take(SIZE - TAKEN), &mut io::sink())?;
+        tls.write_all(b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}")?;
+        finish(tls)
+    });
+    site.configure(server, "");
+    File::create(site.root.join("file")).unwrap().set_len(SIZE).unwrap();
+    let file = site.root.join("file");
+    let words = ["upload", "--no-compress", file.to_str().unwrap(), &format!("{HOST}:a name")];
+    let mut uploading = site.tstunnel(&words).spawn().unwrap();
+    let listed = wait_for("some of it has been sent", SOON, || {
+        row(uploading.id()).filter(|row| row["sent_bytes"].as_u64().unwrap() > TAKEN)
+    });
+    assert_eq!(
+        (&listed["kind"], &listed["host"], &listed["command"]),
+        (&json!("upload"), &json!(HOST), &json!("upload:a name"))
+    );
+    assert_eq!((&listed["state"], &listed["interruptions"]), (&json!("connected"), &json!(0)));
+    assert_eq!(listed["received_bytes"], 0);
+    assert!(listed["sent_bytes"].as_u64().unwrap() < SIZE, "{listed}");
+    let line = line(uploading.id());
+    assert!(line.ends_with(" 0 B - connected 0 upload:a name"), "{line}");
+
+    go.send(()).unwrap();
+    assert!(uploading.wait().unwrap().success());
+    assert_eq!(row(uploading.id()), None);
+}
+
+#[test]
+fn upload_that_waits_for_the_network_is_interrupted() {
+    let remote = Setup::new(Transport::Tstunnel).with_any_command().behind_relay().start();
+    let relay = remote.relay();
+    relay.cut_after(Some(3_000_000));
+    let file = remote.folder().join("file");
+    File::create(&file).unwrap().set_len(64 << 20).unwrap();
+    let before = relay.accepted();
+    let mut uploading = Command::new(TSTUNNEL)
+        .args(["upload", "--no-compress", file.to_str().unwrap(), &format!("{}:name", remote.host())])
+        .envs(remote.environment())
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    wait_until("it has connected", SOON, || relay.accepted() > before);
+    relay.refuse(true);
+    let row =
+        wait_for("the upload is interrupted", SOON, || row(uploading.id()).filter(|row| row["state"] == "interrupted"));
+    assert!(row["last_interruption"].is_string() && row["sent_bytes"].as_u64().unwrap() > 0, "{row}");
+
+    relay.cut_after(None);
+    relay.refuse(false);
+    assert!(uploading.wait().unwrap().success());
+    assert_eq!(remote.home().join("name").metadata().unwrap().len(), 64 << 20);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use crate::client::dial::{Dialler, reason};
 use crate::client::disturbance::Disturbances;
 use crate::client::footprint;
 use crate::client::redial::{Path, Resumption, Step};
+use crate::client::status;
 use crate::client::status::report::{Measure, Report};
 use crate::config::Host;
 use crate::error::{Code, Error, Result};
@@ -127,7 +128,7 @@ pub async fn open(dialler: &Dialler, opening: &Opening) -> Result<Opened> {
     let resumption = host.resume.and_then(|_| resumption(&response));
     let round_trip = connection.round_trip();
     let (stream, leftover) = connection.into_parts();
-    let report = Report::new(host, opening.command.as_deref());
+    let report = Report::new(host, status::Kind::Session, opening.command.as_deref());
     Ok(Opened { connection: Box::new(stream), leftover, round_trip, window_bytes, resumption, report })
 }
 

@@ -1,7 +1,8 @@
-//! `tstunnel status`: the live tunnels of this account on this machine. What one of them is, and how a list of them reads.
+//! `tstunnel status`: the live tunnels of this account on this machine, sessions and uploads. What one of them is, and how a list of
+//! them reads.
 //!
-//! Each session listens on an abstract Unix socket (unix(7)) that carries its account and process in its name and
-//! vanishes with the process, so that nothing is left behind however that ends. [`report`] is the session's side of it,
+//! Each listens on an abstract Unix socket (unix(7)) that carries its account and process in its name and
+//! vanishes with the process, so that nothing is left behind however that ends. [`report`] is the tunnel's side of it,
 //! [`ask`] that of `status`. Anybody may bind any such name and connect to any of them: both sides go by what the kernel
 //! says of the peer (`SO_PEERCRED`), and another account gets and gives nothing.
 
@@ -18,29 +19,33 @@ use crate::error::printable;
 /// What every name begins with, less the NUL of the abstract namespace; the account's number follows, the process's, and
 /// digits that nobody could have guessed and taken before.
 const NAME_PREFIX: &str = "tstunnel/";
-/// Most characters of a host or a command that a session tells of itself.
+/// Most characters of a host or a command that a tunnel tells of itself.
 const MAX_TEXT_CHARS: usize = 1024;
-/// Most bytes of what a session tells: its texts, where JSON escapes all of them, and the rest.
+/// Most bytes of what a tunnel tells: its texts, where JSON escapes all of them, and the rest.
 const MAX_DOCUMENT_BYTES: usize = 32 << 10;
 /// Most characters of a command in the table.
 const MAX_COLUMN_CHARS: usize = 60;
 
-/// A live tunnel, as its session tells of it. Times are seconds since 1970.
+/// A live tunnel, as it tells of itself. Times are seconds since 1970. The program that tells may be older or newer than the one that
+/// asks: what has been added since the first has a default, and what is not known is passed over.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Tunnel {
-    /// The process. What the session says of it does not count.
+    /// The process. What the tunnel says of it does not count.
     pub pid: u32,
+    /// What it carries.
+    #[serde(default)]
+    pub kind: Kind,
     /// The host as the user wrote it.
     pub host: String,
     /// `HOST:PORT`.
     pub endpoint: String,
-    /// The command line, or the target; `None` for the host's default target.
+    /// The command line, the target, or `upload:NAME`; `None` for the host's default target.
     pub command: Option<String>,
-    /// When the session was opened.
+    /// When it was opened.
     pub started: u64,
     /// How long ago that is.
     pub age_seconds: u64,
-    /// Bytes from stdin.
+    /// Bytes from stdin, or how much of a file has been sent.
     pub sent_bytes: u64,
     /// Bytes to stdout and stderr.
     pub received_bytes: u64,
@@ -48,13 +53,27 @@ pub struct Tunnel {
     pub round_trip_ms: Option<f64>,
     /// Whether there is a connection now.
     pub state: State,
-    /// How many interruptions the session has survived.
+    /// How many interruptions it has survived.
     pub interruptions: u32,
     /// When the last one began, or the one that lasts.
     pub last_interruption: Option<u64>,
 }
 
-/// Whether a session has its connection.
+/// What a tunnel carries.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Kind {
+    /// The streams of a command or a target.
+    #[default]
+    Session,
+    /// A file.
+    Upload,
+    /// What this program does not know yet.
+    #[serde(other)]
+    Other,
+}
+
+/// Whether a tunnel has its connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
@@ -80,6 +99,7 @@ pub fn to_json(tunnels: &[Tunnel]) -> String {
         .map(|tunnel| {
             serde_json::json!({
                 "pid": tunnel.pid,
+                "kind": tunnel.kind,
                 "host": tunnel.host,
                 "endpoint": tunnel.endpoint,
                 "command": tunnel.command,
@@ -200,6 +220,7 @@ mod tests {
     fn tunnel() -> Tunnel {
         Tunnel {
             pid: 4711,
+            kind: Kind::Session,
             host: "dev-7".to_owned(),
             endpoint: "containers.tinyscale.net:443".to_owned(),
             command: Some("uname -s -m".to_owned()),
@@ -253,6 +274,7 @@ dev-7                    containers.tinyscale.net:443  4711  1h2m  10 B  3.0 MiB
             serde_json::from_str(&to_json(&[Tunnel { last_interruption: Some(0), ..tunnel() }])).unwrap();
         let expected = serde_json::json!([{
             "pid": 4711,
+            "kind": "session",
             "host": "dev-7",
             "endpoint": "containers.tinyscale.net:443",
             "command": "uname -s -m",

@@ -6,6 +6,7 @@
 
 mod progress;
 mod spool;
+mod standing;
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
@@ -20,6 +21,8 @@ use tokio::time::Instant;
 
 use crate::client::dial::{Connection, Dialler, reason};
 use crate::client::redial::may_pass;
+use crate::client::status::Kind;
+use crate::client::status::report::Report;
 use crate::config::Host;
 use crate::error::{Code, Error, Result};
 use crate::protocol::encoding::percent_encode;
@@ -28,6 +31,7 @@ use crate::protocol::{HEADER_MODE, HEADER_UNENCODED_DIGEST, HEADER_UPLOAD_OFFSET
 
 pub use progress::Progress;
 use progress::bytes;
+use standing::Standing;
 
 /// A body larger than this is sent as it is: it is compressed in memory, because its length goes ahead of it.
 const COMPRESS_BELOW_BYTES: u64 = 64 << 20;
@@ -82,7 +86,8 @@ struct Source {
     /// What a person calls it.
     name: String,
     sha256: digest::Digest,
-    request_path: String,
+    /// Its name on the host.
+    there: String,
     mode: u32,
     compress: bool,
     progress: Progress,
@@ -114,7 +119,19 @@ pub async fn run(dialler: &Dialler, upload: &Upload, progress: &Progress) -> Res
         Content::Stdin => (opened.await, dialler.dial().await),
     };
     let source = source.map_err(|error| Error::new(Code::Internal, format!("reading the file failed: {error}")))??;
-    let mut attempt = source.send(connection?, dialler, 0).await;
+    let connection = connection?;
+    let standing = Standing::default();
+    let mut report = Report::new(dialler.host(), Kind::Upload, Some(&format!("upload:{}", source.there)));
+    tokio::select! {
+        result = deliver(connection, &source, dialler, &standing) => result,
+        never = standing.tell(&mut report) => match never {},
+    }
+}
+
+/// Sends it, over one connection after the other where it must be.
+async fn deliver(connection: Connection, source: &Source, dialler: &Dialler, standing: &Standing) -> Result<()> {
+    let progress = &source.progress;
+    let mut attempt = source.send(connection, dialler, 0, standing).await;
     let patience = dialler.host().resume.unwrap_or_default();
     let mut deadline = Instant::now() + patience;
     let mut pause = BACK_OFF.0;
@@ -137,6 +154,7 @@ pub async fn run(dialler: &Dialler, upload: &Upload, progress: &Progress) -> Res
         }
         tracing::info!(%error, held, "upload interrupted");
         progress.waiting();
+        standing.broke();
         tokio::time::sleep(pause).await;
         pause = (pause * 2).min(BACK_OFF.1);
         attempt = match source.carry_on(dialler).await {
@@ -146,7 +164,8 @@ pub async fn run(dialler: &Dialler, upload: &Upload, progress: &Progress) -> Res
                 }
                 let (there, all) = (bytes(offset), bytes(source.size));
                 progress.say(&format!("the upload was interrupted and goes on at {there} of {all} ({})", error.text));
-                source.send(connection, dialler, offset).await
+                standing.mended();
+                source.send(connection, dialler, offset, standing).await
             }
             // What breaks a handshake has broken the upload before: neither is the server's decision.
             Err(error) if may_pass(&error) => Attempt::Broken(error),
@@ -204,7 +223,7 @@ impl Source {
         Ok(Source {
             size,
             sha256,
-            request_path: format!("/copy/{}", percent_encode(&name)),
+            there: name,
             mode: upload.mode.unwrap_or(own_mode) & 0o777,
             compress: upload.compress,
             file,
@@ -215,7 +234,7 @@ impl Source {
 
     fn request(&self, method: &str, dialler: &Dialler) -> Request {
         let host = dialler.host();
-        let target = format!("{}{}", host.upgrade_base, self.request_path);
+        let target = format!("{}/copy/{}", host.upgrade_base, percent_encode(&self.there));
         let digest = BASE64.encode(self.sha256);
         let request = Request::new(method, &target, &host.server_name)
             .field(HEADER_UNENCODED_DIGEST, format_args!("sha-256=:{digest}:"));
@@ -237,8 +256,8 @@ impl Source {
         Ok((dialler.dial().await?, offset.unwrap_or(0).min(self.size)))
     }
 
-    async fn send(&self, mut connection: Connection, dialler: &Dialler, offset: u64) -> Attempt {
-        match self.try_send(&mut connection, dialler, offset).await {
+    async fn send(&self, mut connection: Connection, dialler: &Dialler, offset: u64, standing: &Standing) -> Attempt {
+        match self.try_send(&mut connection, dialler, offset, standing).await {
             Ok((response, was_sent)) if matches!(response.status, 200 | 201) => {
                 let endpoint = &dialler.host().endpoint.host;
                 match self.check_stored(&response, &connection.body(&response).await, endpoint) {
@@ -273,10 +292,17 @@ impl Source {
     }
 
     /// The server's answer, and whether it wanted anything of the body.
-    async fn try_send(&self, connection: &mut Connection, dialler: &Dialler, offset: u64) -> Result<(Response, bool)> {
+    async fn try_send(
+        &self,
+        connection: &mut Connection,
+        dialler: &Dialler,
+        offset: u64,
+        standing: &Standing,
+    ) -> Result<(Response, bool)> {
         let mut body = self.body(offset)?;
         let name = self.name.rsplit('/').next().unwrap_or_default();
         self.progress.sending(name, self.size, offset);
+        standing.sent(offset);
         let mut request = self
             .request("POST", dialler)
             .field("Content-Length", body.length)
@@ -299,7 +325,9 @@ impl Source {
                 // A refusal in the middle of the body says more than the reset behind it.
                 return connection.answer_sent_before(error).await.map(|response| (response, true));
             }
-            self.progress.at(offset + body.sent_of(self.size - offset));
+            let sent = offset + body.sent_of(self.size - offset);
+            self.progress.at(sent);
+            standing.sent(sent);
         }
         loop {
             let response = connection.answer().await?;

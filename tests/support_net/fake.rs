@@ -56,11 +56,25 @@ pub(crate) fn https_server_of(
     version: &'static SupportedProtocolVersion,
     answer: impl Fn(&mut Tls, &Request) -> io::Result<()> + Send + Sync + 'static,
 ) -> SocketAddr {
-    let config = Arc::new(server_config(identity, version));
+    let config = server_config(identity, version);
+    tls_server(config, move |tls| Request::read(tls).and_then(|request| answer(tls, &request)))
+}
+
+/// A TLS 1.3 server that reads a request's head, and gives it to `answer`; the body is left.
+pub(crate) fn upload_server(
+    identity: &Identity,
+    answer: impl Fn(&mut Tls, &str) -> io::Result<()> + Send + Sync + 'static,
+) -> SocketAddr {
+    let config = server_config(identity, &rustls::version::TLS13);
+    tls_server(config, move |tls| Request::read_head(tls).and_then(|head| answer(tls, &head)))
+}
+
+fn tls_server(config: ServerConfig, serve: impl Fn(&mut Tls) -> io::Result<()> + Send + Sync + 'static) -> SocketAddr {
+    let config = Arc::new(config);
     tcp_server(move |connection| {
         let mut tls = StreamOwned::new(ServerConnection::new(config.clone()).unwrap(), connection);
         // What the peer makes of it is what the test looks at.
-        let _ = Request::read(&mut tls).and_then(|request| answer(&mut tls, &request));
+        let _ = serve(&mut tls);
     })
 }
 
@@ -72,14 +86,18 @@ pub(crate) struct Request {
 }
 
 impl Request {
-    pub(crate) fn read(from: &mut impl Read) -> io::Result<Request> {
+    fn read_head(from: &mut impl Read) -> io::Result<String> {
         let mut head = Vec::new();
         let mut byte = [0];
         while !head.ends_with(b"\r\n\r\n") {
             from.read_exact(&mut byte)?;
             head.push(byte[0]);
         }
-        let head = String::from_utf8_lossy(&head).into_owned();
+        Ok(String::from_utf8_lossy(&head).into_owned())
+    }
+
+    pub(crate) fn read(from: &mut impl Read) -> io::Result<Request> {
+        let head = Request::read_head(from)?;
         let length = head
             .lines()
             .find_map(|line| line.to_ascii_lowercase().strip_prefix("content-length:")?.trim().parse().ok());

@@ -145,10 +145,12 @@ pub const COMMANDS: &[CommandRow] = &[
         words: Words::Between(0, 0),
         sentence: "list the live tunnels of this account",
         more: &[
-            "Shows those on this machine: bytes from stdin and to stdout and stderr, the last",
-            "measured round trip, and how many interruptions a tunnel has survived.",
+            "Shows those on this machine, sessions and uploads: bytes sent and received, the",
+            "last measured round trip, and how many interruptions a tunnel has survived.",
         ],
-        manual: "Each tunnel is a process of its own and answers by itself, so that nothing is listed that has ended.",
+        manual: "Each tunnel is a process of its own and answers by itself, so that nothing is listed that has ended. The \
+             bytes of a session are those from stdin, and to stdout and stderr; of an upload they are how much of the file has been \
+             sent. An upload is listed once it has connected, with `upload:NAME` for its command: NAME is the file's on the host.",
         server: false,
     },
     CommandRow {

@@ -134,9 +134,9 @@ pub const OPTIONS: &[OptionRow] = &[
         short: None,
         value: None,
         sentence: "print a JSON list",
-        manual: "Prints a JSON list with an object for each tunnel: `pid`, `host`, `endpoint`, `command`, `started`, \
-             `age_seconds`, `sent_bytes`, `received_bytes`, `round_trip_ms`, `state` (`connected` or \
-             `interrupted`), `interruptions` and `last_interruption`.",
+        manual: "Prints a JSON list with an object for each tunnel: `pid`, `kind` (`session` or `upload`), `host`, `endpoint`, \
+             `command`, `started`, `age_seconds`, `sent_bytes`, `received_bytes`, `round_trip_ms`, `state` \
+             (`connected` or `interrupted`), `interruptions` and `last_interruption`.",
         commands: On::These(&[Commanded::Status]),
     },
     OptionRow {

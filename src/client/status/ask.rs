@@ -1,4 +1,4 @@
-//! The side of whoever asks: the names in `/proc/net/unix` → a document from each session of this account.
+//! The side of whoever asks: the names in `/proc/net/unix` → a document from each tunnel of this account.
 //!
 //! A name is only a claim. Who listens is what the kernel says (`SO_PEERCRED` gives the process that called listen(2)):
 //! another account, or another process than the name's, is left at once, before anything is read. Of this account's own
@@ -25,7 +25,7 @@ const SOCKETS: &str = "/proc/net/unix";
 const MAX_SOCKETS_BYTES: u64 = 16 << 20;
 /// `__SO_ACCEPTCON` in its column of flags: the socket listens. A connection accepted there has the same name.
 const FLAG_LISTENS: u32 = 1 << 16;
-/// How long sessions have for their answers: they are busy for milliseconds, or stopped.
+/// How long tunnels have for their answers: they are busy for milliseconds, or stopped.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(1);
 /// How many are asked at once, which is a matter of open files.
 const AT_ONCE: usize = 256;
@@ -46,7 +46,7 @@ struct Name {
     name: Vec<u8>,
 }
 
-/// Asks every session of this account on this machine.
+/// Asks every tunnel of this account on this machine.
 ///
 /// # Errors
 /// `internal`, where the system does not tell what listens.
@@ -83,7 +83,7 @@ pub async fn tunnels() -> Result<Found> {
     Ok(found)
 }
 
-/// The names of this account's sessions among what listens.
+/// The names of this account's tunnels among what listens.
 fn names(table: &[u8], account: u32) -> BTreeSet<Name> {
     let prefix = format!("@{NAME_PREFIX}{account}/");
     let name = |line: &[u8]| {
@@ -99,7 +99,7 @@ fn names(table: &[u8], account: u32) -> BTreeSet<Name> {
     table.split(|byte| *byte == b'\n').filter_map(name).collect()
 }
 
-/// Connects to a session, if this is one: what listens must be this account's, and the process of the name. Takes no
+/// Connects to a tunnel, if this is one: what listens must be this account's, and the process of the name. Takes no
 /// time: a connection stands at once, or is refused.
 async fn connect(name: &Name, account: u32) -> Option<UnixStream> {
     let stream = UnixStream::connect(OsStr::from_bytes(&name.name)).await.ok()?;
@@ -112,7 +112,7 @@ enum Answer {
     Tunnel(Box<Tunnel>),
     /// Nothing, or nothing that makes sense.
     None,
-    /// The session ended meanwhile.
+    /// It ended meanwhile.
     Gone,
 }
 
@@ -132,6 +132,7 @@ async fn answer(stream: UnixStream, pid: u32, deadline: Instant) -> Answer {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::client::status::Kind;
 
     #[test]
     fn only_names_of_this_account_that_listen_are_found() {
@@ -177,6 +178,15 @@ nonsense @tstunnel/1000/47/x
         };
         assert!(matches!(asked(told.as_bytes(), true).await, Answer::Tunnel(tunnel) if tunnel.pid == 7));
         assert!(matches!(asked(told.as_bytes(), false).await, Answer::None), "it has to end");
+        let kinds =
+            [("", Kind::Session), (r#""kind":"upload","#, Kind::Upload), (r#""kind":"new","new":{},"#, Kind::Other)];
+        for (more, kind) in kinds {
+            let told = told.replacen('{', &format!("{{{more}"), 1);
+            assert!(
+                matches!(asked(told.as_bytes(), true).await, Answer::Tunnel(tunnel) if tunnel.kind == kind),
+                "{more}"
+            );
+        }
         assert!(matches!(asked(b"", true).await, Answer::Gone));
         assert!(matches!(asked(b"{}", true).await, Answer::None));
         let endless = [told.as_bytes(), &b" ".repeat(1 << 20)].concat();

@@ -1,6 +1,6 @@
-//! A session's side of `tstunnel status`: a listener beside the session, and one small document for whoever asks.
+//! A tunnel's side of `tstunnel status`: a listener beside the session or the upload, and one small document for whoever asks.
 //!
-//! It can't hold the session up: nothing is read, and the document fits the buffer of a socket that has just been made,
+//! It can't hold that up: nothing is read, and the document fits the buffer of a socket that has just been made,
 //! so that it is written at once or not at all. Only this account is answered, and others who knock are not heard more often
 //! than `DEAF` allows.
 
@@ -11,28 +11,29 @@ use std::time::{Duration, SystemTime};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::{Instant, sleep_until};
 
-use super::{MAX_TEXT_CHARS, NAME_PREFIX, State, Tunnel, shortened, unix_seconds};
+use super::{Kind, MAX_TEXT_CHARS, NAME_PREFIX, State, Tunnel, shortened, unix_seconds};
 use crate::config::Host;
 
 /// How long nobody is heard after another account has knocked, or a knock failed: what they cost the session is bounded.
 const DEAF: Duration = Duration::from_millis(50);
 
-/// Tells of one session.
+/// Tells of one tunnel.
 #[derive(Debug)]
 pub struct Report {
     listener: Option<UnixListener>,
     deaf_until: Option<Instant>,
     account: u32,
+    kind: Kind,
     host: String,
     endpoint: String,
     command: Option<String>,
     opened: SystemTime,
 }
 
-/// What changes while a session lives.
+/// What changes while a tunnel lives.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Measure {
-    /// Bytes from stdin, and to stdout and stderr.
+    /// Bytes sent and received, of streams or a file.
     pub bytes: (u64, u64),
     /// The last measured round trip.
     pub round_trip: Option<Duration>,
@@ -45,9 +46,9 @@ pub struct Measure {
 }
 
 impl Report {
-    /// Begins to listen for questions about a session that is open; where the system has no abstract sockets, there
+    /// Begins to listen for questions about a tunnel that is open; where the system has no abstract sockets, there
     /// are none.
-    pub fn new(host: &Host, command: Option<&str>) -> Report {
+    pub fn new(host: &Host, kind: Kind, command: Option<&str>) -> Report {
         let account = rustix::process::geteuid().as_raw();
         let listener = listen(account).inspect_err(|error| tracing::debug!(%error, "`status` won't see this")).ok();
         let address = &host.endpoint.host;
@@ -56,6 +57,7 @@ impl Report {
             listener,
             deaf_until: None,
             account,
+            kind,
             host: shortened(&host.alias, MAX_TEXT_CHARS),
             endpoint: format!("{address}:{}", host.endpoint.port),
             command: command.map(|command| shortened(command, MAX_TEXT_CHARS)),
@@ -90,6 +92,7 @@ impl Report {
     fn tunnel(&self, measure: Measure, now: SystemTime) -> Tunnel {
         Tunnel {
             pid: std::process::id(),
+            kind: self.kind,
             host: self.host.clone(),
             endpoint: self.endpoint.clone(),
             command: self.command.clone(),
@@ -125,6 +128,7 @@ mod tests {
             listener: None,
             deaf_until: None,
             account: 0,
+            kind: Kind::Session,
             host: worst.clone(),
             endpoint: format!("{}:65535", "x".repeat(253)),
             command: Some(worst),
