@@ -158,7 +158,8 @@ fn live_session_is_listed_with_its_bytes() {
     assert!(row["age_seconds"].as_u64().unwrap() < 60, "{row}");
     assert!(row["started"].as_str().unwrap().ends_with('Z'), "{row}");
     assert_eq!(row["kind"], "session");
-    assert_eq!(row.as_object().unwrap().len(), 13);
+    assert!(row["silence_seconds"].as_u64().unwrap() < 60, "{row}");
+    assert_eq!(row.as_object().unwrap().len(), 14);
 
     let line = line(client.pid());
     // Whether the path has been measured by now is chance.
@@ -178,7 +179,7 @@ fn stream_without_frames_is_listed_too() {
     client.echo(b"hello");
     let row = client.row().unwrap();
     assert_eq!((&row["sent_bytes"], &row["received_bytes"]), (&json!(5), &json!(5)));
-    assert_eq!(row["round_trip_ms"], Value::Null);
+    assert_eq!((&row["round_trip_ms"], &row["silence_seconds"]), (&Value::Null, &Value::Null));
 }
 
 #[test]
@@ -209,7 +210,7 @@ fn upload_is_listed_with_what_has_been_sent_of_it() {
         (&json!("upload"), &json!(HOST), &json!("upload:a name"))
     );
     assert_eq!((&listed["state"], &listed["interruptions"]), (&json!("connected"), &json!(0)));
-    assert_eq!(listed["received_bytes"], 0);
+    assert_eq!((&listed["received_bytes"], &listed["silence_seconds"]), (&json!(0), &Value::Null));
     assert!(listed["sent_bytes"].as_u64().unwrap() < SIZE, "{listed}");
     let line = line(uploading.id());
     assert!(line.ends_with(" 0 B - connected 0 upload:a name"), "{line}");
@@ -243,6 +244,19 @@ fn upload_that_waits_for_the_network_is_interrupted() {
     relay.refuse(false);
     assert!(uploading.wait().unwrap().success());
     assert_eq!(remote.home().join("name").metadata().unwrap().len(), 64 << 20);
+}
+
+#[test]
+fn silence_of_a_server_is_told_while_it_lasts() {
+    let remote = Setup::new(Transport::Tstunnel).with_any_command().behind_relay().start();
+    let mut client = Client::start(&remote, &[]);
+    client.echo(b"before");
+    let silence = |client: &Client| client.row().unwrap()["silence_seconds"].as_u64().unwrap();
+    remote.relay().darken(true);
+    wait_until("nothing has been heard for two seconds", SOON, || silence(&client) >= 2);
+    remote.relay().darken(false);
+    client.echo(b"after");
+    assert!(silence(&client) < 2);
 }
 
 #[test]

@@ -275,6 +275,7 @@ fn measure(bridge: &mut Bridge, path: Option<&Path>) -> Measure {
     Measure {
         bytes: bridge.byte_counts(),
         round_trip: bridge.session().round_trip(),
+        silence: Some(bridge.session().silence(Instant::now())),
         is_interrupted: path.is_some_and(Path::is_broken),
         interruptions,
         last_interruption,

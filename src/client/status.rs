@@ -51,6 +51,10 @@ pub struct Tunnel {
     pub received_bytes: u64,
     /// The last measured round trip.
     pub round_trip_ms: Option<f64>,
+    /// How long nothing has been heard from the server, where that means anything: it has nothing to say to an upload, nor to a
+    /// stream without frames.
+    #[serde(default)]
+    pub silence_seconds: Option<u64>,
     /// Whether there is a connection now.
     pub state: State,
     /// How many interruptions it has survived.
@@ -108,6 +112,7 @@ pub fn to_json(tunnels: &[Tunnel]) -> String {
                 "sent_bytes": tunnel.sent_bytes,
                 "received_bytes": tunnel.received_bytes,
                 "round_trip_ms": tunnel.round_trip_ms,
+                "silence_seconds": tunnel.silence_seconds,
                 "state": tunnel.state,
                 "interruptions": tunnel.interruptions,
                 "last_interruption": tunnel.last_interruption.map(rfc3339),
@@ -229,6 +234,7 @@ mod tests {
             sent_bytes: 10,
             received_bytes: 3 << 20,
             round_trip_ms: Some(12.345),
+            silence_seconds: Some(7),
             state: State::Connected,
             interruptions: 0,
             last_interruption: None,
@@ -283,6 +289,7 @@ dev-7                    containers.tinyscale.net:443  4711  1h2m  10 B  3.0 MiB
             "sent_bytes": 10,
             "received_bytes": 3 << 20,
             "round_trip_ms": 12.345,
+            "silence_seconds": 7,
             "state": "connected",
             "interruptions": 0,
             "last_interruption": "1970-01-01T00:00:00Z",

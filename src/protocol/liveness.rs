@@ -153,6 +153,11 @@ impl Liveness {
         self.round_trip
     }
 
+    /// How long nothing has been heard.
+    pub fn silence(&self, now: Instant) -> Duration {
+        now.saturating_duration_since(self.heard)
+    }
+
     /// When there will be something to do.
     pub fn deadline(&self) -> Instant {
         match (self.asked, self.sent) {
@@ -188,8 +193,7 @@ impl Liveness {
         let has_waited = self.asked.is_some();
         if has_waited {
             self.unanswered += 1;
-            let silence = now.saturating_duration_since(self.heard);
-            if silence >= self.policy.interval * self.policy.count && self.unanswered >= 2 {
+            if self.silence(now) >= self.policy.interval * self.policy.count && self.unanswered >= 2 {
                 return Verdict::Dead;
             }
         }
@@ -341,6 +345,17 @@ mod tests {
         assert_eq!(liveness.deadline(), start + SECOND * 5);
         assert!(matches!(liveness.on_time(start + SECOND * 5), Verdict::Ask(_)));
         assert_eq!(liveness.deadline(), start + SECOND * 9);
+    }
+
+    #[test]
+    fn silence_lasts_from_the_last_sign_of_life() {
+        let start = Instant::now();
+        let mut liveness = Liveness::new(POLICY, start);
+        assert_eq!(liveness.silence(start + SECOND * 5), SECOND * 5);
+        liveness.sent_data(start + SECOND * 5);
+        assert_eq!(liveness.silence(start + SECOND * 6), SECOND * 6);
+        liveness.heard(start + SECOND * 6);
+        assert_eq!(liveness.silence(start + SECOND * 6), Duration::ZERO);
     }
 
     #[test]

@@ -298,4 +298,9 @@ impl Session {
     pub fn round_trip(&self) -> Option<Duration> {
         self.liveness.round_trip()
     }
+
+    /// How long nothing has been heard from the peer.
+    pub fn silence(&self, now: Instant) -> Duration {
+        self.liveness.silence(now)
+    }
 }

@@ -135,8 +135,10 @@ pub const OPTIONS: &[OptionRow] = &[
         value: None,
         sentence: "print a JSON list",
         manual: "Prints a JSON list with an object for each tunnel: `pid`, `kind` (`session` or `upload`), `host`, `endpoint`, \
-             `command`, `started`, `age_seconds`, `sent_bytes`, `received_bytes`, `round_trip_ms`, `state` \
-             (`connected` or `interrupted`), `interruptions` and `last_interruption`.",
+             `command`, `started`, `age_seconds`, `sent_bytes`, `received_bytes`, `round_trip_ms`, `silence_seconds`, `state` \
+             (`connected` or `interrupted`), `interruptions` and `last_interruption`. `silence_seconds` is how long nothing has been \
+             heard from the server, which is asked for a sign of life after `alive_interval` at the latest; null for an upload, and for a \
+             stream without frames.",
         commands: On::These(&[Commanded::Status]),
     },
     OptionRow {

@@ -37,6 +37,8 @@ pub struct Measure {
     pub bytes: (u64, u64),
     /// The last measured round trip.
     pub round_trip: Option<Duration>,
+    /// How long nothing has been heard, where that means anything.
+    pub silence: Option<Duration>,
     /// Whether there is no connection now.
     pub is_interrupted: bool,
     /// Interruptions survived.
@@ -101,6 +103,7 @@ impl Report {
             sent_bytes: measure.bytes.0,
             received_bytes: measure.bytes.1,
             round_trip_ms: measure.round_trip.map(|time| time.as_micros() as f64 / 1000.0),
+            silence_seconds: measure.silence.map(|time| time.as_secs()),
             state: if measure.is_interrupted { State::Interrupted } else { State::Connected },
             interruptions: measure.interruptions,
             last_interruption: measure.last_interruption.map(unix_seconds),
