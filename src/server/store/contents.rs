@@ -18,7 +18,7 @@ use crate::protocol::encoding::hex;
 /// Where they are, below the home.
 pub(super) const FOLDERS: [&str; 3] = [".cache", "tstunnel", "content"];
 /// Contents larger than this are not kept; an agent is some 20 MiB.
-const MAX_BYTES: u64 = 64 << 20;
+pub(super) const MAX_BYTES: u64 = 64 << 20;
 /// How many are kept in a home: agents of a few versions and platforms.
 pub(super) const MAX_CONTENTS: usize = 8;
 

@@ -320,3 +320,23 @@ fn only_contents_are_let_go() {
     assert_eq!(fs::read_dir(&folder).unwrap().count(), others.len() + contents::MAX_CONTENTS);
     assert!(store_known(&order(home.path(), b"content 15")).unwrap().is_some());
 }
+
+#[test]
+fn what_is_too_large_is_not_kept() {
+    let home = tempfile::tempdir().unwrap();
+    let contents = contents::Contents::open(home.path(), true).unwrap();
+    let file = File::create(home.path().join("file")).unwrap();
+    let is_kept = |size: u64| {
+        let stored = Stored { size, sha256: sha256(&size.to_be_bytes()) };
+        contents.keep(&file, &stored).unwrap();
+        contents.find(&stored.sha256).is_ok()
+    };
+    assert!(is_kept(contents::MAX_BYTES) && !is_kept(contents::MAX_BYTES + 1));
+}
+
+#[test]
+fn how_much_is_kept_stands_in_the_manual_page() {
+    let page = include_str!("../../../man/tstunnel.1").replace('\n', " ");
+    let bound = format!("at most {}, none of more than {} MiB.", contents::MAX_CONTENTS, contents::MAX_BYTES >> 20);
+    assert!(page.contains(&bound), "{bound}");
+}
