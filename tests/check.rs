@@ -333,8 +333,10 @@ fn a_server_that_cannot_be_replaced_is_told_so_at_the_start_and_in_the_check() {
         command.envs(runtime.map(|folder| ("XDG_RUNTIME_DIR", folder)));
         command
     };
-    let what = "cannot be replaced while it runs: there is no run folder; \
-                set `run_dir` to a folder of this account's alone, or the variable XDG_RUNTIME_DIR\n";
+    let cannot = "cannot be replaced while it runs, so an upgrade ends its sessions";
+    let what = format!(
+        "{cannot}: there is no run folder; set `run_dir`, or the variable XDG_RUNTIME_DIR, to a folder of this account's alone\n"
+    );
     for (runtime, count) in [(None, 1), (Some(site.root.as_path()), 0)] {
         let said = run(&mut serve(&["--check"], runtime)).ok().text();
         let expected = format!("warning: a server that is started from here {what}");
@@ -344,6 +346,11 @@ fn a_server_that_cannot_be_replaced_is_told_so_at_the_start_and_in_the_check() {
         let log = server.stderr();
         assert_eq!(log.matches(&format!(" this server {what}")).count(), count, "{log}");
     }
+    let server = Watched::start(&mut serve(&[], Some(Path::new("/no/such"))));
+    wait_until("it listens", SOON, || server.stderr().contains("listening on "));
+    let log = server.stderr();
+    let what = format!("{cannot}: the run folder /no/such/tstunnel cannot be used: No such file or directory");
+    assert!(log.contains(&what) && log.contains("; set `run_dir` to a folder of this account's alone\n"), "{log}");
 }
 
 #[test]

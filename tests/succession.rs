@@ -495,7 +495,7 @@ fn nobody_else_enters_the_run_folder_or_is_heard_there() {
     assert!(log.contains("this server cannot be replaced while it runs") && log.contains("mode 0700"), "{log}");
     replaced.site.server().signal(Signal::USR2);
     let remedy =
-        "it has no run folder that it can use; set `run_dir` to one of this account's alone, or XDG_RUNTIME_DIR, and";
+        "it has no run folder that it can use; set `run_dir` to a folder of this account's alone, and restart it";
     wait_until("it says so, and what to do", SOON, || replaced.site.server_log().contains(remedy));
 }
 

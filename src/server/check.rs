@@ -15,7 +15,7 @@ use crate::server::policy::grant::Grant;
 use crate::server::policy::{Action, Asker, CommandLine, Permit, Refused, Request};
 use crate::server::principal::{SPIFFE_PREFIX, check_principal_text, check_spiffe_id};
 use crate::server::state::State;
-use crate::server::succession::folder::{self, NO_PLACE, Usual};
+use crate::server::succession::folder::{self, IS_ALONE, NO_PLACE, Usual};
 use crate::tls;
 
 /// What a command of a question begins with where it is a file's name, or a target.
@@ -84,7 +84,7 @@ fn doubts(state: &State) -> Result<Vec<String>> {
     let mut doubts = tls::ending(&state.config.cert, &state.config.crl, SystemTime::now())?;
     if folder::place(state.config.run_dir.as_deref(), Usual::of_process()).is_none() {
         // The server's own environment may be another.
-        doubts.push(format!("a server that is started from here cannot be replaced while it runs: {NO_PLACE}"));
+        doubts.push(format!("a server that is started from here {IS_ALONE}: {NO_PLACE}"));
     }
     for (name, home) in state.config.accounts() {
         match Login::find(&name, home.as_deref()) {

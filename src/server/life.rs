@@ -23,6 +23,7 @@ use crate::server::reload::Source;
 use crate::server::review::Scope;
 use crate::server::succession::Sockets;
 use crate::server::succession::control::{Control, Order};
+use crate::server::succession::folder::REMEDY;
 use crate::server::succession::successor::Successor;
 use crate::server::systemd::Manager;
 use crate::server::{Phase, Shared, process};
@@ -158,8 +159,7 @@ impl Life {
             tracing::warn!("this process has a successor already");
         } else if self.control.is_none() {
             tracing::error!(
-                "this process cannot be replaced: it has no run folder that it can use; set `run_dir` to one of this account's \
-                 alone, or XDG_RUNTIME_DIR, and restart it once"
+                "this process cannot be replaced: it has no run folder that it can use; {REMEDY}, and restart it once"
             );
         } else {
             match self.successor.start() {

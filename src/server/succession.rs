@@ -34,7 +34,7 @@ use crate::server::listener::{self, Given, Listening, Purpose};
 use crate::server::refusal::Refusal;
 use crate::tls;
 use control::Control;
-use folder::{Folder, Lock, NO_PLACE, Usual};
+use folder::{Folder, IS_ALONE, Lock, NO_PLACE, REMEDY, Usual};
 use wire::{Answer, Ask, Line, Resume};
 
 /// How long an earlier server may take for an answer.
@@ -77,18 +77,18 @@ impl Arrival {
         let folder = match Folder::open(run_dir, Usual::of_process(), path) {
             Ok(Some(folder)) => folder,
             Ok(None) => {
-                tracing::warn!("this server cannot be replaced while it runs: {NO_PLACE}");
+                tracing::warn!("this server {IS_ALONE}: {NO_PLACE}");
                 return Arrival::default();
             }
             Err(why) => {
-                tracing::warn!("this server cannot be replaced while it runs: {why}");
+                tracing::warn!("this server {IS_ALONE}: {why}; {REMEDY}");
                 return Arrival::default();
             }
         };
         let lock = match folder.lock().await {
             Ok(lock) => lock,
             Err(error) => {
-                tracing::warn!(%error, "this server cannot be replaced while it runs: the run folder is in use");
+                tracing::warn!(%error, "this server {IS_ALONE}: the run folder is in use");
                 return Arrival::default();
             }
         };
@@ -137,7 +137,7 @@ impl Arrival {
     pub fn open(&self, shared: &Arc<Shared>) -> Option<Control> {
         let (folder, _) = self.place.as_ref()?;
         let opened = Control::open(folder.socket(), shared);
-        opened.inspect_err(|error| tracing::warn!(%error, "this server cannot be replaced while it runs")).ok()
+        opened.inspect_err(|error| tracing::warn!(%error, "this server {IS_ALONE}")).ok()
     }
 
     /// Ends the arrival of a server that accepts connections: the earlier ones need not any more.

@@ -29,9 +29,13 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often the lock is tried; there is no event for its release.
 const LOCK_POLL: Duration = Duration::from_millis(20);
 
-/// What is said where there is no place for one.
+/// What is said of a server that has none.
+pub const IS_ALONE: &str = "cannot be replaced while it runs, so an upgrade ends its sessions";
+/// Why, where there is no place for one.
 pub const NO_PLACE: &str =
-    "there is no run folder; set `run_dir` to a folder of this account's alone, or the variable XDG_RUNTIME_DIR";
+    "there is no run folder; set `run_dir`, or the variable XDG_RUNTIME_DIR, to a folder of this account's alone";
+/// What to do where the one that there is cannot be used.
+pub const REMEDY: &str = "set `run_dir` to a folder of this account's alone";
 
 /// A run folder that can be used, for one configuration.
 #[derive(Debug)]
@@ -80,7 +84,7 @@ impl Folder {
     /// A sentence that says why it cannot be used.
     pub fn open(configured: Option<&Path>, usual: Usual, configuration: &Path) -> Result<Option<Folder>, String> {
         let Some(path) = place(configured, usual) else { return Ok(None) };
-        let fails = |what: String| format!("{}: {what}", path.display());
+        let fails = |what: String| format!("the run folder {} cannot be used: {what}", path.display());
         match DirBuilder::new().mode(0o700).create(&path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(fails(error.to_string())),
             _ => {}
