@@ -3,11 +3,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
 mod support;
+mod support_net;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 
 use support::remote::{Remote, Setup, Transport};
@@ -15,6 +19,8 @@ use support::serve::TSTUNNEL;
 use support::tree::noise;
 use support::user::User;
 use support::wait::{SOON, wait_until};
+use support_net::fake::{finish, upload_server};
+use support_net::site::{HOST, SERVER_NAME, Site};
 
 fn setup() -> Setup {
     Setup::new(Transport::Tstunnel).with_any_command()
@@ -188,4 +194,61 @@ fn stdin_without_a_name_or_a_place_is_refused_before_anything_is_sent() {
     let mut unreadable = upload(&user, &["-", "host123:x"]);
     assert_refused(&unreadable.stdin(File::open("/").unwrap()).output().unwrap(), 2, "cannot read stdin");
     assert!(remote.names_in_home("x").is_empty());
+}
+
+/// How much is sent to servers that close: more than the system holds of it.
+const LARGE: u64 = 16 << 20;
+const CONTINUE: &[u8] = b"HTTP/1.1 100 Continue\r\n\r\n";
+
+/// Where a server closes its connection properly.
+#[derive(Clone, Copy, Debug)]
+enum Closing {
+    /// It has asked for the body and taken some of it.
+    InTheMiddle,
+    /// The same, but it asked only after some had come unasked.
+    HavingAskedLate,
+    /// It has all, and gives no answer.
+    BeforeTheAnswer,
+}
+
+/// A server that closes the first `times` uploads, and takes the next one.
+fn closing_server(site: &Site, closing: Closing, times: usize) -> SocketAddr {
+    let uploads = AtomicUsize::new(0);
+    upload_server(&site.servers.server(&[SERVER_NAME]), move |tls, head| {
+        if head.starts_with("HEAD ") {
+            tls.write_all(b"HTTP/1.1 204 No Content\r\nUpload-Offset: 0\r\n\r\n")?;
+            return finish(tls);
+        }
+        let number = uploads.fetch_add(1, Ordering::SeqCst);
+        // Whoever knows that this is a tstunnel server may meet it while it stops.
+        if number > 0 && number < times {
+            return finish(tls);
+        }
+        if number > 0 || !matches!(closing, Closing::HavingAskedLate) {
+            tls.write_all(CONTINUE)?;
+        }
+        let is_whole = number > 0 || matches!(closing, Closing::BeforeTheAnswer);
+        io::copy(&mut tls.take(if is_whole { LARGE } else { 1 }), &mut io::sink())?;
+        if number >= times {
+            tls.write_all(b"HTTP/1.1 201 Created\r\nContent-Length: 2\r\n\r\n{}")?;
+        } else if matches!(closing, Closing::HavingAskedLate) {
+            tls.write_all(CONTINUE)?;
+        }
+        finish(tls)
+    })
+}
+
+#[test]
+fn an_upload_that_the_server_closes_goes_on_or_is_a_lost_network() {
+    let site = Site::new();
+    let file = site.root.join("file");
+    File::create(&file).unwrap().set_len(LARGE).unwrap();
+    let words = ["upload", "--no-compress", file.to_str().unwrap(), HOST];
+    for closing in [Closing::InTheMiddle, Closing::HavingAskedLate, Closing::BeforeTheAnswer] {
+        site.configure(closing_server(&site, closing, 3), "");
+        let said = in_pipe(&mut site.tstunnel(&words));
+        assert_eq!(said.matches("the upload was interrupted and goes on at 0").count(), 3, "{closing:?}: {said}");
+        site.configure(closing_server(&site, closing, 1), "resume = false");
+        assert_refused(&site.tstunnel(&words).output().unwrap(), 1, "error[network-lost]: ");
+    }
 }

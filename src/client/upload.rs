@@ -99,7 +99,8 @@ enum Attempt {
         was_sent: bool,
     },
     Refused(Error),
-    Broken(Error),
+    /// There was no answer.
+    Failed(Error),
 }
 
 /// Puts the file there, and shows how that goes.
@@ -136,6 +137,7 @@ async fn deliver(connection: Connection, source: &Source, dialler: &Dialler, sta
     let mut deadline = Instant::now() + patience;
     let mut pause = BACK_OFF.0;
     let mut held = 0;
+    let mut passes: fn(&Error) -> bool = is_passing;
     loop {
         let error = match attempt {
             Attempt::Stored { was_sent: true } => {
@@ -147,8 +149,12 @@ async fn deliver(connection: Connection, source: &Source, dialler: &Dialler, sta
                 return Ok(());
             }
             Attempt::Refused(error) => return Err(error),
-            Attempt::Broken(error) => error,
+            Attempt::Failed(error) if passes(&error) => error,
+            Attempt::Failed(error) => return Err(error),
         };
+        // What breaks a handshake from now on, or a connection before its answer, has broken the upload before: neither is the
+        // server's decision.
+        passes = may_pass;
         if Instant::now() + pause > deadline {
             return Err(given_up(error, dialler.host()));
         }
@@ -167,9 +173,7 @@ async fn deliver(connection: Connection, source: &Source, dialler: &Dialler, sta
                 standing.mended();
                 source.send(connection, dialler, offset, standing).await
             }
-            // What breaks a handshake has broken the upload before: neither is the server's decision.
-            Err(error) if may_pass(&error) => Attempt::Broken(error),
-            Err(error) => Attempt::Refused(error),
+            Err(error) => Attempt::Failed(error),
         };
     }
 }
@@ -266,8 +270,7 @@ impl Source {
                 }
             }
             Ok((response, _)) => Attempt::Refused(connection.refusal(&response).await),
-            Err(error) if is_passing(&error) => Attempt::Broken(error),
-            Err(error) => Attempt::Refused(error),
+            Err(error) => Attempt::Failed(error),
         }
     }
 
@@ -329,12 +332,7 @@ impl Source {
             self.progress.at(sent);
             standing.sent(sent);
         }
-        loop {
-            let response = connection.answer().await?;
-            if response.status != 100 {
-                return Ok((response, true));
-            }
-        }
+        connection.answer_to_body().await.map(|response| (response, true))
     }
 
     /// What is sent from `offset` on, compressed where that is wanted and fits into memory.

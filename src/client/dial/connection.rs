@@ -79,15 +79,30 @@ impl Connection {
         answered
     }
 
+    /// Waits for the answer to a request whose body has been sent, in part or whole, whatever was said before it.
+    ///
+    /// # Errors
+    /// Those of [`Connection::answer`]; but whoever closes without a word has only gone: `network-lost`.
+    pub async fn answer_to_body(&mut self) -> Result<Response> {
+        loop {
+            match self.answer().await {
+                Ok(response) if response.status == 100 => {}
+                Err(error) if error.code == Code::NotTstunnel && self.buffer.is_empty() => {
+                    return Err(Error::new(Code::NetworkLost, error.text));
+                }
+                answered => return answered,
+            }
+        }
+    }
+
     /// The answer that a server gave before it stopped reading the request.
     ///
     /// # Errors
     /// What is wrong with that answer, or `error`, where there is none.
     pub async fn answer_sent_before(&mut self, error: Error) -> Result<Response> {
-        match tokio::time::timeout(Duration::from_secs(1), self.read_head()).await {
+        match tokio::time::timeout(Duration::from_secs(1), self.answer_to_body()).await {
+            Ok(Err(reason)) if reason.code != Code::NetworkLost => Err(reason),
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(reason)) if reason.code != Code::NetworkLost && !self.buffer.is_empty() => Err(reason),
-            // Whoever has said nothing has only gone.
             _ => Err(error),
         }
     }
