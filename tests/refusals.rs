@@ -636,7 +636,11 @@ fn an_agent_that_a_link_leads_out_of_its_folder_is_not_run() {
 #[test]
 fn an_empty_command_is_malformed() {
     let site = Site::start(&Plan::any());
-    fails(&mut site.exec(&[" "]), 255, "bad-request");
+    for command in ["", " "] {
+        fails(&mut site.exec(&[command]), 255, "bad-request");
+        let said = run(&mut site.exec(&[command])).stderr;
+        assert!(said.ends_with("\ntstunnel: hint: say which program to run\n"), "{said}");
+    }
 }
 
 #[test]
