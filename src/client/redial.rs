@@ -200,12 +200,7 @@ impl Path {
                 }
                 let patience = self.patience();
                 if self.broken.is_some_and(|broken| broken.elapsed() >= patience) {
-                    let text = format!(
-                        "the session could not be resumed within {} s; last: {}",
-                        patience.as_secs(),
-                        error.text
-                    );
-                    return Err(Error::new(Code::NetworkLost, text));
+                    return Err(given_up("the session could not be resumed", patience, &error));
                 }
                 tracing::debug!(%error, "cannot resume yet");
                 self.pause = self.longer_pause();
@@ -288,6 +283,11 @@ pub(crate) fn may_pass(error: &Error) -> bool {
         Code::Proxy | Code::TlsUntrusted | Code::TlsName | Code::TlsHandshake | Code::NotTstunnel => true,
         code => code.retry() == Retry::Yes,
     }
+}
+
+/// The failure of what has been tried for as long as it may be; `last` is that of the last attempt.
+pub(super) fn given_up(what: &str, patience: Duration, last: &Error) -> Error {
+    Error::new(Code::NetworkLost, format!("{what} within {} s; last: {}", patience.as_secs(), last.text))
 }
 
 /// Between half of `pause` and all of it, so that clients of one server do not come back in step.

@@ -20,10 +20,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use tokio::time::Instant;
 
 use crate::client::dial::{Connection, Dialler, reason};
-use crate::client::redial::may_pass;
+use crate::client::redial::{given_up, may_pass};
 use crate::client::status::Kind;
 use crate::client::status::report::Report;
-use crate::config::Host;
 use crate::error::{Code, Error, Result};
 use crate::protocol::encoding::percent_encode;
 use crate::protocol::head::{Request, Response};
@@ -156,7 +155,8 @@ async fn deliver(connection: Connection, source: &Source, dialler: &Dialler, sta
         // server's decision.
         passes = may_pass;
         if Instant::now() + pause > deadline {
-            return Err(given_up(error, dialler.host()));
+            let what = format!("the upload to {} broke off and could not go on", dialler.host().alias);
+            return Err(if patience.is_zero() { error } else { given_up(&what, patience, &error) });
         }
         tracing::info!(%error, held, "upload interrupted");
         progress.waiting();
@@ -175,22 +175,6 @@ async fn deliver(connection: Connection, source: &Source, dialler: &Dialler, sta
             }
             Err(error) => Attempt::Failed(error),
         };
-    }
-}
-
-/// The failure of an upload that has been tried for as long as it may be.
-fn given_up(last: Error, host: &Host) -> Error {
-    match host.resume {
-        Some(patience) if !patience.is_zero() => Error::new(
-            Code::NetworkLost,
-            format!(
-                "the upload to {} broke off and could not go on within {} s; last: {}",
-                host.alias,
-                patience.as_secs(),
-                last.text
-            ),
-        ),
-        _ => last,
     }
 }
 
