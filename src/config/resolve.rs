@@ -184,22 +184,29 @@ fn gather(host_or_url: &str, overrides: &Overrides, env: &Environment) -> Result
 /// # Errors
 /// `config` where a file, or the endpoint given, is wrong.
 pub fn is_ours(host: &str, env: &Environment, overrides: &Overrides) -> Result<bool> {
-    if url::is_tunnel_url(host) {
-        return Ok(true);
-    }
+    Ok(entries_beside(host, env, overrides)?.is_none())
+}
+
+/// The files' entries, where neither they nor anything else makes `host` ours.
+fn entries_beside(host: &str, env: &Environment, overrides: &Overrides) -> Result<Option<Vec<Entry>>> {
     let (_, alias) = split_user(host);
-    if recall(alias, env)?.is_some() {
-        return Ok(true);
+    if url::is_tunnel_url(host) || recall(alias, env)?.is_some() {
+        return Ok(None);
     }
     let entries = load(overrides, env)?;
     let mut endpoints: Vec<Endpoint> = entries.iter().filter_map(|entry| entry.settings.endpoint.clone()).collect();
     for (text, label) in [(&overrides.endpoint, "--endpoint"), (&env.endpoint, "TSTUNNEL_ENDPOINT")] {
         endpoints.extend(text.as_deref().map(|text| located(Endpoint::parse(text), label)).transpose()?);
     }
-    let named = env.hosts.iter().flat_map(|patterns| patterns.split_whitespace());
-    Ok(entries.iter().any(|entry| entry.matches(alias))
-        || named.into_iter().any(|pattern| pattern::matches_folded(pattern, alias))
-        || endpoints.iter().any(|endpoint| without_suffix(alias, &endpoint.host).is_some()))
+    let is_ours = entries.iter().any(|entry| entry.matches(alias))
+        || listed(env).any(|pattern| pattern::matches_folded(pattern, alias))
+        || endpoints.iter().any(|endpoint| without_suffix(alias, &endpoint.host).is_some());
+    Ok((!is_ours).then_some(entries))
+}
+
+/// The patterns of `TSTUNNEL_HOSTS`.
+fn listed(env: &Environment) -> impl Iterator<Item = &str> {
+    env.hosts.iter().flat_map(|patterns| patterns.split_whitespace())
 }
 
 /// The host of a file's or of `TSTUNNEL_HOSTS` that `host`, which is not ours, was most likely meant to be. It is none that has
@@ -208,15 +215,10 @@ pub fn is_ours(host: &str, env: &Environment, overrides: &Overrides) -> Result<b
 /// # Errors
 /// Those of [`is_ours`].
 pub fn misspelt(host: &str, env: &Environment) -> Result<Option<String>> {
-    let overrides = Overrides::default();
-    if is_ours(host, env, &overrides)? {
-        return Ok(None);
-    }
-    let entries = load(&overrides, env)?;
-    let named = env.hosts.iter().flat_map(|patterns| patterns.split_whitespace());
-    let names = entries.iter().map(|entry| entry.pattern.as_str()).chain(named);
-    let meant = nearest(host, names.filter(|name| !pattern::has_wildcard(name)));
+    let Some(entries) = entries_beside(host, env, &Overrides::default())? else { return Ok(None) };
+    let names = entries.iter().map(|entry| entry.pattern.as_str()).chain(listed(env));
     let letters = |name: &str| name.replace(|character: char| character.is_ascii_digit(), "");
+    let meant = nearest(host, names.filter(|name| !pattern::has_wildcard(name)));
     Ok(meant.filter(|meant| letters(meant) != letters(host)).map(str::to_owned))
 }
 
