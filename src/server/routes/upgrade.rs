@@ -101,7 +101,7 @@ pub(super) async fn command(
                 sessions::command(Box::new(stream), &leftover, work, window_bytes, link, ending).await
             }
             (Some((stream, leftover)), Work::Process(process, pipes)) => {
-                sessions::raw_command(Box::new(stream), &leftover, process, pipes, link, ending).await
+                sessions::raw::command(Box::new(stream), &leftover, process, pipes, link, ending).await
             }
             // The client was gone before its answer.
             (_, Work::Process(process, pipes)) => {
@@ -156,7 +156,7 @@ pub(super) async fn stream(
             Some((stream, leftover)) if protocol == Protocol::Framed => {
                 sessions::stream(Box::new(stream), &leftover, ends, window_bytes, link, ending).await
             }
-            Some((stream, leftover)) => sessions::raw_stream(Box::new(stream), &leftover, ends, link, ending).await,
+            Some((stream, leftover)) => sessions::raw::stream(Box::new(stream), &leftover, ends, link, ending).await,
         }
     });
     Ok(answer)
