@@ -61,7 +61,8 @@ fn server_that_stops_ends_what_is_interrupted_and_resumes_nothing() {
     let mut parked = Session::start(&caller, "exec cat");
     parked.assert_alive();
     // What the server waits for meanwhile.
-    let mut busy = Session::start(&caller, "trap '' TERM HUP; echo up; while :; do sleep 1; done");
+    let line = "trap '' HUP; trap told=1 TERM; echo up; until [ -e done ] && [ \"$told\" ]; do sleep 0.1; done; exit 5";
+    let mut busy = Session::start(&caller, line);
     busy.carry_until(3);
     parked.drop_connection();
     let cats = || process::with_home(remote.home()).iter().filter(|process| process.mentions("cat")).count();
@@ -71,7 +72,8 @@ fn server_that_stops_ends_what_is_interrupted_and_resumes_nothing() {
     caller.resume(&parked.token, &parked.received.to_string()).0.assert_refused(410, "session-lost");
     caller.start("true").0.assert_refused(503, "overloaded");
     wait_until("it is ended, long before its grace", SOON, || cats() == 0);
-    busy.carry(false, |session| session.exit().is_some());
+    std::fs::write(remote.home().join("done"), "").unwrap();
+    busy.carry(false, |session| session.exit() == Some(5));
 }
 
 #[test]
