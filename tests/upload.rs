@@ -147,6 +147,41 @@ fn an_upload_that_cannot_go_on_says_so_and_not_only_that_nobody_is_there() {
 }
 
 #[test]
+fn an_upload_goes_on_that_a_server_has_given_up_for_the_silence_of_the_network() {
+    let remote = setup().behind_relay().with_limit("body_idle_timeout = \"500ms\"").start();
+    let user = user_of(&remote, "xterm");
+    let file = File::create(user.home().join("file")).unwrap();
+    file.set_len(512 << 20).unwrap();
+    let said = thread::scope(|scope| {
+        scope.spawn(|| {
+            let written = |name: &String| fs::metadata(remote.home().join(name)).is_ok_and(|part| part.len() > 0);
+            wait_until("it is under way", SOON, || remote.names_in_home(".tstunnel-part-").iter().any(written));
+            remote.relay().hold(true);
+            wait_until("the server gives it up", SOON, || {
+                remote.server().log().contains("the body did not come in time")
+            });
+            remote.relay().hold(false);
+        });
+        in_pipe(&mut upload(&user, &["--no-compress", "file", "host123:there"]))
+    });
+    assert_eq!(said.matches("the upload was interrupted and goes on at ").count(), 1, "{said}");
+    assert_eq!(fs::metadata(remote.home().join("there")).unwrap().len(), 512 << 20);
+}
+
+#[test]
+fn a_server_does_not_wait_for_a_file_to_be_read() {
+    let limits = ["head_timeout = \"400ms\"", "max_upload_bytes = 1000"];
+    let remote = limits.iter().fold(setup().behind_relay(), |setup, limit| setup.with_limit(limit)).start();
+    let user = user_of(&remote, "xterm");
+    // Nothing that takes less time to read than a server waits.
+    File::create(user.home().join("file")).unwrap().set_len(1 << 30).unwrap();
+    let before = remote.relay().accepted();
+    let output = upload(&user, &["--no-compress", "file", "host123:there"]).output().unwrap();
+    assert_refused(&output, 1, "error[bad-request]: the file is larger than ");
+    assert_eq!(remote.relay().accepted() - before, 2);
+}
+
+#[test]
 fn stdin_is_uploaded_under_the_name_that_is_given() {
     let remote = setup().start();
     let user = user_of(&remote, "xterm");

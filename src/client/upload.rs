@@ -40,6 +40,8 @@ const ZSTD_LEVEL: i32 = 1;
 const CHUNK_BYTES: usize = 256 << 10;
 /// How long a server has to ask for the body before it is sent unasked (RFC 9110 §10.1.1).
 const CONTINUE_WAIT: Duration = Duration::from_secs(1);
+/// How long a connection may wait for its request; a server gives one up that waits for longer, such as for a large file to be read.
+const UNUSED: Duration = Duration::from_millis(250);
 /// The first pause before another attempt, and the longest.
 const BACK_OFF: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
@@ -114,12 +116,19 @@ pub async fn run(dialler: &Dialler, upload: &Upload, progress: &Progress) -> Res
     };
     let (source, connection) = match upload.content {
         // The digest is computed while the connection is made.
-        Content::File(_) => tokio::join!(opened, dialler.dial()),
-        // Nobody knows how long this takes; a connection would not wait.
-        Content::Stdin => (opened.await, dialler.dial().await),
+        Content::File(_) => {
+            let dialled = async { (dialler.dial().await, Instant::now()) };
+            let (opened, (connection, since)) = tokio::join!(opened, dialled);
+            (opened, Some(connection).filter(|connection| connection.is_err() || since.elapsed() < UNUSED))
+        }
+        // Nobody knows how long this takes.
+        Content::Stdin => (opened.await, None),
     };
     let source = source.map_err(|error| Error::new(Code::Internal, format!("reading the file failed: {error}")))??;
-    let connection = connection?;
+    let connection = match connection {
+        Some(connection) => connection?,
+        None => dialler.dial().await?,
+    };
     let standing = Standing::default();
     let mut report = Report::new(dialler.host(), Kind::Upload, Some(&format!("upload:{}", source.there)));
     tokio::select! {

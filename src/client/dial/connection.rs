@@ -12,6 +12,9 @@ use crate::error::{Code, Error, Result, printable};
 use crate::protocol::head::Response;
 use crate::protocol::{HEADER_GRACE, MAX_PROBLEM_BYTES};
 
+/// The status of an answer to what came too late (RFC 9110 §15.5.9).
+const REQUEST_TIMEOUT: u16 = 408;
+
 /// An authenticated connection on which a request is made.
 #[derive(Debug)]
 pub struct Connection {
@@ -59,7 +62,8 @@ impl Connection {
     /// Waits for the head of an answer, at most as long as the host's `answer_timeout`.
     ///
     /// # Errors
-    /// `connect-timeout`, `not-tstunnel`, `network-lost`, `client-cert`.
+    /// `connect-timeout`, `not-tstunnel`, `network-lost`, `client-cert`. A server that got the request too late (408) has lost it on
+    /// the way, or this side has slept meanwhile: `network-lost`.
     pub async fn answer(&mut self) -> Result<Response> {
         let limit = self.dialler.host.answer_timeout;
         let answered = tokio::time::timeout(limit, self.read_head()).await.unwrap_or_else(|_| {
@@ -75,6 +79,11 @@ impl Connection {
                 grace_seconds = response.number::<u64>(HEADER_GRACE),
                 "answered"
             );
+            if response.status == REQUEST_TIMEOUT {
+                let endpoint = &self.dialler.host.endpoint.host;
+                let text = format!("{endpoint} did not get the whole request in time");
+                return Err(Error::new(Code::NetworkLost, text));
+            }
         }
         answered
     }
