@@ -58,7 +58,8 @@ pub const COMMANDS: &[CommandRow] = &[
         ],
         manual: "Standard input, output and error are the command's. The exit status is the command's too, or 128 and \
              the number of the signal that ended it; see EXIT STATUS. What processes that the command leaves behind write later \
-             than a second or two after its end is lost. Without a shell on the host a command line is \
+             than a second or two after its end is lost. With the command or its session its process group ends: a job \
+             behind `nohup` does, one behind `setsid` does not. Without a shell on the host a command line is \
              split at spaces. What stands behind the first word of the COMMAND belongs to it, options too.",
         server: false,
     },
