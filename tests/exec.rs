@@ -348,7 +348,18 @@ fn a_signal_to_the_client_ends_the_command() {
     for (signal, status) in [(Signal::TERM, 143), (Signal::INT, 130), (Signal::HUP, 129)] {
         // The first ends with its stdin, the second takes the ladder's next step.
         for line in ["cat", "sleep 1000"] {
-            let mut session = started(&site, line);
+            // Whoever runs these tests may have some of them ignored.
+            let mut command = site.command("env");
+            command.args([
+                "--default-signal=HUP,INT,TERM",
+                TSTUNNEL,
+                "exec",
+                HOST,
+                "--",
+                &format!("echo here; {line}"),
+            ]);
+            let mut session = Watched::start(command.stdin(Stdio::piped()));
+            session.wait_for_output("here\n");
             let _stdin = session.stdin();
             session.signal(signal);
             let ran = session.wait();

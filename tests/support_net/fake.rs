@@ -13,7 +13,7 @@ use rustls::{
     SupportedProtocolVersion,
 };
 
-use super::frames::{self, read_frame};
+use super::frames::{self, frame, read_frame};
 use super::site::{SERVER_NAME, Site};
 use crate::support::pki::Identity;
 
@@ -174,13 +174,16 @@ pub(crate) fn post(tls: &mut ClientTls, path: &str, fields: &str, body: &str) ->
 /// Opens a stream with frames to a target that resets it, reads all that the server says of it, and hangs up without having
 /// acknowledged any of it. The site's host must allow the target.
 pub(crate) fn leave_a_stream_that_has_ended(site: &Site, identity: &Identity) {
-    let target = tcp_server(|connection| {
-        // Closing at once with a linger of zero is a reset.
+    let target = tcp_server(|mut connection| {
+        // Closing with a linger of zero is a reset; one before anything has come would find the server still connecting.
+        connection.read_exact(&mut [0]).unwrap();
         rustix::net::sockopt::set_socket_linger(&connection, Some(Duration::ZERO)).unwrap();
     });
     let mut tls = connect(site, identity);
     let path = format!("/tinyscale/v1/stream?target=tcp%3A127.0.0.1%3A{}", target.port());
     let answer = post(&mut tls, &path, "Connection: Upgrade\r\nUpgrade: tstunnel/1\r\n", "");
     assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
+    tls.write_all(&frame(frames::STDIN, b"x")).unwrap();
+    tls.flush().unwrap();
     while read_frame(&mut tls).unwrap().0 != frames::EXIT {}
 }
