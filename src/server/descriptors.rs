@@ -50,7 +50,24 @@ pub fn limit() -> usize {
 /// `config` where not one session fits.
 pub fn fit(config: &mut ServerConfig, descriptors: usize) -> Result<Option<String>> {
     let has_pool = config.hosts.values().any(|host| host.pool > 0);
-    let limits = &mut config.limits;
+    let wanted = config.limits.max_sessions;
+    let Some(limits) = dealt(&config.limits, has_pool, descriptors) else {
+        let least =
+            (descriptors..).find(|count| dealt(&config.limits, has_pool, *count).is_some()).unwrap_or(usize::MAX);
+        let text = format!("{descriptors} open descriptors leave no room for a session: it takes at least {least}");
+        return Err(Error::new(Code::Config, text)
+            .with_hint("raise the limit: `ulimit -Hn`, or `LimitNOFILE=` in a unit of systemd"));
+    };
+    config.limits = limits;
+    let sessions = config.limits.max_sessions;
+    Ok((sessions < wanted).then(|| {
+        format!("{descriptors} open descriptors are enough for {sessions} sessions, not for `max_sessions` = {wanted}")
+    }))
+}
+
+/// `limits`, lowered to what fits into `descriptors`; `None` where not one session does.
+fn dealt(limits: &Limits, has_pool: bool, descriptors: usize) -> Option<Limits> {
+    let mut limits = limits.clone();
     let lower = |limit: &mut NonZeroUsize, most: usize| {
         *limit = NonZeroUsize::new(most).map_or(NonZeroUsize::MIN, |most| most.min(*limit));
     };
@@ -61,15 +78,8 @@ pub fn fit(config: &mut ServerConfig, descriptors: usize) -> Result<Option<Strin
     let reserve =
         OWN.max(descriptors / 8) + limits.max_handshakes.get() + limits.max_requests.get() * PER_REQUEST + pooled;
     let sessions = descriptors.saturating_sub(reserve) / PER_SESSION;
-    if sessions == 0 {
-        return Err(Error::new(Code::Config, format!("{descriptors} open descriptors leave no room for a session"))
-            .with_hint("raise the limit: `ulimit -Hn`, or `LimitNOFILE=` in a unit of systemd"));
-    }
-    let wanted = limits.max_sessions;
     lower(&mut limits.max_sessions, sessions);
-    Ok((limits.max_sessions < wanted).then(|| {
-        format!("{descriptors} open descriptors are enough for {sessions} sessions, not for `max_sessions` = {wanted}")
-    }))
+    (sessions > 0).then_some(limits)
 }
 
 /// Whether this machine has run out of something, which only time brings back.
@@ -152,7 +162,12 @@ mod tests {
 
     #[test]
     fn where_there_are_too_few_it_is_said() {
-        assert_eq!(fit(&mut config(""), 64).unwrap_err().code, Code::Config);
+        for hosts in ["", "[host.a]\npool = 2"] {
+            let error = fit(&mut config(hosts), 64).unwrap_err();
+            assert_eq!(error.code, Code::Config);
+            let least = error.text.rsplit(' ').next().unwrap().parse().unwrap();
+            assert!(fit(&mut config(hosts), least).is_ok() && fit(&mut config(hosts), least - 1).is_err(), "{least}");
+        }
         let warning = fit(&mut config(""), 1024).unwrap().unwrap();
         assert!(warning.starts_with("1024 open descriptors are enough for "), "{warning}");
     }
