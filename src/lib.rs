@@ -7,6 +7,7 @@
 //! - [`config`]: files, environment, URL and options → one resolved host
 //! - [`protocol`]: heads, frames and the session, no I/O
 //! - [`tls`]: roots, certificates and keys → client and server configurations
+//! - [`descriptors`]: whether there are enough of them to start with
 //! - [`socket`]: a TCP connection's options
 //! - [`stdio`]: this process's own standard streams, fast and cancellable
 //! - [`bridge`]: drives a session between a connection and local streams, on both sides
@@ -20,6 +21,7 @@ pub mod bridge;
 pub mod cli;
 pub mod client;
 pub mod config;
+pub mod descriptors;
 pub mod error;
 #[cfg(feature = "server")]
 pub mod pki;

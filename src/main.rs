@@ -11,6 +11,7 @@ use tstunnel::client::session::Offer;
 use tstunnel::client::standin::{self, Ours};
 use tstunnel::client::{check, classify, connect, exec, mutagen, status, upload};
 use tstunnel::config::{self, Environment, Overrides, WeakDefaults};
+use tstunnel::descriptors;
 use tstunnel::error::{Code, Error, Result};
 use tstunnel::protocol::CommandRequest;
 use tstunnel::stdio;
@@ -135,6 +136,7 @@ fn dispatch(command: Command) -> Result<u8> {
 #[cfg(feature = "server")]
 fn serve(path: &std::path::Path) -> Result<u8> {
     let sockets = tstunnel::server::systemd::sockets()?;
+    tstunnel::server::descriptors::raise();
     let runtime = server_runtime()?;
     let result = runtime.block_on(tstunnel::server::run(path, sockets));
     runtime.shutdown_background();
@@ -144,6 +146,7 @@ fn serve(path: &std::path::Path) -> Result<u8> {
 /// What runs the server. Its threads for what blocks last as long as it does: a process ends with the thread that started it.
 #[cfg(feature = "server")]
 fn server_runtime() -> Result<tokio::runtime::Runtime> {
+    descriptors::ensure()?;
     let mut builder = tokio::runtime::Builder::new_multi_thread();
     builder.enable_all().thread_keep_alive(std::time::Duration::MAX).build().map_err(no_runtime)
 }
@@ -166,6 +169,7 @@ fn no_runtime(error: std::io::Error) -> Error {
 
 /// A client is one session in one thread: nothing else is as quick to start, and nothing was faster.
 fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
+    descriptors::ensure()?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().map_err(no_runtime)?;
     let result = runtime.block_on(future);
     // A thread that reads stdin may never return.

@@ -140,7 +140,6 @@ impl Stop {
 /// # Errors
 /// `config` where the configuration or a file that it names is wrong, or an address cannot be listened on.
 pub async fn run(path: &Path, sockets: Vec<Given>) -> Result<()> {
-    descriptors::raise();
     let account = Account::of_process()?;
     let (state, warnings) = State::load(path, &account)?;
     for warning in warnings {

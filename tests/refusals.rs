@@ -48,6 +48,31 @@ fn wrong_usage_is_status_two() {
 }
 
 #[test]
+fn too_few_descriptors_are_an_error_and_no_crash() {
+    let site = Site::start(&Plan::any());
+    let limited = |count: usize, args: &[&str]| {
+        let mut command = site.command(program("prlimit"));
+        command.arg(format!("--nofile={count}:{count}")).arg(TSTUNNEL).args(args);
+        command
+    };
+    for count in 4..19 {
+        let mut exec = limited(count, &["exec", HOST, "echo hi"]);
+        let ran = run(&mut exec);
+        let said = check(&format!("{count}"), &ran, 255, "config");
+        assert!(
+            said.contains(&format!("a limit of {count} open files ")) && ran.stderr.contains("`ulimit -n`"),
+            "{}",
+            ran.stderr
+        );
+    }
+    assert_eq!(run(&mut limited(32, &["exec", HOST, "echo hi"])).ok().text(), "hi\n");
+    let configuration = site.root.join("server.toml");
+    for count in [6, 12] {
+        fails(&mut limited(count, &["serve", "--config", text(&configuration)]), 1, "config");
+    }
+}
+
+#[test]
 fn wrong_usage_of_what_stands_in_for_a_process_is_status_255() {
     let site = Site::new();
     site.configure("127.0.0.1:1", "");
