@@ -2,8 +2,8 @@
 //!
 //! [`head`] reads and writes HTTP/1.1 heads, [`frame`] is the codec of `tstunnel/1`, and [`session`] numbers,
 //! acknowledges and keeps frames, with [`liveness`] to judge a silent peer and [`flight`] to measure the path.
-//! [`early`] is what comes with a resume. [`encoding`] writes bytes as text, and [`file_name`] says
-//! what an uploaded file may be called.
+//! [`early`] is what comes with a resume. [`encoding`] writes bytes as text, [`file_name`] says
+//! what an uploaded file may be called, and [`target`] what a stream may lead to.
 
 pub mod early;
 pub mod encoding;
@@ -13,6 +13,7 @@ pub mod frame;
 pub mod head;
 pub mod liveness;
 pub mod session;
+pub mod target;
 
 use std::fmt;
 

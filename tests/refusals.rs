@@ -918,8 +918,16 @@ fn a_target_that_no_list_names_is_denied() {
     for target in ["tcp:127.0.0.1:22", "tcp:169.254.169.254:80", "unix:/var/run/docker.sock", "tcp:localhost:80"] {
         fails(&mut site.tstunnel(&["connect", HOST, "--target", target]), 255, "command-denied");
     }
+}
+
+#[test]
+fn what_is_no_target_is_refused_by_client_and_server() {
+    let site = Site::start(&Plan::any().host("targets = [\"tcp:*:*\", \"unix:/*\"]"));
     for target in ["tcp:127.1:80", "tcp:127.0.0.1:0", "udp:x:1", "unix:/a/../b"] {
-        fails(&mut site.tstunnel(&["connect", HOST, "--target", target]), 255, "bad-request");
+        fails(&mut site.tstunnel(&["connect", HOST, "--target", target]), 255, "usage");
+        let upgrade = ["--request", "POST", "--header", "Connection: Upgrade", "--header", "Upgrade: tcp"];
+        let answer = run(site.curl(&format!("/stream?target={target}")).args(upgrade)).ok().text();
+        assert!(answer.starts_with("HTTP/1.1 400 ") && answer.contains("urn:tstunnel:bad-request"), "{answer}");
     }
 }
 

@@ -13,8 +13,8 @@ use libfuzzer_sys::{Corpus, fuzz_target};
 use tstunnel::error::Code;
 use tstunnel::protocol::Principal;
 use tstunnel::protocol::encoding::percent_decode;
+use tstunnel::protocol::target::{ECHO, Target};
 use tstunnel::server::config::{Account, ServerConfig};
-use tstunnel::server::policy::target::{ECHO, Target};
 use tstunnel::server::policy::{Action, Asker, CommandLine, Invocation, Permit, Policy, Request};
 
 fuzz_target!(|text: &str| -> Corpus {

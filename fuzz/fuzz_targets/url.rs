@@ -9,7 +9,7 @@ use tstunnel::config::url::{Target, TunnelUrl, is_tunnel_url};
 use tstunnel::config::{Endpoint, Environment, Parameters, Proxy, duration, value};
 use tstunnel::error::Code;
 use tstunnel::protocol::encoding::{percent_decode, percent_encode};
-use tstunnel::server::policy::target::Target as StreamTarget;
+use tstunnel::protocol::target::Target as StreamTarget;
 
 fuzz_target!(|text: &str| {
     assert_eq!(percent_decode(&percent_encode(text)).as_deref(), Some(text.as_bytes()));

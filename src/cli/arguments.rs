@@ -14,6 +14,7 @@ use crate::config::Overrides;
 use crate::config::url::{self, Target, TunnelUrl};
 use crate::error::{Code, Error, Result};
 use crate::protocol::file_name::{Unfit, check_file_name};
+use crate::protocol::target;
 
 impl Given {
     /// What the command of `row` is asked for by these options and operands.
@@ -23,7 +24,7 @@ impl Given {
         match row.id {
             Commanded::Connect => {
                 let host = utf8(next())?;
-                let target = match self.text(Opt::Target)? {
+                let target = match self.target()? {
                     None => forwarding(&host)?,
                     given => given,
                 };
@@ -63,7 +64,7 @@ impl Given {
             Commanded::Check => Ok(Command::Check(Check {
                 host: utf8(next())?,
                 overrides: self.overrides()?,
-                target: self.text(Opt::Target)?,
+                target: self.target()?,
                 throughput: match self.has(Opt::Throughput) {
                     true => Some(self.number(Opt::Throughput, "a size such as 64M", size)?.unwrap_or(THROUGHPUT_BYTES)),
                     false => None,
@@ -161,6 +162,10 @@ impl Given {
         })
     }
 
+    fn target(&self) -> Result<Option<String>> {
+        self.text(Opt::Target)?.map(reachable).transpose()
+    }
+
     fn environment(&self) -> Result<Vec<(String, Option<String>)>> {
         self.values(Opt::Env)
             .map(|given| {
@@ -199,7 +204,7 @@ fn forwarding(host: &str) -> Result<Option<String>> {
         return Ok(None);
     }
     Ok(match TunnelUrl::parse(host)?.target {
-        Some(Target::Forwarding(target)) => Some(target),
+        Some(Target::Forwarding(target)) => Some(reachable(target)?),
         Some(Target::Path(_)) | None => None,
     })
 }
@@ -217,6 +222,18 @@ fn host_and_name(text: String) -> Result<(String, Option<String>)> {
         Some((host, name)) => (host.to_owned(), Some(name.to_owned()).filter(|name| !name.is_empty())),
         None => (text, None),
     })
+}
+
+/// A target that the server can read, as it stands.
+fn reachable(text: String) -> Result<String> {
+    let Err(why) = target::Target::asked(&text) else { return Ok(text) };
+    let meant = ["tcp:", "unix:"].map(|kind| format!("{kind}{text}"));
+    let is_meant = |meant: &&String| !text.starts_with("tcp:") && target::Target::parse(meant).is_ok();
+    let hint = match meant.iter().find(is_meant) {
+        Some(meant) => format!("write `{meant}`"),
+        None => "write tcp:HOST:PORT or unix:PATH".to_owned(),
+    };
+    Err(usage(format!("`{text}` is no target: {why}"), &hint))
 }
 
 /// Refuses what the server would refuse too, and take for the mistake of another version.

@@ -266,6 +266,27 @@ fn the_servers_commands_are_refused_in_words() {
 }
 
 #[test]
+fn what_no_server_takes_for_a_target_is_refused() {
+    for (target, meant) in [
+        ("127.0.0.1:7100", "write `tcp:127.0.0.1:7100`"),
+        ("[::1]:80", "write `tcp:[::1]:80`"),
+        ("/run/s.sock", "write `unix:/run/s.sock`"),
+        ("7100", "write tcp:HOST:PORT or unix:PATH"),
+        ("tcp:7100", "write tcp:HOST:PORT or unix:PATH"),
+        ("unix:run/s", "write tcp:HOST:PORT or unix:PATH"),
+        ("", "write tcp:HOST:PORT or unix:PATH"),
+    ] {
+        for command in ["connect", "check"] {
+            let error = refused(&[command, "h", "--target", target]);
+            assert_eq!((error.code, error.hint()), (Code::Usage, meant), "{error:?}");
+            assert!(error.text.starts_with(&format!("`{target}` is no target: ")), "{error:?}");
+        }
+    }
+    assert_eq!(refused(&["connect", "tstunnel://h/tcp:80"]).code, Code::Usage);
+    assert!(matches!(parsed(&["connect", "h", "--target", "echo"]), Command::Connect(_)));
+}
+
+#[test]
 fn a_name_that_leads_out_of_the_home_directory_is_no_name_for_an_upload() {
     for (target, name) in [
         ("h:sub/dir/x", "sub/dir/x"),

@@ -22,10 +22,10 @@ use crate::protocol::{CommandRequest, HostId, Principal};
 use crate::server::config::{HostConfig, ServerConfig};
 use crate::server::principal::{server_name_to_host, trust_domain};
 
+use crate::protocol::target::Target;
 use allowed::Allowed;
 pub use command::Invocation;
 use grant::Grant;
-use target::Target;
 use terms::Terms;
 
 /// Who may do what, where.

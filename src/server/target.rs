@@ -10,7 +10,7 @@ use tokio::net::{TcpStream, UnixStream};
 
 use crate::bridge::{Reader, Writer};
 use crate::error::{Code, Error, Result};
-use crate::server::policy::target::Target;
+use crate::protocol::target::Target;
 
 /// How long a target has to take a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);

@@ -9,6 +9,7 @@ use super::settings::{AddressFamily, SentEnvironment, SessionType, Settings, not
 use super::{Destination, Invocation, Letters, Step, port_number};
 use crate::config::WeakDefaults;
 use crate::error::Result;
+use crate::protocol::target::Target;
 
 // `-P TAG` is OpenSSH 9.4's; before, it was a letter without a value that nobody used. `-1` is left out: OpenSSH
 // refuses it, and says so better.
@@ -229,7 +230,10 @@ fn forward_target(text: &OsStr) -> Result<String> {
             _ => None,
         }
     });
-    target.ok_or_else(|| usage(format!("`{}` in -W is not HOST:PORT", text.display()), "write -W HOST:PORT"))
+    let wrong = |why: &str| usage(format!("`{}` in -W {why}", text.display()), "write -W HOST:PORT");
+    let target = target.ok_or_else(|| wrong("is not HOST:PORT"))?;
+    Target::parse(&target).map_err(|why| wrong(&format!("is no target: {why}")))?;
+    Ok(target)
 }
 
 #[cfg(test)]
@@ -457,5 +461,6 @@ mod tests {
         for bad in ["", ":22", "22", "h:", "h:0", "h:x", "::1:22", "[]:22", "/run/s:1", "[h:22"] {
             assert!(refused(&["-W", bad, "h7"]).contains("not HOST:PORT"), "{bad}");
         }
+        assert!(refused(&["-W", "127.1:22", "h7"]).contains("a whole IPv4 address"));
     }
 }

@@ -2,11 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::target::{ECHO, Target, TargetPattern};
+use super::target::TargetPattern;
 use super::terms::Terms;
 use super::{Action, Asked, By, CommandLine, clipped, command, environment, mutagen};
 use crate::error::{Code, Error, Result};
 use crate::protocol::file_name::check_file_name;
+use crate::protocol::target::Target;
 use crate::server::config::{Commands, HostConfig};
 
 /// A request that is allowed, and by which entries.
@@ -88,10 +89,12 @@ fn upload(commands: &Commands, filename: &str) -> Option<&'static str> {
 /// grant to the host may have it.
 pub(super) fn stream(asked: Asked<'_>, host: &HostConfig, terms: &Terms, target: Option<&str>) -> Result<Allowed> {
     let target = match target {
-        Some(ECHO) => {
-            return Ok(Allowed { action: Action::Stream { target: Target::Echo }, by_host: None, by_grant: None });
-        }
-        Some(text) => Target::parse(text).map_err(|why| Error::new(Code::BadRequest, why))?,
+        Some(text) => match Target::asked(text).map_err(|why| Error::new(Code::BadRequest, why))? {
+            echo @ Target::Echo => {
+                return Ok(Allowed { action: Action::Stream { target: echo }, by_host: None, by_grant: None });
+            }
+            target => target,
+        },
         None => host
             .targets
             .iter()
