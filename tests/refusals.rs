@@ -818,6 +818,21 @@ fn a_command_that_is_too_large_is_refused() {
 }
 
 #[test]
+fn a_command_that_is_too_large_is_not_sent() {
+    let site = Site::start(&Plan::any());
+    let word = "x".repeat(100_000);
+    assert_eq!(run(&mut site.exec(&["printf", "%.3s", &word])).ok().text(), "xxx");
+    // No server is asked for what none takes.
+    site.configure("127.0.0.1:1", "");
+    let quotes = "\"".repeat(120_000);
+    for args in [&["true", &word, &word, &word][..], &["true", &word, &quotes]] {
+        let said = fails(&mut site.exec(args), 255, "usage");
+        assert!(said.ends_with(" bytes, more than the 262144 of a request"), "{said}");
+    }
+    fails(&mut site.ssh(&[HOST, "true", &word, &word, &word]), 255, "usage");
+}
+
+#[test]
 fn a_head_that_is_too_large_is_refused() {
     let site = Site::start(&Plan::any());
     let answer = run(site.curl("/host").args(["--header", &format!("X-Padding: {}", "y".repeat(40_000))])).ok().text();
