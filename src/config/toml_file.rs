@@ -69,7 +69,10 @@ pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
                 let hint = is_list::<T>(text, span.as_ref(), name).then(|| format!("write `[[{name}]]` each time"));
                 (format!("duplicate key `{name}`"), hint)
             }
-            why => (named(why, text, span.as_ref()), hint(why, source)),
+            why => {
+                let (why, advice) = advised(why);
+                (named(why, text, span.as_ref()), advice.or_else(|| hint(why, source)))
+            }
         };
         let error = error_at(path, text, span, &what);
         match hint {
@@ -77,6 +80,14 @@ pub fn parse<T: DeserializeOwned>(path: &Path, text: &str) -> Result<T> {
             None => error,
         }
     })
+}
+
+/// A type's own refusal, and what it says behind it to write instead.
+fn advised(why: &str) -> (&str, Option<String>) {
+    match why.split_once("; write `") {
+        Some((why, advice)) => (why, Some(format!("write `{}", advice.trim_end()))),
+        None => (why, None),
+    }
 }
 
 /// What is wrong, with the key of the value that it is about, and in no programmer's words.

@@ -254,6 +254,18 @@ fn a_bad_value_is_refused_with_its_line() {
 }
 
 #[test]
+fn targets_that_are_meant_to_be_all_are_told_how_to_write_them() {
+    for targets in ["*", "any", "all", "tcp:*", "unix:*"] {
+        for table in ["[host.a]", "[[grant]]\nprincipal = \"*\"\nhosts = []"] {
+            let error = refusal(&format!("{table}\ntargets = [\"{targets}\"]"));
+            assert!(error.text.contains(&format!("`targets`: `{targets}` is no target: ")), "{error:?}");
+            assert!(!error.text.contains("write"), "{error:?}");
+            assert_eq!(error.hint(), "write `tcp:*:*` for every host and port, `unix:/*` for every socket");
+        }
+    }
+}
+
+#[test]
 fn a_slip_of_the_pen_is_told_what_to_write() {
     for (text, line, hint) in [
         ("clientca = [\"ca.crt\"]", 4, "did you mean `client_ca`?"),

@@ -7,6 +7,9 @@ use serde::Deserialize;
 use crate::config::pattern;
 use crate::protocol::target::{Target, tcp_host, tcp_port};
 
+/// What to write for all that there is.
+const ALL: &str = "; write `tcp:*:*` for every host and port, `unix:/*` for every socket";
+
 /// One entry of a host's `targets`.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(try_from = "String")]
@@ -40,7 +43,13 @@ impl TryFrom<String> for TargetPattern {
     type Error = String;
 
     fn try_from(text: String) -> Result<TargetPattern, String> {
-        parse_pattern(&text).map_err(|why| format!("`{text}` is no target: {why}"))
+        parse_pattern(&text).map_err(|why| {
+            let advice = match text.as_str() {
+                "*" | "any" | "all" | "tcp:*" | "unix:*" => ALL,
+                _ => "",
+            };
+            format!("`{text}` is no target: {why}{advice}")
+        })
     }
 }
 
