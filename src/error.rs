@@ -221,6 +221,13 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// What an I/O error says, without Rust's own words around it.
+pub fn reason(error: &std::io::Error) -> String {
+    let text = error.to_string();
+    let text = text.strip_prefix("failed to lookup address information: ").unwrap_or(&text);
+    text.split(" (os error").next().unwrap_or(text).to_lowercase()
+}
+
 /// What Mutagen searches a failed command's stderr for (`pkg/process/errors.go`); an error of ours that contained one
 /// of these would make it install agents or take the host for Windows.
 const MUTAGEN_FRAGMENTS: [&str; 3] = [
@@ -271,6 +278,14 @@ mod tests {
             !report.contains('\u{1b}') && !report.contains('\u{202e}') && !report.contains("ommand not found"),
             "{report}"
         );
+    }
+
+    #[test]
+    fn an_io_error_says_what_the_system_says() {
+        let missing = std::fs::File::open("/no/such/file").unwrap_err();
+        assert_eq!(reason(&missing), "no such file or directory");
+        let unknown = std::io::Error::other("failed to lookup address information: Name or service not known");
+        assert_eq!(reason(&unknown), "name or service not known");
     }
 
     #[test]

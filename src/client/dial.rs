@@ -33,7 +33,7 @@ use crate::cli::openssh::AddressFamily;
 use crate::client::passphrase;
 use crate::config::proxy::Scheme;
 use crate::config::{Endpoint, Host, Proxy};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, reason};
 use crate::protocol::frame::FRAME_BYTES;
 use crate::{socket, tls};
 
@@ -306,10 +306,4 @@ impl Dialler {
 fn server_name(name: &str) -> Result<ServerName<'static>> {
     ServerName::try_from(name.to_owned())
         .map_err(|_| Error::new(Code::Config, format!("`{name}` is not a server name")))
-}
-
-/// What an I/O error says, without Rust's number behind it.
-pub fn reason(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.split(" (os error").next().unwrap_or(&text).to_lowercase()
 }

@@ -9,14 +9,14 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::{mpsc, oneshot};
 
 use crate::bridge::{self, Bridge, Connection, Event, RawEnd, RawOver};
-use crate::client::dial::{Dialler, reason};
+use crate::client::dial::Dialler;
 use crate::client::disturbance::Disturbances;
 use crate::client::footprint;
 use crate::client::redial::{Path, Resumption, Step};
 use crate::client::status;
 use crate::client::status::report::{Measure, Report};
 use crate::config::Host;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, reason};
 use crate::protocol::early::MAX_EARLY_BYTES;
 use crate::protocol::frame::{self, Kind, Role};
 use crate::protocol::head::{Request, Response};

@@ -19,11 +19,11 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use tokio::time::Instant;
 
-use crate::client::dial::{Connection, Dialler, reason};
+use crate::client::dial::{Connection, Dialler};
 use crate::client::redial::{given_up, may_pass};
 use crate::client::status::Kind;
 use crate::client::status::report::Report;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, reason};
 use crate::protocol::encoding::percent_encode;
 use crate::protocol::head::{Request, Response};
 use crate::protocol::{HEADER_MODE, HEADER_UNENCODED_DIGEST, HEADER_UPLOAD_OFFSET, HEADER_USER};

@@ -20,7 +20,7 @@ use aws_lc_rs::digest::{Context, SHA256};
 use rustix::fs::OFlags;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Code, Error};
+use crate::error::{Code, Error, reason};
 use crate::server::refusal::Refusal;
 use contents::Contents;
 
@@ -365,7 +365,7 @@ impl Write for Decoder<'_> {
 }
 
 fn storage(error: &io::Error) -> Refusal {
-    let refused = Error::new(Code::Storage, format!("the file cannot be stored: {}", error.kind()));
+    let refused = Error::new(Code::Storage, format!("the file cannot be stored: {}", reason(error)));
     match error.kind() {
         io::ErrorKind::IsADirectory => refused.with_hint("a folder has this name there: give the file another").into(),
         _ => refused.into(),

@@ -9,7 +9,7 @@ use tokio::io::{AsyncRead, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 
 use crate::bridge::{Reader, Writer};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, reason};
 use crate::protocol::target::Target;
 
 /// How long a target has to take a connection.
@@ -43,7 +43,7 @@ pub async fn connect(target: &Target, max_echo_bytes: u64) -> Result<(Reader, Wr
         }
     };
     match tokio::time::timeout(CONNECT_TIMEOUT, connecting).await {
-        Ok(result) => result.map_err(|error: std::io::Error| unreachable(error.kind().to_string())),
+        Ok(result) => result.map_err(|error: std::io::Error| unreachable(reason(&error))),
         Err(_) => Err(unreachable("no answer in time".to_owned())),
     }
 }

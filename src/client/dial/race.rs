@@ -13,7 +13,7 @@ use tokio::time::Instant;
 
 use crate::cli::openssh::AddressFamily;
 use crate::config::Endpoint;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, reason};
 
 /// How long a connection attempt has before the next address is tried beside it (RFC 8305 §5).
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
@@ -28,7 +28,7 @@ pub(super) async fn lookup(target: &Endpoint, family: AddressFamily) -> Result<V
         return Ok(vec![SocketAddr::new(address, port)]);
     }
     let no_address = |why: String| Error::new(Code::Dns, format!("cannot look up {name}: {why}"));
-    let found = tokio::net::lookup_host((name, port)).await.map_err(|error| no_address(lookup_reason(&error)))?;
+    let found = tokio::net::lookup_host((name, port)).await.map_err(|error| no_address(reason(&error)))?;
     let found: Vec<SocketAddr> = found
         .filter(|address| match family {
             AddressFamily::Any => true,
@@ -37,11 +37,6 @@ pub(super) async fn lookup(target: &Endpoint, family: AddressFamily) -> Result<V
         })
         .collect();
     if found.is_empty() { Err(no_address("the name has no address".to_owned())) } else { Ok(interleave(found)) }
-}
-
-fn lookup_reason(error: &io::Error) -> String {
-    let text = error.to_string();
-    text.strip_prefix("failed to lookup address information: ").unwrap_or(&text).to_lowercase()
 }
 
 /// Alternates address families, beginning with that of the first address (RFC 8305 §4).

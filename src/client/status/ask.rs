@@ -16,8 +16,7 @@ use tokio::task::JoinSet;
 use tokio::time::{Instant, timeout_at};
 
 use super::{MAX_DOCUMENT_BYTES, NAME_PREFIX, Tunnel};
-use crate::client::dial::reason;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, reason};
 
 /// Every Unix socket of this network namespace (proc_pid_net(5)).
 const SOCKETS: &str = "/proc/net/unix";

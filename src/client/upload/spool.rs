@@ -36,7 +36,7 @@ pub(super) fn spool(mut input: impl Read, progress: &Progress) -> Result<Spooled
             Ok(0) => return Ok(Spooled { file, size, sha256: context.finish() }),
             Ok(count) => count,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => continue,
-            Err(error) => return Err(unreadable("stdin", &crate::client::dial::reason(&error))),
+            Err(error) => return Err(unreadable("stdin", &crate::error::reason(&error))),
         };
         let read = chunk.get(..count).unwrap_or_default();
         context.update(read);
