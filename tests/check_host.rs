@@ -341,7 +341,7 @@ tls             failed   tls-name: 127.0.0.1's certificate is for other.tunnel.t
         after: "tcp",
         said: "\
 tls             failed   tls-handshake: 127.0.0.1:PORT closed the connection during the TLS handshake
-                         hint: check that the endpoint is a TLS server and speaks TLS 1.3
+                         hint: check that a server for host123.tunnel.test is up behind the endpoint, where that is a load balancer, and that it speaks TLS 1.3
 ",
         provoke: || {
             let site = Site::new();

@@ -47,7 +47,13 @@ pub fn classify_client_error(error: &io::Error, host: &Host) -> Error {
     let name = &host.endpoint;
     match error.kind() {
         io::ErrorKind::UnexpectedEof | io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => {
-            Error::new(Code::TlsHandshake, format!("{name} closed the connection during the TLS handshake"))
+            // What a balancer does that has nobody to hand the connection on to.
+            Error::new(Code::TlsHandshake, format!("{name} closed the connection during the TLS handshake")).with_hint(
+                format!(
+                    "check that a server for {} is up behind the endpoint, where that is a load balancer, and that it speaks TLS 1.3",
+                    host.server_name
+                ),
+            )
         }
         _ => Error::new(Code::TlsHandshake, format!("the TLS handshake with {name} failed: {error}")),
     }

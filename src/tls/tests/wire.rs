@@ -81,6 +81,7 @@ async fn a_peer_that_closes_at_once_failed_the_handshake() {
         (error.code, error.text.as_str()),
         (Code::TlsHandshake, "containers.example.net:443 closed the connection during the TLS handshake")
     );
+    assert!(error.hint().contains("a server for host123.containers.example.net is up"), "{error:?}");
 }
 
 #[tokio::test]
