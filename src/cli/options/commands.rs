@@ -16,7 +16,8 @@ pub const COMMANDS: &[CommandRow] = &[
             "A link of the name `ssh` to this program does the same.",
         ],
         manual: "A host is tstunnel's where an entry of the configuration matches it, where it ends in a dot and the \
-             host of a configured endpoint, or where `TSTUNNEL_HOSTS` names it.",
+             host of a configured endpoint, or where `TSTUNNEL_HOSTS` names it. The port of `-p` replaces that of its endpoint, \
+             but for 22, which changes nothing.",
         server: false,
     },
     CommandRow {
@@ -60,7 +61,8 @@ pub const COMMANDS: &[CommandRow] = &[
              the number of the signal that ended it; see EXIT STATUS. What processes that the command leaves behind write later \
              than a second or two after its end is lost. With the command or its session its process group ends: a job \
              behind `nohup` does, one behind `setsid` does not. Without a shell on the host a command line is \
-             split at spaces. What stands behind the first word of the COMMAND belongs to it, options too.",
+             split at spaces. What stands behind the first word of the COMMAND belongs to it, options too. Words that are not \
+             UTF-8 are refused, as they are for `ssh`: a request cannot carry them.",
         server: false,
     },
     CommandRow {
