@@ -23,8 +23,10 @@ use support::relay::Relay;
 use support::serve::{TSTUNNEL, records};
 use support::wait::{SOON, wait_until};
 use support_net::child::{Ran, Watched, run, run_with_input};
+use support_net::fake;
+use support_net::frames::{self, frame, read_frame};
 use support_net::report::error_line;
-use support_net::site::{HOST, Plan, Site, text};
+use support_net::site::{HOST, PRINCIPAL, Plan, Site, text};
 
 /// Longer than the whole ladder of a process's end (tstunnel-protocol(7)): one second and five, and a busy machine.
 const LADDER: Duration = Duration::from_secs(20);
@@ -391,6 +393,71 @@ fn a_killed_client_leaves_no_process() {
             site.running("cat") + site.running("sleep") + site.running("sh") == 0
         });
     }
+}
+
+/// Has `line` run for a client that acknowledges nothing, up to its end; returns the connection, what the command said, and how many
+/// frames came.
+fn ended_for_a_silent_client(site: &Site, line: &str) -> (fake::ClientTls, String, u64) {
+    let mut tls = fake::connect(site, &site.clients.client(PRINCIPAL));
+    let fields = "Connection: Upgrade\r\nUpgrade: tstunnel/1\r\n";
+    let command = serde_json::json!({ "command": line }).to_string();
+    let answer = fake::post(&mut tls, "/tinyscale/v1/command", fields, &command);
+    assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
+    let (mut said, mut received) = (Vec::new(), 1_u64);
+    while let (kind, payload) = read_frame(&mut tls).unwrap()
+        && kind != frames::EXIT
+    {
+        received += u64::from(kind < frames::PING);
+        said.extend_from_slice(if kind == frames::STDOUT { &payload } else { &[] });
+    }
+    (tls, String::from_utf8(said).unwrap().trim().to_owned(), received)
+}
+
+fn acknowledge(tls: &mut fake::ClientTls, received: u64) {
+    tls.write_all(&frame(frames::ACK, &received.to_be_bytes())).unwrap();
+    tls.flush().unwrap();
+}
+
+/// What makes a command's child leave its group, and end when the pipe `gate` does.
+const LEAVES: &str = "setsid cat gate >/dev/null 2>&1 </dev/null & \
+                      while [ \"$(cut -d ' ' -f 5 /proc/$!/stat)\" = $$ ]; do :; done; echo $$";
+
+#[test]
+fn the_number_of_a_group_that_everybody_has_left_is_nobody_elses_before_the_session_is_over() {
+    let site = site();
+    let gate = site.home.join("gate");
+    mknodat(CWD, &gate, FileType::Fifo, Mode::RUSR | Mode::WUSR, 0).unwrap();
+    let (mut tls, leader, received) = ended_for_a_silent_client(&site, LEAVES);
+    let leader = Path::new("/proc").join(leader);
+    let stat = fs::read_to_string(leader.join("stat")).unwrap();
+    assert!(stat.contains(") Z "), "{stat}");
+    acknowledge(&mut tls, received);
+    wait_until("nothing is left of it", SOON, || !leader.exists());
+    assert_eq!(site.running("cat"), 1, "it is in no group of the command's");
+    drop(File::options().write(true).open(gate).unwrap());
+}
+
+#[test]
+fn nothing_is_kept_of_a_command_that_has_left_nothing_while_its_client_is_away() {
+    let site = Site::start(&Plan::any());
+    let (tls, leader, _) = ended_for_a_silent_client(&site, "echo $$");
+    let leader = Path::new("/proc").join(leader);
+    assert!(leader.exists(), "{}", leader.display());
+    drop(tls);
+    wait_until("nothing is left of it", SOON, || !leader.exists());
+    assert!(records(&site.server_log(), "end").is_empty(), "its client may still come back");
+}
+
+#[test]
+fn a_signal_after_the_commands_end_reaches_nothing_that_it_has_left() {
+    let site = site();
+    let (mut tls, _, received) = ended_for_a_silent_client(&site, "sleep 1000 >/dev/null 2>&1 </dev/null &");
+    tls.write_all(&[frame(frames::SIGNAL, b"KILL"), frame(frames::PING, &[0; 8])].concat()).unwrap();
+    tls.flush().unwrap();
+    while read_frame(&mut tls).unwrap().0 != frames::PONG {}
+    assert_eq!(site.running("sleep"), 1);
+    acknowledge(&mut tls, received);
+    wait_until("what it has left is ended with the session", SOON, || site.running("sleep") == 0);
 }
 
 #[test]

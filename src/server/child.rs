@@ -1,5 +1,5 @@
 //! A child process and the server's ends of its standard streams. One that nobody wants any more is killed, and never left
-//! behind as a zombie.
+//! behind as a zombie; until it is reaped its id, and its group's, are nobody else's, so that no signal reaches a stranger.
 
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
@@ -40,9 +40,10 @@ pub struct Pipes {
 #[derive(Debug)]
 pub struct Child {
     id: Pid,
-    /// Until it has been waited for.
+    /// Until it is reaped.
     process: Option<AsyncFd<OwnedFd>>,
-    status: ExitStatus,
+    /// How it has ended, once that was seen.
+    status: Option<ExitStatus>,
 }
 
 impl Child {
@@ -73,7 +74,7 @@ impl Child {
         let process = stdio::register(process).inspect_err(|_| {
             let _ = kill_process_group(id, Signal::KILL);
         })?;
-        Ok((Child { id, process: Some(process), status: ExitStatus::default() }, stdin, stdout))
+        Ok((Child { id, process: Some(process), status: None }, stdin, stdout))
     }
 
     /// Its id, and that of the process group that it leads.
@@ -81,30 +82,58 @@ impl Child {
         self.id
     }
 
-    /// Waits for its end. Cancel-safe.
+    /// Waits for its end. It stays a zombie, and its id its own. Cancel-safe.
     ///
     /// # Errors
-    /// Where its status is lost.
+    /// Where its status is lost, and perhaps its id with it.
     pub async fn wait(&mut self) -> io::Result<ExitStatus> {
-        if let Some(process) = &self.process {
-            self.status = end(process).await?;
-            self.process = None;
+        if let (None, Some(process)) = (self.status, &self.process) {
+            let status = end(process).await;
+            self.see(status)?;
         }
-        Ok(self.status)
+        Ok(self.status.unwrap_or_default())
     }
 
-    /// Whether it has ended by now.
+    /// Whether it has ended by now. It stays a zombie then.
     pub fn has_ended(&mut self) -> bool {
-        if let Some(process) = &self.process
+        if let (None, Some(process)) = (self.status, &self.process)
             && let Some(status) = status(process.get_ref()).transpose()
         {
-            self.status = status.unwrap_or_default();
-            self.process = None;
+            let _ = self.see(status);
         }
-        self.process.is_none()
+        self.status.is_some()
     }
 
-    /// Kills it and its group, if it has not ended.
+    fn see(&mut self, status: io::Result<ExitStatus>) -> io::Result<()> {
+        if status.is_err() {
+            self.process = None;
+        }
+        self.status = Some(*status.as_ref().unwrap_or(&ExitStatus::from_raw(255 << 8)));
+        status.map(drop)
+    }
+
+    /// Whether its id, and its group's, are still its own.
+    pub fn keeps_id(&self) -> bool {
+        self.process.is_some()
+    }
+
+    /// Reaps it, if it has ended: its id may be somebody else's from now on. What it was is what the descriptor stands for.
+    pub fn let_go(&mut self) -> Option<OwnedFd> {
+        let ended = self.process.take_if(|_| self.status.is_some())?.into_inner();
+        bury(&ended);
+        Some(ended)
+    }
+
+    /// Sends a signal to its group by its descriptor, which this kernel may not be able to (before Linux 6.9).
+    ///
+    /// # Errors
+    /// Those of [`spawn::signal_group`].
+    pub fn signal_group(&self, signal: Signal) -> io::Result<()> {
+        let process = self.process.as_ref().ok_or(io::ErrorKind::NotFound)?;
+        spawn::signal_group(process.get_ref(), Some(signal))
+    }
+
+    /// Kills its group, and it, if it has not been reaped.
     pub fn kill(&self) {
         if self.process.is_some() {
             let _ = kill_process_group(self.id, Signal::KILL);
@@ -114,9 +143,16 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        self.kill();
-        if let (Some(process), Ok(runtime)) = (self.process.take(), Handle::try_current()) {
-            runtime.spawn(async move { end(&process).await });
+        if self.status.is_none() {
+            self.kill();
+        }
+        if self.has_ended() {
+            self.let_go();
+        } else if let (Some(process), Ok(runtime)) = (self.process.take(), Handle::try_current()) {
+            runtime.spawn(async move {
+                let _ = end(&process).await;
+                bury(process.get_ref());
+            });
         }
     }
 }
@@ -183,12 +219,18 @@ async fn end(process: &AsyncFd<OwnedFd>) -> io::Result<ExitStatus> {
     }
 }
 
-/// How a process has ended, once: nothing is left of it then.
+/// How a process has ended. It stays a zombie then.
 fn status(process: &OwnedFd) -> io::Result<Option<ExitStatus>> {
-    let ended = rustix::process::waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG)?;
+    let options = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+    let ended = rustix::process::waitid(WaitId::PidFd(process.as_fd()), options)?;
     // As wait(2) encodes them.
     let encode = |ended: WaitIdStatus| ended.exit_status().map(|status| status << 8).or(ended.terminating_signal());
     Ok(ended.and_then(encode).map(ExitStatus::from_raw))
+}
+
+/// Leaves nothing of a process that has ended.
+fn bury(process: &OwnedFd) {
+    let _ = rustix::process::waitid(WaitId::PidFd(process.as_fd()), WaitIdOptions::EXITED | WaitIdOptions::NOHANG);
 }
 
 /// The server's end and the child's of a pipe to it.

@@ -6,9 +6,9 @@ use std::io::Write;
 use crate::caller::{self, Tls};
 use crate::siege::{Siege, post};
 use crate::support::wait::{SOON, wait_until};
-use crate::support_net::frames::{ACK, CLOSE, ERROR, EXIT, PING, PONG, STDERR, STDIN, STDOUT, frame, read_frame};
-
-const SIGNAL: u8 = 0x04;
+use crate::support_net::frames::{
+    ACK, CLOSE, ERROR, EXIT, PING, PONG, SIGNAL, STDERR, STDIN, STDOUT, frame, read_frame,
+};
 
 /// The fields of a request for a stream with frames.
 const FRAMED: &str = "Connection: Upgrade\r\nUpgrade: tstunnel/1\r\n";

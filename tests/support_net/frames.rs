@@ -6,6 +6,7 @@ pub(crate) const STDIN: u8 = 0x00;
 pub(crate) const STDOUT: u8 = 0x01;
 pub(crate) const STDERR: u8 = 0x02;
 pub(crate) const EXIT: u8 = 0x03;
+pub(crate) const SIGNAL: u8 = 0x04;
 pub(crate) const PING: u8 = 0x10;
 pub(crate) const PONG: u8 = 0x11;
 pub(crate) const ACK: u8 = 0x12;

@@ -6,7 +6,6 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
 use crate::error::{Code, Error, Result};
@@ -62,8 +61,8 @@ impl Command {
     async fn run(&self, question: &str) -> Result<Vec<u8>, String> {
         let command = self.clone();
         let started = child::aside(move || command.start()).await;
-        let (mut child, pipes) = started.map_err(|error| format!("cannot be started: {error}"))?;
-        let mut group = Group(Some(child.id()));
+        let (child, pipes) = started.map_err(|error| format!("cannot be started: {error}"))?;
+        let mut run = Run { child, is_good: false };
         let Pipes { mut stdin, stdout, stderr } = pipes;
         let asking = async {
             // Whether it reads the question is its own affair.
@@ -72,9 +71,9 @@ impl Command {
             Ok(())
         };
         let ((), answer, said) = tokio::try_join!(asking, whole(stdout), beginning(stderr))?;
-        let status = child.wait().await.map_err(|error| format!("cannot be waited for: {error}"))?;
+        let status = run.child.wait().await.map_err(|error| format!("cannot be waited for: {error}"))?;
         if status.success() {
-            group.0 = None;
+            run.is_good = true;
             return Ok(answer);
         }
         Err(format!("{status}: {}", String::from_utf8_lossy(&said).trim()))
@@ -93,13 +92,16 @@ impl Command {
     }
 }
 
-/// Ends what is left of a process group.
-struct Group(Option<Pid>);
+/// A run whose process group is ended with it, before the child is reaped, if it has not been a good one.
+struct Run {
+    child: Child,
+    is_good: bool,
+}
 
-impl Drop for Group {
+impl Drop for Run {
     fn drop(&mut self) {
-        if let Some(group) = self.0 {
-            let _ = kill_process_group(group, Signal::KILL);
+        if !self.is_good {
+            self.child.kill();
         }
     }
 }

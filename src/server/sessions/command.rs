@@ -18,6 +18,10 @@ const DRAIN_BYTES: u64 = 1 << 20;
 /// How often the process's output may have been found to go on after its end: what still comes is not the process's own, either.
 const DRAIN_LOOKS: u32 = 5;
 
+/// How long after its process's end the server first looks whether that has left anything behind, where the client is away; later
+/// looks are ever farther apart.
+const LOOK: Duration = Duration::from_secs(1);
+
 /// What a session is about.
 #[derive(Debug)]
 pub enum Work {
@@ -53,28 +57,34 @@ pub async fn command(
     };
     let mut bridge = Bridge::new(session, connection, leftover, sources, sinks);
     let mut process = process;
-    let mut group = process.as_ref().and_then(Process::group);
+    let group = process.as_ref().and_then(Process::group);
     let mut ladder = Ladder::default();
     let mut drain = Drain::default();
     let mut told = false;
+    let mut look = LOOK;
     // Whether the process's stdin was ended here, and whether its end is the server's doing.
     let (mut is_cut, mut is_spoilt) = (false, false);
     let mut outcome = loop {
+        let is_kept = process.as_ref().is_some_and(|process| process.group().is_some());
         let running = process.as_mut().filter(|_| exit.is_none());
         tokio::select! {
             event = bridge.next() => match event {
                 Event::SourcesEnded { .. } => drain.is_over = true,
-                Event::Signal(name) => if let Some(group) = group { group.signal(&name) },
+                // What the process has left behind is nobody's to signal.
+                Event::Signal(name) => if let (None, Some(group)) = (exit, group) { group.signal(&name) },
                 Event::SinkClosed(..) | Event::Exit(_) | Event::Suspect => {}
                 Event::Finished if is_spoilt => break stopped(&mut bridge).await,
                 event => if let Some(outcome) = link.ended(event, &mut bridge).await { break outcome },
             },
             happening = link.next() => if let Some(outcome) = link.follow(happening, &mut bridge) { break outcome },
-            end = ended(running) => {
-                exit = Some(end);
-                group = process.as_ref().and_then(Process::group);
-            }
+            end = ended(running) => exit = Some(end),
             () = tokio::time::sleep(DRAIN_QUIET), if exit.is_some() && !drain.is_over => drain.look(&bridge),
+            () = tokio::time::sleep(look), if exit.is_some() && is_kept && !bridge.is_attached() => {
+                if let Some(process) = &mut process {
+                    process.let_go_if_alone().await;
+                }
+                look *= 2;
+            }
             end = ending.wait(), if !ladder.is_started() => {
                 if matches!(end, End::Withdrawn(_)) {
                     break withdraw(&end, &mut bridge).await;
