@@ -109,7 +109,18 @@ fn an_agent_that_is_a_link_or_no_file_is_not_run() {
     let uploaded = site.home.join(UPLOADED);
     symlink(site.home.join("elsewhere"), &uploaded).unwrap();
     let installer = || site.exec(&[&format!("./{UPLOADED}"), "install"]);
-    assert_ne!(run(&mut installer()).code(), Some(0));
+    let is_refused = |what: &str, mut command: Command| {
+        let ran = run(&mut command);
+        assert_eq!(ran.code(), Some(126), "{what}: {}", ran.stderr);
+        assert!(ran.stderr.contains("is a link or behind a loop of links"), "{what}: {}", ran.stderr);
+    };
+    is_refused("a link", installer());
+    fs::remove_file(&uploaded).unwrap();
+    symlink(&uploaded, &uploaded).unwrap();
+    is_refused("a loop", installer());
+    fs::create_dir_all(site.home.join(".mutagen")).unwrap();
+    symlink("agents", site.home.join(".mutagen/agents")).unwrap();
+    is_refused("a loop of folders", site.exec(&[AGENT, "synchronizer"]));
     fs::remove_file(&uploaded).unwrap();
     process::run(Command::new("mkfifo").arg(&uploaded));
     assert_eq!(run(&mut installer()).code(), Some(126));

@@ -289,6 +289,10 @@ fn explain(program: &str, error: &io::Error) -> StartFailure {
         _ if error.raw_os_error() == Some(rustix::io::Errno::NOEXEC.raw_os_error()) => {
             StartFailure::NotExecutable(format!("{program}: not a program of this system"))
         }
+        // Of what is to be verified no link is followed at all.
+        _ if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) => {
+            StartFailure::NotExecutable(format!("{program}: is a link or behind a loop of links"))
+        }
         _ if descriptors::is_exhaustion(error) => StartFailure::Exhausted(format!("{program}: {error}")),
         _ => StartFailure::Broken(format!("{program}: {error}")),
     }
