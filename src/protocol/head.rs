@@ -3,6 +3,7 @@
 //! A head is bounded, and what follows its blank line is left alone: after a 101 it belongs to the stream.
 
 use std::fmt::Write as _;
+use std::str::FromStr;
 
 use super::{MAX_HEAD_BYTES, PROBLEM_TYPE_PREFIX};
 use crate::error::{Code, Error, printable};
@@ -35,6 +36,20 @@ impl Request {
         self.head.push_str("\r\n");
         self.head.into_bytes()
     }
+}
+
+/// A field's number: digits alone, without the sign that Rust takes, too.
+pub fn number<T: FromStr>(value: &str) -> Option<T> {
+    digits(value)?.parse().ok()
+}
+
+/// The same of permission bits, in octal.
+pub fn permission_bits(value: &str) -> Option<u32> {
+    u32::from_str_radix(digits(value)?, 8).ok().filter(|bits| *bits <= 0o777)
+}
+
+fn digits(value: &str) -> Option<&str> {
+    Some(value).filter(|value| value.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// The head of an answer.
@@ -85,8 +100,8 @@ impl Response {
     }
 
     /// A field's value as a number, where it is one; its name may be in any case.
-    pub fn number<T: std::str::FromStr>(&self, name: &str) -> Option<T> {
-        self.field(&name.to_ascii_lowercase())?.parse().ok()
+    pub fn number<T: FromStr>(&self, name: &str) -> Option<T> {
+        number(self.field(&name.to_ascii_lowercase())?)
     }
 
     /// The body's length, where the head gives one.
@@ -134,6 +149,20 @@ mod tests {
         assert_eq!((response.status, parsed), (101, length));
         assert_eq!(response.field("tstunnel-window"), Some("65536"));
         assert_eq!(response.field("missing"), None);
+    }
+
+    #[test]
+    fn a_number_is_digits_alone() {
+        assert_eq!((number("0"), number("007"), number(&u64::MAX.to_string())), (Some(0), Some(7), Some(u64::MAX)));
+        for wrong in ["", "+5", "-5", "+", " 5", "5 ", "0x5", "5.0", "٥", "18446744073709551616"] {
+            assert_eq!(number::<u64>(wrong), None, "{wrong:?}");
+        }
+        assert_eq!((permission_bits("755"), permission_bits("0000777")), (Some(0o755), Some(0o777)));
+        for wrong in ["", "+755", "-755", "0o755", "758", "1000", "40000000000"] {
+            assert_eq!(permission_bits(wrong), None, "{wrong:?}");
+        }
+        let (response, _) = Response::parse(b"HTTP/1.1 200 OK\r\nUpload-Offset: +5\r\n\r\n").unwrap().unwrap();
+        assert_eq!(response.number::<u64>("Upload-Offset"), None);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use hyper::{Method, Request, Response, StatusCode};
 use super::{Answer, internal, json, login};
 use crate::error::{Code, Error, Result};
 use crate::protocol::encoding::hex;
+use crate::protocol::head;
 use crate::protocol::{HEADER_MODE, HEADER_UNENCODED_DIGEST, HEADER_UPLOAD_OFFSET};
 use crate::server::Shared;
 use crate::server::account::Login;
@@ -203,16 +204,13 @@ fn order(
     };
     let mode = match text(headers, HEADER_MODE)? {
         None => DEFAULT_MODE,
-        Some(mode) => u32::from_str_radix(mode, 8)
-            .ok()
-            .filter(|mode| *mode <= 0o777)
+        Some(mode) => head::permission_bits(mode)
             .ok_or_else(|| Refusal::bad_request(400, format!("{HEADER_MODE} is not permission bits in octal")))?,
     };
     let offset = match text(headers, HEADER_UPLOAD_OFFSET)? {
         None => 0,
-        Some(offset) => {
-            offset.parse().map_err(|_| Refusal::bad_request(400, format!("{HEADER_UPLOAD_OFFSET} is not a number")))?
-        }
+        Some(offset) => head::number(offset)
+            .ok_or_else(|| Refusal::bad_request(400, format!("{HEADER_UPLOAD_OFFSET} is not a number")))?,
     };
     let digest = digest(headers, HEADER_UNENCODED_DIGEST)?;
     if offset > 0 && digest.is_none() {
@@ -234,7 +232,7 @@ fn order(
 }
 
 fn length(headers: &HeaderMap, max_bytes: u64) -> Result<(), Refusal> {
-    let length = text(headers, CONTENT_LENGTH.as_str())?.and_then(|length| length.parse::<u64>().ok());
+    let length = text(headers, CONTENT_LENGTH.as_str())?.and_then(head::number::<u64>);
     match length {
         None => Err(Refusal::bad_request(400, "an upload needs a Content-Length")),
         Some(length) if length > max_bytes => Err(Refusal::file_too_large(max_bytes)),

@@ -19,6 +19,7 @@ use super::{Answer, internal};
 use crate::bridge::Connection;
 use crate::error::{Code, Error};
 use crate::protocol::early::{Early, MAX_EARLY_BYTES};
+use crate::protocol::head;
 use crate::protocol::session::Exit;
 use crate::protocol::{HEADER_EARLY, HEADER_RECEIVED, HEADER_SESSION, UPGRADE_FRAMED, UPGRADE_RAW};
 use crate::server::account::Login;
@@ -174,9 +175,9 @@ pub(super) async fn resume(
     let text = |name: &str| request.headers().get(name).and_then(|value| value.to_str().ok());
     let token = text(HEADER_SESSION).unwrap_or_default();
     let received = text(HEADER_RECEIVED)
-        .and_then(|count| count.parse().ok())
+        .and_then(head::number)
         .ok_or_else(|| Refusal::bad_request(400, format!("{HEADER_RECEIVED} is not a number")))?;
-    let first = if body.is_empty() { Some(0) } else { text(HEADER_EARLY).and_then(|count| count.parse().ok()) };
+    let first = if body.is_empty() { Some(0) } else { text(HEADER_EARLY).and_then(head::number) };
     let early = first.and_then(|first| Early::decode(first, body));
     let early = early.ok_or_else(|| {
         Refusal::bad_request(400, format!("the body is not whole frames behind those that {HEADER_EARLY} counts"))
