@@ -21,8 +21,7 @@ fn main() -> ExitCode {
     let argv0 = args.next().unwrap_or_else(|| "tstunnel".into());
     #[cfg(feature = "server")]
     if argv0 == tstunnel::server::store::helper::NAME {
-        let stored = tstunnel::server::store::helper::run(&mut std::io::stdin().lock(), &mut std::io::stdout().lock());
-        return if stored.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
+        return if tstunnel::server::store::helper::main().is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE };
     }
     let args: Vec<_> = args.collect();
     let is_standin = cli::stands_in(&argv0, &args);

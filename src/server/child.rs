@@ -1,6 +1,7 @@
 //! A child process and the server's ends of its standard streams. One that nobody wants any more is killed, and never left
 //! behind as a zombie; until it is reaped its id, and its group's, are nobody else's, so that no signal reaches a stranger.
 
+use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::process::ExitStatusExt;
@@ -57,12 +58,13 @@ impl Child {
         Ok((child, Pipes { stdin, stdout, stderr }))
     }
 
-    /// The same with the server's own stderr.
+    /// The same where nobody reads its stderr. It does not get the server's: what runs as the account could take that, and write to
+    /// the log.
     ///
     /// # Errors
     /// Those of [`Child::start`].
-    pub fn start_with_own_stderr(setup: &Setup<'_>) -> io::Result<(Child, Sender, Receiver)> {
-        Child::with_stderr(setup, io::stderr().as_fd())
+    pub fn start_silent(setup: &Setup<'_>) -> io::Result<(Child, Sender, Receiver)> {
+        Child::with_stderr(setup, File::options().write(true).open("/dev/null")?)
     }
 
     fn with_stderr(setup: &Setup<'_>, stderr: impl AsFd) -> io::Result<(Child, Sender, Receiver)> {

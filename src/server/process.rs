@@ -239,13 +239,13 @@ pub fn no_home(error: &io::Error, home: &Path, code: Code) -> Option<Error> {
     })
 }
 
-/// Starts this program itself as `login` in its home, under another name. Blocks; see [`spawn::spawn`].
+/// Starts this program itself as `login` in its home, under another name, without a stderr. Blocks; see [`spawn::spawn`].
 ///
 /// # Errors
 /// Those of [`spawn::spawn`], and where there is no descriptor left.
 pub fn start_own(name: &str, login: &Login) -> io::Result<(Child, Sender, Receiver)> {
     let image = Image { files: vec![OWN_PROGRAM.into()], agent: None, words: vec![name.to_owned()], env: Vec::new() };
-    with_setup(&image, login, &login.home, Child::start_with_own_stderr)
+    with_setup(&image, login, &login.home, Child::start_silent)
 }
 
 /// Has `image` started, with the environment that a login gives.

@@ -217,6 +217,9 @@ fn an_upload_is_stored_by_a_process_of_the_accounts_and_belongs_to_it() {
     let helper = storing().unwrap();
     assert_eq!(uids(helper.pid), [ANN; 4].map(|id| id.to_string()).join(" "));
     println!("tstunnel-store for ann: uid {}", uids(helper.pid));
+    // The account's other processes could take whatever it has open: there is no log, and they may not look.
+    assert_eq!(fs::read_link(format!("/proc/{}/fd/2", helper.pid)).unwrap(), Path::new("/dev/null"));
+    assert_eq!(fs::metadata(format!("/proc/{}/fd", helper.pid)).unwrap().uid(), 0);
     body.write_all(b"ten").unwrap();
     drop(body);
     assert!(upload.wait().ok().text().contains("\"size\":6"));

@@ -9,6 +9,7 @@ use std::io::{self, BufRead, Write};
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
+use rustix::process::{DumpableBehavior, set_dumpable_behavior};
 use serde::{Deserialize, Serialize};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::unix::pipe::{Receiver, Sender};
@@ -67,6 +68,15 @@ pub enum Answer {
     Held(u64),
     /// It is done.
     Done,
+}
+
+/// All that the process does. What else runs as the account cannot take its descriptors (ptrace(2)).
+///
+/// # Errors
+/// Those of [`run`].
+pub fn main() -> io::Result<()> {
+    set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
+    run(&mut io::stdin().lock(), &mut io::stdout().lock())
 }
 
 /// The process's own side: does what stdin says, and answers on stdout.
