@@ -9,6 +9,7 @@ use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::thread;
 
 use support::process;
 use support::wait::{SOON, wait_for};
@@ -82,6 +83,27 @@ fn a_listed_program_runs_from_memory_that_nobody_can_change() {
     assert_eq!(fs::read(&image).unwrap(), cat);
     fs::write(&fifo, "written\n").unwrap();
     assert_eq!(session.wait().ok().text(), "written\n");
+}
+
+#[test]
+fn what_is_not_listed_is_not_copied_into_memory() {
+    let mut site = site(&[SCRIPT]);
+    let file = install(&site, b"");
+    fs::File::options().write(true).open(file).unwrap().set_len(256 << 20).unwrap();
+    let of_server = PathBuf::from(format!("/proc/{}/fd", site.server().id()));
+    let is_copy = |name: PathBuf| name.to_string_lossy().starts_with("/memfd:mutagen-agent");
+    let has_copy = || {
+        let open = fs::read_dir(&of_server).unwrap().flatten();
+        open.filter_map(|entry| fs::read_link(entry.path()).ok()).any(is_copy)
+    };
+    let ran = thread::scope(|scope| {
+        let running = scope.spawn(|| run(&mut site.exec(&[AGENT, "synchronizer"])));
+        while !running.is_finished() {
+            assert!(!has_copy());
+        }
+        running.join().unwrap()
+    });
+    assert_eq!(ran.code(), Some(126), "{}", ran.stderr);
 }
 
 #[test]

@@ -1,16 +1,18 @@
 //! Agents that are trusted by their digest: a file → what is executed in its place, which is what was verified.
 //!
-//! The file is opened once, with the account's rights. Its content goes into memory that nobody can write any more
-//! (memfd_create(2), sealed), and is hashed on its way; that memory is what runs, whatever becomes of the file. Only what
-//! installs itself is run from its own file, by the descriptor that was read: it asks the system where it is, to move itself.
-//! Fails closed: what cannot be read, is too large or is not on the list does not run.
+//! The file is opened once, with the account's rights, and hashed; what is not on the list costs no memory. What is goes into
+//! memory that nobody can write any more (memfd_create(2), sealed), and is hashed once more on its way, as the file may have changed;
+//! that memory is what runs, whatever becomes of the file. Equal ones share it. Only what installs itself is run from its own file,
+//! by the descriptor that was read: it asks the system where it is, to move itself. Fails closed: what cannot be read, is too
+//! large or is not on the list does not run.
 
+use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use rustix::fs::{MemfdFlags, OFlags, SealFlags};
@@ -30,6 +32,9 @@ const CHUNK_BYTES: usize = 128 << 10;
 #[derive(Clone, Debug, Default)]
 pub struct Agents {
     kept: Arc<Mutex<Vec<Kept>>>,
+    /// The accounts that agents are copied for. Each has one copied at a time: a file that does not answer holds up its own account
+    /// alone.
+    copying: Arc<Mutex<HashMap<String, Weak<Mutex<()>>>>>,
 }
 
 #[derive(Clone, Debug)]
@@ -73,31 +78,52 @@ impl Agents {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
         let version = FileVersion::of(&metadata);
-        let agent = if is_installer {
-            let (digest, is_script) = copy(&mut file, &mut io::sink())?;
-            Trusted { file: Arc::new(file.into()), is_script, digest }
-        } else if let Some(agent) = self.find(version) {
-            agent
-        } else {
-            sealed(&mut file)?
+        let check = |digest: &String| {
+            if digests.contains(digest) { Ok(()) } else { Err(io::Error::from(io::ErrorKind::PermissionDenied)) }
         };
-        if !digests.contains(&agent.digest) {
+        let known = self.find(|kept| kept.version == version).filter(|_| !is_installer);
+        if let Some(agent) = known {
+            check(&agent.digest)?;
+            self.keep(Kept { version, agent: agent.clone() });
+            return Ok(agent);
+        }
+        let content = copy(&mut file, MAX_AGENT_BYTES, &mut io::sink())?;
+        check(&content.digest)?;
+        if is_installer { Ok(Trusted::new(file, content)) } else { self.share(&mut file, version, &content, login) }
+    }
+
+    /// The copy that is kept of a file's content, or else a new one, where the file holds that still.
+    fn share(&self, file: &mut File, version: FileVersion, content: &Content, login: &Login) -> io::Result<Trusted> {
+        let of_account = self.copying_for(&login.name);
+        let _turn = lock(&of_account);
+        let kept = self.find(|kept| kept.agent.digest == content.digest);
+        let agent = kept.map_or_else(|| sealed(file, content.bytes), Ok)?;
+        if agent.digest != content.digest {
             return Err(io::ErrorKind::PermissionDenied.into());
         }
-        if !is_installer {
-            self.keep(Kept { version, agent: agent.clone() });
-        }
+        self.keep(Kept { version, agent: agent.clone() });
         Ok(agent)
     }
 
-    fn find(&self, version: FileVersion) -> Option<Trusted> {
-        let kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
-        kept.iter().find(|kept| kept.version == version).map(|kept| kept.agent.clone())
+    /// The turn to copy for an account, for as long as anybody wants it.
+    fn copying_for(&self, account: &str) -> Arc<Mutex<()>> {
+        let mut all = lock(&self.copying);
+        all.retain(|_, turn| turn.strong_count() > 0);
+        if let Some(turn) = all.get(account).and_then(Weak::upgrade) {
+            return turn;
+        }
+        let turn = Arc::default();
+        all.insert(account.to_owned(), Arc::downgrade(&turn));
+        turn
+    }
+
+    fn find(&self, is_it: impl Fn(&Kept) -> bool) -> Option<Trusted> {
+        lock(&self.kept).iter().find(|kept| is_it(kept)).map(|kept| kept.agent.clone())
     }
 
     /// Makes it the last to go.
     fn keep(&self, newest: Kept) {
-        let mut kept = self.kept.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut kept = lock(&self.kept);
         kept.retain(|kept| kept.version != newest.version);
         if kept.len() >= MAX_KEPT {
             kept.remove(0);
@@ -106,32 +132,52 @@ impl Agents {
     }
 }
 
-/// A copy in memory that nobody can change.
-fn sealed(file: &mut File) -> io::Result<Trusted> {
+impl Trusted {
+    fn new(file: File, content: Content) -> Trusted {
+        Trusted { file: Arc::new(file.into()), is_script: content.is_script, digest: content.digest }
+    }
+}
+
+/// What a file held when it was read.
+#[derive(Debug)]
+struct Content {
+    digest: String,
+    bytes: u64,
+    is_script: bool,
+}
+
+/// A copy in memory that nobody can change, of what the file holds now, but of no more than it has held.
+fn sealed(file: &mut File, bytes: u64) -> io::Result<Trusted> {
     let flags = MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING;
     // Before Linux 6.3 there was no such flag, and every memory file could be executed.
     let memory = rustix::fs::memfd_create(c"mutagen-agent", flags | MemfdFlags::EXEC)
         .or_else(|_| rustix::fs::memfd_create(c"mutagen-agent", flags))?;
     let mut memory = File::from(memory);
-    let (digest, is_script) = copy(file, &mut memory)?;
+    file.rewind()?;
+    let content = copy(file, bytes, &mut memory)?;
     rustix::fs::fcntl_add_seals(&memory, SealFlags::WRITE | SealFlags::GROW | SealFlags::SHRINK | SealFlags::SEAL)?;
-    Ok(Trusted { file: Arc::new(memory.into()), is_script, digest })
+    Ok(Trusted::new(memory, content))
 }
 
-/// Copies at most what may be copied; returns the digest of it, and whether it is a script.
-fn copy(from: &mut File, to: &mut dyn Write) -> io::Result<(String, bool)> {
-    let mut from = from.take(MAX_AGENT_BYTES);
+/// Copies at most so many bytes, and tells what they are.
+fn copy(from: &mut File, at_most: u64, to: &mut dyn Write) -> io::Result<Content> {
+    let mut from = from.take(at_most);
     let mut hash = Context::new(&SHA256);
-    let mut is_script = None;
+    let (mut bytes, mut is_script) = (0, false);
     let mut chunk = vec![0; CHUNK_BYTES];
     loop {
         let count = from.read(&mut chunk)?;
-        let Some(bytes) = chunk.get(..count).filter(|bytes| !bytes.is_empty()) else { break };
-        is_script.get_or_insert(bytes.starts_with(b"#!"));
-        hash.update(bytes);
-        to.write_all(bytes)?;
+        let Some(read) = chunk.get(..count).filter(|read| !read.is_empty()) else { break };
+        is_script |= bytes == 0 && read.starts_with(b"#!");
+        bytes += read.len() as u64;
+        hash.update(read);
+        to.write_all(read)?;
     }
-    Ok((hex(hash.finish().as_ref()), is_script.unwrap_or_default()))
+    Ok(Content { digest: hex(hash.finish().as_ref()), bytes, is_script })
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
@@ -179,6 +225,38 @@ mod tests {
             assert!(verify(Path::new("/dev/null"), &[digest(b"")]).is_err());
             assert!(verify(&folder.path().join("missing"), &[digest(b"")]).is_err());
         }
+    }
+
+    #[test]
+    fn of_what_has_changed_since_it_was_read_no_more_is_copied_and_the_copy_counts() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("agent");
+        fs::write(&path, "#!good").unwrap();
+        let mut file = File::open(&path).unwrap();
+        let content = copy(&mut file, MAX_AGENT_BYTES, &mut io::sink()).unwrap();
+        assert_eq!((content.bytes, content.digest.as_str()), (6, digest(b"#!good").as_str()));
+        assert_eq!(sealed(&mut file, content.bytes).unwrap().digest, content.digest);
+        fs::write(&path, "#!evil and much more").unwrap();
+        let copied = sealed(&mut file, content.bytes).unwrap();
+        let version = FileVersion::of(&file.metadata().unwrap());
+        let agents = Agents::default();
+        assert!(agents.share(&mut file, version, &content, &login()).is_err() && lock(&agents.kept).is_empty());
+        assert_eq!(copied.digest, digest(b"#!evil"));
+        assert_eq!(File::from(copied.file.try_clone().unwrap()).metadata().unwrap().len(), 6);
+    }
+
+    #[test]
+    fn equal_files_share_their_copy() {
+        let folder = tempfile::tempdir().unwrap();
+        let agents = Agents::default();
+        let verify = |name: &str, content: &[u8]| {
+            let path = folder.path().join(name);
+            fs::write(&path, content).unwrap();
+            agents.verify(&path, &login(), &[digest(content)], false).unwrap()
+        };
+        let (one, other, another) = (verify("one", b"agent"), verify("other", b"agent"), verify("another", b"another"));
+        assert!(Arc::ptr_eq(&one.file, &other.file) && !Arc::ptr_eq(&one.file, &another.file));
+        assert!(agents.copying_for("dev").try_lock().is_ok());
     }
 
     #[test]
