@@ -238,8 +238,10 @@ impl Part<File> {
     /// anew, and never written into.
     fn open(path: &Path, order: &Order) -> Result<Part<File>, Refusal> {
         let offset = order.offset;
-        let held = if offset > 0 { Some(held_from(path, offset)?) } else { None };
+        let held = if offset > 0 { Some(held_from(path, offset)) } else { None };
+        // Where that is refused, nobody waits for the part any more.
         remove(path);
+        let held = held.transpose()?;
         let file = File::options().write(true).create_new(true).mode(0o600).open(path);
         let mut part = Part::new(file.map_err(|error| storage(&error))?, order);
         if let Some(mut held) = held {

@@ -85,26 +85,38 @@ fn sessions_from_one_source_are_bounded() {
 
 /// Sends half of a file and hangs up; then asks how much of it is held.
 fn held_after_breaking_off(site: &Site, name: &str, digit: u8) -> bool {
+    break_off(site, name, digit);
+    held(site, name, digit) > 0
+}
+
+/// A request about a file with a digest that nothing has.
+fn request(method: &str, name: &str, digit: u8, fields: &str) -> String {
     let digest = BASE64.encode([digit; 32]);
-    let identity = site.clients.client(PRINCIPAL);
-    let mut tls = fake::connect(site, &identity);
-    let head = format!(
-        "POST /tinyscale/v1/copy/{name} HTTP/1.1\r\nHost: {SERVER_NAME}\r\nUnencoded-Digest: sha-256=:{digest}:\r\n\
-         Content-Length: 2000\r\n\r\n"
-    );
+    format!(
+        "{method} /tinyscale/v1/copy/{name} HTTP/1.1\r\nHost: {SERVER_NAME}\r\n\
+         Unencoded-Digest: sha-256=:{digest}:\r\n{fields}\r\n"
+    )
+}
+
+/// Sends half of a file and hangs up.
+fn break_off(site: &Site, name: &str, digit: u8) {
+    let mut tls = fake::connect(site, &site.clients.client(PRINCIPAL));
+    let head = request("POST", name, digit, "Content-Length: 2000\r\n");
     tls.write_all(head.as_bytes()).and_then(|()| tls.write_all(&[b'x'; 1000])).unwrap();
     tls.conn.send_close_notify();
     tls.flush().unwrap();
-    drop(tls);
+}
+
+/// How much of a file is held.
+fn held(site: &Site, name: &str, digit: u8) -> u64 {
     let mut answer = String::new();
-    let head = format!(
-        "HEAD /tinyscale/v1/copy/{name} HTTP/1.1\r\nHost: {SERVER_NAME}\r\nUnencoded-Digest: sha-256=:{digest}:\r\n\r\n"
-    );
-    let mut tls = fake::connect(site, &identity);
-    tls.write_all(head.as_bytes()).unwrap();
+    let mut tls = fake::connect(site, &site.clients.client(PRINCIPAL));
+    tls.write_all(request("HEAD", name, digit, "").as_bytes()).unwrap();
     tls.read_to_string(&mut answer).unwrap();
     assert!(answer.starts_with("HTTP/1.1 204 "), "{answer}");
-    !answer.to_ascii_lowercase().contains("upload-offset: 0\r\n")
+    let answer = answer.to_ascii_lowercase();
+    let (_, rest) = answer.split_once("upload-offset: ").unwrap();
+    rest.lines().next().unwrap().parse().unwrap()
 }
 
 #[test]
@@ -114,4 +126,26 @@ fn uploads_that_broke_off_are_held_up_to_a_number() {
     assert!(!held_after_breaking_off(&site, "second", 2));
     assert!(held_after_breaking_off(&site, "first", 1));
     assert_eq!(site.names().len(), 1, "{:?}", site.names());
+}
+
+#[test]
+fn an_upload_that_goes_on_where_nothing_is_leaves_nothing_that_no_one_removes() {
+    let site = Site::start(&Plan::any().limit("max_held_uploads = 1").limit("resume_grace = \"2s\""));
+    assert!(held_after_breaking_off(&site, "first", 1));
+    let mut tls = fake::connect(&site, &site.clients.client(PRINCIPAL));
+    let head = request("POST", "first", 1, "Upload-Offset: 1500\r\nContent-Length: 500\r\n");
+    tls.write_all(head.as_bytes()).and_then(|()| tls.write_all(&[b'x'; 500])).unwrap();
+    let mut answer = String::new();
+    tls.read_to_string(&mut answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    wait_until("it is gone", SOON, || site.names().is_empty());
+    assert!(held_after_breaking_off(&site, "second", 2));
+}
+
+#[test]
+fn whoever_only_asks_for_what_is_held_does_not_keep_it() {
+    let site = Site::start(&Plan::any().limit("resume_grace = \"2s\""));
+    assert!(held_after_breaking_off(&site, "first", 1));
+    wait_until("its grace is over", SOON, || held(&site, "first", 1) == 0);
+    assert_eq!(site.names(), Vec::<String>::new());
 }

@@ -26,7 +26,7 @@ use crate::server::state::State;
 use crate::server::store::helper::{Answer as Storing, Helper, Task};
 use crate::server::store::{Encoding, Order, Sha256, Stored};
 use crate::server::trail::{Draft, Outcome, Trail};
-use crate::server::upload::Turn;
+use crate::server::upload::{Left, Turn};
 
 /// What is said of a body whose connection ended before it.
 const BROKE_OFF: &str = "the body broke off";
@@ -51,7 +51,7 @@ pub(super) async fn copy(
         return Err(Error::new(Code::CommandDenied, "this file is not one of those that the host trusts").into());
     }
     if request.method() == Method::HEAD {
-        let answer = held(shared, &order, login, state.config.limits.resume_grace).await?;
+        let answer = held(shared, &permit, &order, login, state.config.limits.resume_grace).await?;
         draft.answered(&permit);
         return Ok(answer);
     }
@@ -62,21 +62,22 @@ pub(super) async fn copy(
     let (grace, max_held) = (state.config.limits.resume_grace, state.config.limits.max_held_uploads);
     let shared = shared.clone();
     let uploading = tokio::spawn(async move {
-        let turn = shared.uploads.turn(Arc::new(login), &order.name, order.digest.as_ref(), grace).await;
+        let login = Arc::new(login);
+        let turn = shared.uploads.turn(permit.principal(), login, &order.name, order.digest.as_ref(), grace).await;
         shared.uploads.visit(&turn, grace);
         let order = Order { part: turn.part(), may_hold: turn.may_hold(max_held), ..order };
         let mut ending = trail.ticket().ending();
         let mut uploaded = upload(&turn, &order, request.into_body(), idle, &mut ending, &trail).await;
         let is_broken = matches!(uploaded, Err(Failed::Lost | Failed::Broken(_)));
         // What has failed to store it, or was killed over it, may have left the part.
-        let is_left = matches!(&uploaded, Err(Failed::Refused(refusal)) if refusal.error.code == Code::Storage);
+        let is_left = matches!(&uploaded, Err(Failed::Refused(refusal)) if [Code::Storage, Code::Internal].contains(&refusal.error.code));
         if is_broken && let Some(withdrawn) = ending.is_withdrawn() {
             turn.discard().await;
             uploaded = Err(Failed::Refused(withdrawn.into()));
         } else if is_left {
             turn.discard().await;
         } else {
-            turn.finish(is_broken && order.may_hold);
+            turn.finish(if is_broken && order.may_hold { Left::Anew } else { Left::Nothing });
         }
         trail.end(match &uploaded {
             Ok((_, stored)) => {
@@ -91,16 +92,23 @@ pub(super) async fn copy(
     Ok(json(status, &serde_json::json!({"size": stored.size, "sha256": hex(&stored.sha256)})))
 }
 
-async fn held(shared: &Shared, order: &Order, login: Login, grace: Duration) -> Result<Answer, Refusal> {
+async fn held(
+    shared: &Shared,
+    permit: &Permit,
+    order: &Order,
+    login: Login,
+    grace: Duration,
+) -> Result<Answer, Refusal> {
     let Some(digest) = &order.digest else {
         return Err(Refusal::bad_request(400, format!("there is no {HEADER_UNENCODED_DIGEST}")));
     };
     let mut offset = 0;
     if order.wrapper.is_empty() {
-        let turn = shared.uploads.turn(Arc::new(login), &order.name, Some(digest), grace).await;
+        let turn = shared.uploads.turn(permit.principal(), Arc::new(login), &order.name, Some(digest), grace).await;
         shared.uploads.visit(&turn, grace);
         let held = turn.held().await;
-        turn.finish(!matches!(held, Ok(0)));
+        let left = turn.after_look(held.as_ref().ok().copied());
+        turn.finish(left);
         offset = held?;
     }
     let mut answer = Response::new(Full::new(Bytes::new()));
