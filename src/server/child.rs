@@ -119,20 +119,11 @@ impl Child {
         self.process.is_some()
     }
 
-    /// Reaps it, if it has ended: its id may be somebody else's from now on. What it was is what the descriptor stands for.
-    pub fn let_go(&mut self) -> Option<OwnedFd> {
-        let ended = self.process.take_if(|_| self.status.is_some())?.into_inner();
-        bury(&ended);
-        Some(ended)
-    }
-
-    /// Sends a signal to its group by its descriptor, which this kernel may not be able to (before Linux 6.9).
-    ///
-    /// # Errors
-    /// Those of [`spawn::signal_group`].
-    pub fn signal_group(&self, signal: Signal) -> io::Result<()> {
-        let process = self.process.as_ref().ok_or(io::ErrorKind::NotFound)?;
-        spawn::signal_group(process.get_ref(), Some(signal))
+    /// Reaps it, if it has ended: its id may be somebody else's from now on.
+    pub fn let_go(&mut self) {
+        if let Some(ended) = self.process.take_if(|_| self.status.is_some()) {
+            bury(ended.get_ref());
+        }
     }
 
     /// Kills its group, and it, if it has not been reaped.

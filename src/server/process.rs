@@ -4,17 +4,15 @@
 //! Nothing of the server's environment reaches the process. A command is run only with a [`Permit`].
 
 use std::collections::BTreeSet;
-use std::fs::{self, Metadata};
+use std::fs::Metadata;
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group};
+use rustix::process::{Pid, Signal, getpriority_pgrp, kill_process_group, setpriority_process};
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::time::Instant;
 
@@ -36,6 +34,9 @@ const AGENTS: &str = ".mutagen/agents";
 const STDIN_GRACE: Duration = Duration::from_secs(1);
 /// From SIGTERM to SIGKILL.
 const TERM_GRACE: Duration = Duration::from_secs(5);
+
+/// The nice value of whoever gives way to all others.
+const LOWEST_PRIORITY: i32 = 19;
 
 /// How often a group without its leader is looked at; there is no event for its end.
 const GROUP_POLL: Duration = Duration::from_millis(20);
@@ -69,8 +70,6 @@ pub struct Group(Pid);
 
 /// The groups of this server whose leaders are not reaped: the kernel knows of no such list.
 static GROUPS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
-/// Whether nothing of other groups has time any more, either.
-static IS_OVER: AtomicBool = AtomicBool::new(false);
 
 /// A group's place among [`GROUPS`].
 #[derive(Debug)]
@@ -91,7 +90,6 @@ impl Drop for Listed {
 
 /// Kills whatever runs: there is no time for the ladder.
 pub fn kill_all() {
-    IS_OVER.store(true, Ordering::Relaxed);
     // Nobody reaps a leader that is listed.
     let groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
     for group in groups.iter().filter_map(|id| Pid::from_raw(*id)) {
@@ -299,7 +297,8 @@ fn explain(program: &str, error: &io::Error) -> StartFailure {
 }
 
 impl Process {
-    /// Waits for the process's end. It stays a zombie, and keeps the group's number. Cancel-safe.
+    /// Waits for the process's end. Where it has left anything in its group it stays a zombie, and keeps the group's number.
+    /// Cancel-safe.
     pub async fn wait(&mut self) -> Exit {
         let exit = match self.child.wait().await {
             Ok(status) => exit(status),
@@ -308,7 +307,7 @@ impl Process {
                 Exit::Status(255)
             }
         };
-        self.listed.take_if(|_| !self.child.keeps_id());
+        self.let_go_if_alone();
         exit
     }
 
@@ -324,19 +323,12 @@ impl Process {
         self.listed.as_ref().map(|listed| listed.0)
     }
 
-    /// Reaps it where it has ended and nothing else is left of its group.
-    pub async fn let_go_if_alone(&mut self) {
-        if let Some(group) = self.group().filter(|_| self.child.has_ended())
-            && group.has_leader_alone().await
-        {
-            self.let_go();
+    /// Reaps it, which has ended, where nothing else is left of its group.
+    fn let_go_if_alone(&mut self) {
+        self.listed.take_if(|listed| !self.child.keeps_id() || listed.0.has_leader_alone());
+        if self.listed.is_none() {
+            self.child.let_go();
         }
-    }
-
-    /// Reaps it, if it has ended. Nothing signals the group by its number any more.
-    fn let_go(&mut self) -> Option<OwnedFd> {
-        self.listed = None;
-        self.child.let_go()
     }
 }
 
@@ -352,74 +344,12 @@ impl Group {
         let _ = kill_process_group(self.0, signal);
     }
 
-    /// Whether its leader, a zombie, is all that is left of it; not where that cannot be found out. Looks at every process there is.
-    async fn has_leader_alone(self) -> bool {
-        tokio::task::spawn_blocking(move || is_alone(self.0)).await.is_ok_and(|found| found.unwrap_or_default())
-    }
-}
-
-fn is_alone(leader: Pid) -> io::Result<bool> {
-    let mut is_seen = false;
-    for entry in fs::read_dir("/proc")? {
-        let entry = entry?;
-        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
-        // It may have ended by now.
-        let Ok(stat) = fs::read(entry.path().join("stat")) else { continue };
-        if group_of(&stat) == Some(leader.as_raw_pid()) {
-            if id != leader.as_raw_pid() {
-                return Ok(false);
-            }
-            is_seen = true;
-        }
-    }
-    Ok(is_seen)
-}
-
-/// The process group in what /proc says of a process (proc_pid_stat(5)). Its name, in parentheses, may hold anything.
-fn group_of(stat: &[u8]) -> Option<i32> {
-    let end = stat.iter().rposition(|byte| *byte == b')')?;
-    str::from_utf8(stat.get(end + 1..)?).ok()?.split_ascii_whitespace().nth(2)?.parse().ok()
-}
-
-/// What a command has left behind in its group.
-enum Rest {
-    /// Of a leader that is reaped.
-    Descriptor(OwnedFd),
-    /// Of one that is not, and keeps the number.
-    Number(Process),
-}
-
-impl Rest {
-    /// Reaps the leader where the kernel knows its group without a number.
-    fn of(mut process: Process, group: Group) -> Option<Rest> {
-        if process.child.signal_group(Signal::TERM).is_ok() {
-            return process.let_go().map(Rest::Descriptor);
-        }
-        group.kill(Signal::TERM);
-        Some(Rest::Number(process))
-    }
-
-    async fn is_there(&self) -> bool {
-        match self {
-            Rest::Descriptor(leader) => spawn::signal_group(leader, None).is_ok(),
-            Rest::Number(process) => match process.group() {
-                Some(group) => !group.has_leader_alone().await,
-                None => false,
-            },
-        }
-    }
-
-    fn kill(&self) {
-        match self {
-            Rest::Descriptor(leader) => {
-                let _ = spawn::signal_group(leader, Some(Signal::KILL));
-            }
-            Rest::Number(process) => {
-                if let Some(group) = process.group() {
-                    group.kill(Signal::KILL);
-                }
-            }
-        }
+    /// Whether its leader, a zombie, is all that is left of it. The kernel does not tell who is in a group, but the highest priority in
+    /// it (getpriority(2)): of a zombie that has been given the lowest, that is its own. Whoever was left there with the lowest, too, is
+    /// not seen.
+    fn has_leader_alone(self) -> bool {
+        let _ = setpriority_process(Some(self.0), LOWEST_PRIORITY);
+        getpriority_pgrp(Some(self.0)).is_ok_and(|highest| highest == LOWEST_PRIORITY)
     }
 }
 
@@ -502,12 +432,13 @@ pub async fn end(mut process: Process, mut ladder: Ladder, mut has_ended: bool) 
             () = ladder.step(group) => {}
         }
     }
-    // What the process has left behind in its group has had its time with the process.
-    let Some(rest) = process.group().and_then(|group| Rest::of(process, group)) else { return };
+    // What the process has left behind in its group has had its time with the process. The process, a zombie, keeps the number.
+    let Some(group) = process.group() else { return };
+    group.kill(Signal::TERM);
     let deadline = Instant::now() + TERM_GRACE;
-    while rest.is_there().await {
-        if Instant::now() >= deadline || IS_OVER.load(Ordering::Relaxed) {
-            rest.kill();
+    while !group.has_leader_alone() {
+        if Instant::now() >= deadline {
+            group.kill(Signal::KILL);
             return;
         }
         tokio::time::sleep(GROUP_POLL).await;
@@ -520,51 +451,20 @@ mod tests {
     use rustix::io::Errno;
 
     #[tokio::test]
-    async fn a_process_that_has_ended_keeps_its_number_until_its_group_was_dealt_with() {
+    async fn a_process_that_has_ended_keeps_its_number_until_nothing_is_left_of_its_group() {
         let (mut process, _pipes) = shell("exit 3");
         let Group(id) = process.group().unwrap();
         assert_eq!(process.wait().await, Exit::Status(3));
-        assert!(process.has_ended() && process.group().is_some() && is_alone(id).unwrap());
-        process.let_go_if_alone().await;
-        assert!(process.group().is_none() && !is_there(id));
+        assert!(process.has_ended() && process.group().is_none() && !is_there(id));
         assert_eq!(process.wait().await, Exit::Status(3));
         // Its child ends when the pipe that is its stdin does.
         let (mut process, pipes) = shell("cat <&0 & exit 4");
         let Group(id) = process.group().unwrap();
         assert_eq!(process.wait().await, Exit::Status(4));
-        process.let_go_if_alone().await;
-        assert!(process.group().is_some() && is_there(id) && !is_alone(id).unwrap());
+        assert!(process.group().is_some() && is_there(id) && !Group(id).has_leader_alone());
         drop(pipes);
         end(process, Ladder::default(), true).await;
         assert!(!is_there(id));
-    }
-
-    #[tokio::test]
-    async fn what_was_left_in_a_group_is_ended_with_a_descriptor_and_with_a_number() {
-        for has_descriptors in [true, false] {
-            let (mut process, pipes) = shell("sleep 1000 & exit 5");
-            let group = process.group().unwrap();
-            assert_eq!(process.wait().await, Exit::Status(5));
-            let rest = if has_descriptors {
-                let Some(rest) = Rest::of(process, group) else { panic!("there is no rest") };
-                rest
-            } else {
-                group.kill(Signal::TERM);
-                Rest::Number(process)
-            };
-            while rest.is_there().await {
-                tokio::task::yield_now().await;
-            }
-            drop((rest, pipes));
-            assert!(!is_there(group.0));
-        }
-    }
-
-    #[test]
-    fn a_group_is_told_from_a_name_that_looks_like_it() {
-        assert_eq!(group_of(b"12 (a) R 1 7 (b)) S 1 12 12 0 -1"), Some(12));
-        assert_eq!(group_of(b"12 (sh) Z 1 34 34 0 -1"), Some(34));
-        assert_eq!(group_of(b"12 (sh) Z 1"), None);
     }
 
     fn shell(line: &str) -> (Process, Pipes) {

@@ -1,4 +1,4 @@
-//! What a child does between clone(2) and execve(2), and a call that rustix does not have: all of the server's unsafe code.
+//! What a child does between clone(2) and execve(2): all of the server's unsafe code, and nothing beside that in it.
 //!
 //! The child leads a session and a process group of its own, has no signal ignored or blocked, no descriptor but its standard
 //! streams, no resource limit of the server's own, no umask but 022; it becomes the account for good, then enters its home,
@@ -124,21 +124,6 @@ pub fn spawn(setup: &Setup<'_>, streams: [BorrowedFd<'_>; 3]) -> io::Result<(Pid
             Err(io::Error::from_raw_os_error(failure))
         }
     }
-}
-
-/// Sends a signal to the process group that `leader`, a descriptor of [`spawn`]'s, stands for, whether that is still there or not;
-/// none finds out whether anybody is left of it. No number is needed for it, which could be another's.
-///
-/// # Errors
-/// Those of pidfd_send_signal(2): of a kernel before Linux 6.9 always one.
-pub fn signal_group(leader: &OwnedFd, signal: Option<Signal>) -> io::Result<()> {
-    /// `PIDFD_SIGNAL_PROCESS_GROUP`.
-    const TO_ITS_GROUP: libc::c_uint = 1 << 2;
-    let signal = signal.map_or(0, Signal::as_raw);
-    let details = ptr::null::<libc::siginfo_t>();
-    // SAFETY: there are no details to read, and the descriptor is open.
-    let done = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, leader.as_raw_fd(), signal, details, TO_ITS_GROUP) };
-    if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
 /// Has children wait to be waited for: whoever started the server may have had their ends ignored (wait(2)).

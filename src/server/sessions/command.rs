@@ -18,10 +18,6 @@ const DRAIN_BYTES: u64 = 1 << 20;
 /// How often the process's output may have been found to go on after its end: what still comes is not the process's own, either.
 const DRAIN_LOOKS: u32 = 5;
 
-/// How long after its process's end the server first looks whether that has left anything behind, where the client is away; later
-/// looks are ever farther apart.
-const LOOK: Duration = Duration::from_secs(1);
-
 /// What a session is about.
 #[derive(Debug)]
 pub enum Work {
@@ -61,11 +57,9 @@ pub async fn command(
     let mut ladder = Ladder::default();
     let mut drain = Drain::default();
     let mut told = false;
-    let mut look = LOOK;
     // Whether the process's stdin was ended here, and whether its end is the server's doing.
     let (mut is_cut, mut is_spoilt) = (false, false);
     let mut outcome = loop {
-        let is_kept = process.as_ref().is_some_and(|process| process.group().is_some());
         let running = process.as_mut().filter(|_| exit.is_none());
         tokio::select! {
             event = bridge.next() => match event {
@@ -79,12 +73,6 @@ pub async fn command(
             happening = link.next() => if let Some(outcome) = link.follow(happening, &mut bridge) { break outcome },
             end = ended(running) => exit = Some(end),
             () = tokio::time::sleep(DRAIN_QUIET), if exit.is_some() && !drain.is_over => drain.look(&bridge),
-            () = tokio::time::sleep(look), if exit.is_some() && is_kept && !bridge.is_attached() => {
-                if let Some(process) = &mut process {
-                    process.let_go_if_alone().await;
-                }
-                look *= 2;
-            }
             end = ending.wait(), if !ladder.is_started() => {
                 if matches!(end, End::Withdrawn(_)) {
                     break withdraw(&end, &mut bridge).await;
