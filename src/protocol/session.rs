@@ -249,9 +249,9 @@ impl Session {
 
     // Resuming.
 
-    /// Bytes held in memory: frames that are not acknowledged, and frames that are not consumed.
+    /// Bytes that it takes in memory: frames that are not acknowledged, and frames that are not consumed.
     pub fn memory_bytes(&self) -> usize {
-        self.kept_bytes() + self.held_bytes()
+        self.outgoing.memory_bytes() + self.incoming.memory_bytes()
     }
 
     /// Bytes of frames that the peer has not acknowledged.

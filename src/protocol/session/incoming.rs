@@ -27,11 +27,26 @@ pub(super) const COPY_BELOW_BYTES: usize = 16 << 10;
 /// Most bytes of a signal's name that are looked at.
 const MAX_SIGNAL_BYTES: usize = 32;
 
-/// A frame received and not yet acknowledged.
-#[derive(Debug)]
-struct Held {
-    bytes: usize,
-    consumed: bool,
+/// A frame received and not yet acknowledged: its bytes, and whether it is consumed. A peer may send as many as a window holds of the
+/// smallest, so one takes no more than that does.
+#[derive(Clone, Copy, Debug)]
+struct Held(u32);
+
+impl Held {
+    const CONSUMED: u32 = 1 << 31;
+
+    /// A frame's length takes 24 bits.
+    fn new(bytes: usize) -> Held {
+        Held(bytes as u32 & !Held::CONSUMED)
+    }
+
+    fn bytes(self) -> usize {
+        (self.0 & !Held::CONSUMED) as usize
+    }
+
+    fn is_consumed(self) -> bool {
+        self.0 & Held::CONSUMED != 0
+    }
 }
 
 /// The receiving half of a session's end.
@@ -104,7 +119,7 @@ impl Incoming {
             return Err(Violation::WindowExceeded);
         }
         let sequence = self.received_count();
-        self.held.push_back(Held { bytes, consumed: false });
+        self.held.push_back(Held::new(bytes));
         self.held_bytes += bytes;
         let event = match frame.kind {
             Kind::Signal => {
@@ -156,12 +171,12 @@ impl Incoming {
 
     fn mark_consumed(&mut self, sequence: u64) {
         if let Some(held) = self.held.get_mut((sequence - self.ack_sent) as usize) {
-            held.consumed = true;
+            held.0 |= Held::CONSUMED;
         }
         while let Some(held) = self.held.get((self.consumed - self.ack_sent) as usize)
-            && held.consumed
+            && held.is_consumed()
         {
-            self.consumed_bytes += held.bytes;
+            self.consumed_bytes += held.bytes();
             self.consumed += 1;
         }
     }
@@ -193,6 +208,11 @@ impl Incoming {
 
     pub(super) fn held_bytes(&self) -> usize {
         self.held_bytes
+    }
+
+    /// The same with what holding them takes.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.held_bytes + self.held.len() * size_of::<Held>()
     }
 
     pub(super) fn received_count(&self) -> u64 {

@@ -15,6 +15,9 @@ use crate::protocol::frame::{self, FRAME_BYTES, HEADER_BYTES, Kind, MAX_PAYLOAD_
 pub(super) const MAX_CONTROL_BYTES: usize = 1024;
 /// Less room than that is none, where the window has more: a path would fill with crumbs.
 pub(super) const MIN_ROOM_BYTES: usize = 4 << 10;
+/// What a kept frame takes beside its bytes: its place among them, and the allocator's least. It counts against the window, or of tiny
+/// frames a window would be many times its size in memory.
+pub(super) const KEPT_OVERHEAD_BYTES: usize = size_of::<Wire>() + 32;
 /// How many frames' memory is held to be used again, where there are not even more of them unacknowledged.
 const SPARES: usize = 8;
 
@@ -103,7 +106,8 @@ impl Outgoing {
             // A single frame may be larger than the window; only where that is tiny is it.
             return self.window_bytes.saturating_sub(HEADER_BYTES).clamp(MIN_ROOM_BYTES, MAX_PAYLOAD_BYTES);
         }
-        let limit = self.window_bytes.min(self.flight.limit_bytes());
+        let overhead_bytes = self.kept.len() * KEPT_OVERHEAD_BYTES;
+        let limit = self.window_bytes.saturating_sub(overhead_bytes).min(self.flight.limit_bytes());
         match limit.saturating_sub(self.kept_bytes + HEADER_BYTES) {
             room if room < MIN_ROOM_BYTES.min(limit / 4) => 0,
             room => room.min(self.flight.frame_bytes()).min(MAX_PAYLOAD_BYTES),
@@ -112,6 +116,11 @@ impl Outgoing {
 
     pub(super) fn kept_bytes(&self) -> usize {
         self.kept_bytes
+    }
+
+    /// The same with what keeping them takes.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.kept_bytes + self.kept.len() * KEPT_OVERHEAD_BYTES
     }
 
     pub(super) fn unsent_bytes(&self) -> usize {

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 
 use super::incoming::{ACK_DELAY, ACK_SPACING, COPY_BELOW_BYTES};
-use super::outgoing::{MAX_CONTROL_BYTES, MIN_ROOM_BYTES};
+use super::outgoing::{KEPT_OVERHEAD_BYTES, MAX_CONTROL_BYTES, MIN_ROOM_BYTES};
 use super::*;
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -104,7 +104,7 @@ fn a_full_window_leaves_no_room_but_a_single_frame_always_has_some() {
     let (mut client, _, _) = pair(1000);
     assert_eq!(client.room(), MIN_ROOM_BYTES);
     queue(&mut client, Kind::Stdin, &[0; 600]);
-    assert_eq!(client.room(), 1000 - 604 - 4);
+    assert_eq!(client.room(), 1000 - KEPT_OVERHEAD_BYTES - 604 - 4);
     queue(&mut client, Kind::Stdin, &[0; 392]);
     assert_eq!(client.room(), 0);
 }
@@ -244,6 +244,24 @@ fn a_small_frame_does_not_keep_the_buffer_that_it_came_in() {
     let is_alone = |event: &Event| matches!(event, Event::Data { payload, .. } if payload.is_unique());
     assert!(is_alone(&events[0]));
     assert!(!is_alone(&events[1]), "a large one is not copied");
+}
+
+#[test]
+fn tiny_frames_count_for_the_memory_that_they_take() {
+    const WINDOW: usize = 1 << 20;
+    let (mut client, mut server, now) = pair(WINDOW);
+    client.expect_round_trip(Duration::from_secs(1));
+    let mut sent = 0;
+    while client.room() > 0 {
+        queue(&mut client, Kind::Stdin, b"x");
+        sent += 1;
+        assert!(sent < WINDOW);
+    }
+    let memory = sent * KEPT_OVERHEAD_BYTES;
+    assert!(memory <= WINDOW, "{memory}");
+    assert_eq!(client.memory_bytes() - client.kept_bytes(), memory);
+    carry(&mut client, &mut server, usize::MAX, now).unwrap();
+    assert_eq!(server.memory_bytes(), server.held_bytes() + 4 * sent);
 }
 
 #[test]
