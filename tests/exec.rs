@@ -436,14 +436,6 @@ fn the_number_of_a_group_that_had_more_than_its_leader_is_nobody_elses_before_th
 }
 
 #[test]
-fn nothing_is_kept_of_a_command_that_has_left_nothing() {
-    let site = Site::start(&Plan::any());
-    let (_tls, leader, _) = ended_for_a_silent_client(&site, "echo $$");
-    wait_until("nothing is left of it", SOON, || !Path::new("/proc").join(&leader).exists());
-    assert!(records(&site.server_log(), "end").is_empty(), "its session goes on");
-}
-
-#[test]
 fn a_signal_after_the_commands_end_reaches_nothing_that_it_has_left() {
     let site = site();
     let (mut tls, _, received) = ended_for_a_silent_client(&site, "sleep 1000 >/dev/null 2>&1 </dev/null &");

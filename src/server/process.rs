@@ -12,7 +12,7 @@ use std::process::ExitStatus;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, getpriority_pgrp, kill_process_group, setpriority_process};
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::time::Instant;
 
@@ -35,11 +35,8 @@ const STDIN_GRACE: Duration = Duration::from_secs(1);
 /// From SIGTERM to SIGKILL.
 const TERM_GRACE: Duration = Duration::from_secs(5);
 
-/// The nice value of whoever gives way to all others.
-const LOWEST_PRIORITY: i32 = 19;
-
 /// How often a group without its leader is looked at; there is no event for its end.
-const GROUP_POLL: Duration = Duration::from_millis(20);
+const GROUP_POLL: Duration = Duration::from_millis(5);
 
 /// Why a permitted command is not running.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +65,7 @@ pub struct Process {
 #[derive(Clone, Copy, Debug)]
 pub struct Group(Pid);
 
-/// The groups of this server whose leaders are not reaped: the kernel knows of no such list.
+/// The groups of this server that something may be left of: the kernel knows of no such list.
 static GROUPS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
 
 /// A group's place among [`GROUPS`].
@@ -90,7 +87,6 @@ impl Drop for Listed {
 
 /// Kills whatever runs: there is no time for the ladder.
 pub fn kill_all() {
-    // Nobody reaps a leader that is listed.
     let groups = GROUPS.lock().unwrap_or_else(PoisonError::into_inner);
     for group in groups.iter().filter_map(|id| Pid::from_raw(*id)) {
         let _ = kill_process_group(group, Signal::KILL);
@@ -297,8 +293,7 @@ fn explain(program: &str, error: &io::Error) -> StartFailure {
 }
 
 impl Process {
-    /// Waits for the process's end. Where it has left anything in its group it stays a zombie, and keeps the group's number.
-    /// Cancel-safe.
+    /// Waits for the process's end. It stays a zombie, and keeps the group's number. Cancel-safe.
     pub async fn wait(&mut self) -> Exit {
         let exit = match self.child.wait().await {
             Ok(status) => exit(status),
@@ -307,7 +302,7 @@ impl Process {
                 Exit::Status(255)
             }
         };
-        self.let_go_if_alone();
+        self.listed.take_if(|_| !self.child.keeps_id());
         exit
     }
 
@@ -321,14 +316,6 @@ impl Process {
     /// The group that it leads, until its number may be a stranger's.
     pub fn group(&self) -> Option<Group> {
         self.listed.as_ref().map(|listed| listed.0)
-    }
-
-    /// Reaps it, which has ended, where nothing else is left of its group.
-    fn let_go_if_alone(&mut self) {
-        self.listed.take_if(|listed| !self.child.keeps_id() || listed.0.has_leader_alone());
-        if self.listed.is_none() {
-            self.child.let_go();
-        }
     }
 }
 
@@ -344,12 +331,8 @@ impl Group {
         let _ = kill_process_group(self.0, signal);
     }
 
-    /// Whether its leader, a zombie, is all that is left of it. The kernel does not tell who is in a group, but the highest priority in
-    /// it (getpriority(2)): of a zombie that has been given the lowest, that is its own. Whoever was left there with the lowest, too, is
-    /// not seen.
-    fn has_leader_alone(self) -> bool {
-        let _ = setpriority_process(Some(self.0), LOWEST_PRIORITY);
-        getpriority_pgrp(Some(self.0)).is_ok_and(|highest| highest == LOWEST_PRIORITY)
+    fn is_alive(self) -> bool {
+        test_kill_process_group(self.0).is_ok()
     }
 }
 
@@ -432,11 +415,13 @@ pub async fn end(mut process: Process, mut ladder: Ladder, mut has_ended: bool) 
             () = ladder.step(group) => {}
         }
     }
-    // What the process has left behind in its group has had its time with the process. The process, a zombie, keeps the number.
+    // What the process has left behind in its group has had its time with the process. Until here the process, a zombie, keeps the
+    // number; from here on whatever is left does, and is looked at often enough that no stranger is taken for it.
     let Some(group) = process.group() else { return };
     group.kill(Signal::TERM);
+    process.child.let_go();
     let deadline = Instant::now() + TERM_GRACE;
-    while !group.has_leader_alone() {
+    while group.is_alive() {
         if Instant::now() >= deadline {
             group.kill(Signal::KILL);
             return;
@@ -451,17 +436,18 @@ mod tests {
     use rustix::io::Errno;
 
     #[tokio::test]
-    async fn a_process_that_has_ended_keeps_its_number_until_nothing_is_left_of_its_group() {
+    async fn a_process_that_has_ended_keeps_its_number_until_its_session_is_over() {
         let (mut process, _pipes) = shell("exit 3");
         let Group(id) = process.group().unwrap();
         assert_eq!(process.wait().await, Exit::Status(3));
-        assert!(process.has_ended() && process.group().is_none() && !is_there(id));
-        assert_eq!(process.wait().await, Exit::Status(3));
+        assert!(process.has_ended() && process.group().is_some() && is_there(id));
+        end(process, Ladder::default(), true).await;
+        assert!(!is_there(id));
         // Its child ends when the pipe that is its stdin does.
         let (mut process, pipes) = shell("cat <&0 & exit 4");
         let Group(id) = process.group().unwrap();
         assert_eq!(process.wait().await, Exit::Status(4));
-        assert!(process.group().is_some() && is_there(id) && !Group(id).has_leader_alone());
+        assert!(process.group().is_some() && is_there(id));
         drop(pipes);
         end(process, Ladder::default(), true).await;
         assert!(!is_there(id));
