@@ -12,7 +12,9 @@ use std::process::ExitStatus;
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
+use rustix::process::{
+    Pid, Signal, getpriority_pgrp, kill_process_group, setpriority_process, test_kill_process_group,
+};
 use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::time::Instant;
 
@@ -34,6 +36,9 @@ const AGENTS: &str = ".mutagen/agents";
 const STDIN_GRACE: Duration = Duration::from_secs(1);
 /// From SIGTERM to SIGKILL.
 const TERM_GRACE: Duration = Duration::from_secs(5);
+
+/// The nice value of whoever gives way to all others.
+const LOWEST_PRIORITY: i32 = 19;
 
 /// How often a group without its leader is looked at; there is no event for its end.
 const GROUP_POLL: Duration = Duration::from_millis(5);
@@ -293,7 +298,8 @@ fn explain(program: &str, error: &io::Error) -> StartFailure {
 }
 
 impl Process {
-    /// Waits for the process's end. It stays a zombie, and keeps the group's number. Cancel-safe.
+    /// Waits for the process's end. It stays a zombie, and keeps the group's number, unless it is seen that nothing else is left of that.
+    /// Cancel-safe.
     pub async fn wait(&mut self) -> Exit {
         let exit = match self.child.wait().await {
             Ok(status) => exit(status),
@@ -302,7 +308,10 @@ impl Process {
                 Exit::Status(255)
             }
         };
-        self.listed.take_if(|_| !self.child.keeps_id());
+        self.listed.take_if(|listed| !self.child.keeps_id() || listed.0.has_leader_alone());
+        if self.listed.is_none() {
+            self.child.let_go();
+        }
         exit
     }
 
@@ -329,6 +338,14 @@ impl Group {
 
     fn kill(self, signal: Signal) {
         let _ = kill_process_group(self.0, signal);
+    }
+
+    /// Whether its leader, a zombie, is seen to be all that is left of it. The kernel does not tell who is in a group, but the highest
+    /// priority in it (getpriority(2)): of a zombie that has been given the lowest, that is its own. To give it that takes CAP_SYS_NICE
+    /// where the account is another: without it nothing is seen. Nor is whoever was left there with the lowest, too.
+    fn has_leader_alone(self) -> bool {
+        let given = setpriority_process(Some(self.0), LOWEST_PRIORITY);
+        given.is_ok() && getpriority_pgrp(Some(self.0)).is_ok_and(|highest| highest == LOWEST_PRIORITY)
     }
 
     fn is_alive(self) -> bool {
@@ -440,9 +457,7 @@ mod tests {
         let (mut process, _pipes) = shell("exit 3");
         let Group(id) = process.group().unwrap();
         assert_eq!(process.wait().await, Exit::Status(3));
-        assert!(process.has_ended() && process.group().is_some() && is_there(id));
-        end(process, Ladder::default(), true).await;
-        assert!(!is_there(id));
+        assert!(process.has_ended() && process.group().is_none() && !is_there(id), "nothing is left, which is seen");
         // Its child ends when the pipe that is its stdin does.
         let (mut process, pipes) = shell("cat <&0 & exit 4");
         let Group(id) = process.group().unwrap();
