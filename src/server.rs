@@ -45,7 +45,7 @@ pub mod upload;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 use tokio::sync::watch;
@@ -116,6 +116,11 @@ pub enum Phase {
     Draining,
     /// Nobody is waited for any more but to hear the answer to what was asked.
     Closing,
+}
+
+/// Locks `mutex`, also where a thread panicked that had it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Tells when the server stops.

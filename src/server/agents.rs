@@ -12,13 +12,14 @@ use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use rustix::fs::{MemfdFlags, OFlags, SealFlags};
 
 use crate::protocol::encoding::hex;
 use crate::server::account::Login;
+use crate::server::lock;
 use crate::server::process::FileVersion;
 
 /// Largest agent: one is some 20 MiB.
@@ -174,10 +175,6 @@ fn copy(from: &mut File, at_most: u64, to: &mut dyn Write) -> io::Result<Content
         to.write_all(read)?;
     }
     Ok(Content { digest: hex(hash.finish().as_ref()), bytes, is_script })
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

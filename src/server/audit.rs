@@ -14,7 +14,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, SyncSender, sync_channel};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use prometheus_client::metrics::counter::Counter;
@@ -24,6 +24,7 @@ use serde::Deserialize;
 use tokio::sync::oneshot;
 
 use crate::error::{Code, Error, Result};
+use crate::server::lock;
 use crate::server::metrics::Metrics;
 use journal::Journal;
 use record::Record;
@@ -210,10 +211,6 @@ impl Book {
         self.lost.inc();
         self.is_failing.store(true, Ordering::Relaxed);
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// The thread's part.

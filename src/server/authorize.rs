@@ -11,7 +11,7 @@ mod command;
 mod question;
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, Weak};
 use std::time::SystemTime;
 
 use tokio::sync::{OnceCell, Semaphore};
@@ -21,6 +21,7 @@ use crate::error::{Result, printable};
 use crate::protocol::{HostId, Principal};
 use crate::server::account::Login;
 use crate::server::config::{Account, AuthorizeConfig};
+use crate::server::lock;
 use crate::server::policy::{Asker, Authorized, Request};
 use answer::Answer;
 use cache::{Cache, Key};
@@ -158,10 +159,6 @@ impl Drop for Joined<'_> {
             asking.remove(&self.question);
         }
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -433,7 +433,7 @@ pub async fn end(mut process: Process, mut ladder: Ladder, mut has_ended: bool) 
         }
     }
     // What the process has left behind in its group has had its time with the process. Until here the process, a zombie, keeps the
-    // number; from here on whatever is left does, and is looked at often enough that no stranger is taken for it.
+    // number. From here on only what is left does: between two looks the number could become a stranger's.
     let Some(group) = process.group() else { return };
     group.kill(Signal::TERM);
     process.child.let_go();
@@ -453,7 +453,7 @@ mod tests {
     use rustix::io::Errno;
 
     #[tokio::test]
-    async fn a_process_that_has_ended_keeps_its_number_until_its_session_is_over() {
+    async fn a_process_that_has_ended_keeps_its_number_where_it_has_left_something() {
         let (mut process, _pipes) = shell("exit 3");
         let Group(id) = process.group().unwrap();
         assert_eq!(process.wait().await, Exit::Status(3));

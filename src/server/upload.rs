@@ -3,7 +3,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use aws_lc_rs::digest::{SHA256, digest};
@@ -13,6 +13,7 @@ use tokio::time::Instant;
 use crate::protocol::Principal;
 use crate::protocol::encoding::hex;
 use crate::server::account::Login;
+use crate::server::lock;
 use crate::server::refusal::Refusal;
 use crate::server::store::helper::{Answer, Helper, Task};
 use crate::server::store::{PART_PREFIX, Sha256};
@@ -247,10 +248,6 @@ impl Turn {
             }
         });
     }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What the part of `name` with `digest` is called; something else for each upload where there is no digest.
