@@ -473,7 +473,7 @@ agent           failed   agent-not-executable: .mutagen/agents/0.18.1/mutagen-ag
         after: "host",
         said: "\
 upgrade         failed   too-many: this principal has as many sessions as it may have
-                         hint: try again in a moment
+                         hint: end sessions that are not needed, or ask whoever runs the endpoint to raise `max_sessions_per_principal`
 ",
         provoke: || with_a_session(&Plan::any().limit("max_sessions_per_principal = 1")),
     },

@@ -202,10 +202,18 @@ impl Full {
 
     /// What the client is told.
     pub fn error(self) -> Error {
+        let too_many = |text, limit| {
+            let hint = format!("end sessions that are not needed, or ask whoever runs the endpoint to raise `{limit}`");
+            Error::new(Code::TooMany, text).with_hint(hint)
+        };
         match self {
             Full::Server => Error::new(Code::Overloaded, "the server has as many sessions as it takes"),
-            Full::Principal => Error::new(Code::TooMany, "this principal has as many sessions as it may have"),
-            Full::Source => Error::new(Code::TooMany, "there are as many sessions from this address as there may be"),
+            Full::Principal => {
+                too_many("this principal has as many sessions as it may have", "max_sessions_per_principal")
+            }
+            Full::Source => {
+                too_many("there are as many sessions from this address as there may be", "max_sessions_per_source")
+            }
         }
     }
 }

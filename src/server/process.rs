@@ -4,7 +4,7 @@
 //! Nothing of the server's environment reaches the process. A command is run only with a [`Permit`].
 
 use std::collections::BTreeSet;
-use std::fs::Metadata;
+use std::fs::{self, Metadata};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -174,7 +174,11 @@ pub fn prepare(permit: &Permit, login: Login, agents: &Agents) -> Result<Prepare
         [path] if !is_wrapped => Some(agents.verify(path, &login, digests, !confined_agent).map_err(|error| {
             let untrusted =
                 || StartFailure::NotExecutable(format!("{program}: not one of the agents that the host trusts"));
-            if error.kind() == io::ErrorKind::PermissionDenied { untrusted() } else { explain(program, &error) }
+            if error.kind() == io::ErrorKind::PermissionDenied {
+                untrusted()
+            } else {
+                explain(program, &login.home, &error)
+            }
         })?),
         _ => {
             let text = format!(
@@ -195,14 +199,15 @@ fn files(program: &str, home: &Path) -> Vec<PathBuf> {
 }
 
 /// The file that an agent's name leads to, links resolved, with the account's rights; it must be one below [`AGENTS`], which is no
-/// link itself.
+/// link itself. A home that cannot be entered is no missing agent: nothing could be installed there.
 fn agent_file(program: &str, login: &Login) -> Result<(PathBuf, FileVersion), StartFailure> {
     let resolve = || {
+        fs::metadata(login.home.join(".")).map_err(|_| spawn::NO_HOME)?;
         let path = login.home.join(program).canonicalize()?;
         let version = FileVersion::of(&path.symlink_metadata()?);
         Ok((path, version, login.home.canonicalize()?.join(AGENTS)))
     };
-    let (path, version, agents) = login.as_account(resolve).map_err(|error| explain(program, &error))?;
+    let (path, version, agents) = login.as_account(resolve).map_err(|error| explain(program, &login.home, &error))?;
     if path.starts_with(&agents) {
         Ok((path, version))
     } else {
@@ -218,12 +223,9 @@ impl Prepared {
     pub fn start(self) -> Result<(Process, Pipes), StartFailure> {
         // Where a wrapper starts is its own affair: the home is one behind it.
         let folder = if self.is_wrapped { Path::new("/") } else { &self.login.home };
-        let (child, pipes) = with_setup(&self.image, &self.login, folder, Child::start).map_err(|error| {
-            no_home(&error, folder, Code::Internal).map_or_else(
-                || explain(self.image.words.first().map_or("", String::as_str), &error),
-                StartFailure::NoHome,
-            )
-        })?;
+        let program = self.image.words.first().map_or("", String::as_str);
+        let (child, pipes) = with_setup(&self.image, &self.login, folder, Child::start)
+            .map_err(|error| explain(program, folder, &error))?;
         let listed = Some(Listed::new(Group(child.id())));
         Ok((Process { listed, child }, pipes))
     }
@@ -274,7 +276,11 @@ fn with_setup<T>(image: &Image, login: &Login, folder: &Path, start: impl FnOnce
     })
 }
 
-fn explain(program: &str, error: &io::Error) -> StartFailure {
+/// Why `program` does not run in `home`.
+fn explain(program: &str, home: &Path, error: &io::Error) -> StartFailure {
+    if let Some(error) = no_home(error, home, Code::Internal) {
+        return StartFailure::NoHome(error);
+    }
     match error.kind() {
         io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => {
             StartFailure::Missing(format!("{program}: not found"))
@@ -491,7 +497,7 @@ mod tests {
             (Errno::NOEXEC, false),
             (Errno::IO, false),
         ] {
-            let failure = explain("agent", &errno.into());
+            let failure = explain("agent", Path::new("/"), &errno.into());
             assert_eq!(matches!(failure, StartFailure::Exhausted(_)), is_exhausted, "{failure:?}");
         }
     }

@@ -368,10 +368,14 @@ impl Write for Decoder<'_> {
 
 fn storage(error: &io::Error) -> Refusal {
     let refused = Error::new(Code::Storage, format!("the file cannot be stored: {}", reason(error)));
-    match error.kind() {
-        io::ErrorKind::IsADirectory => refused.with_hint("a folder has this name there: give the file another").into(),
-        _ => refused.into(),
-    }
+    let hint = match error.kind() {
+        io::ErrorKind::IsADirectory => "a folder has this name there: give the file another",
+        io::ErrorKind::ReadOnlyFilesystem | io::ErrorKind::PermissionDenied => {
+            "ask whoever runs the endpoint to let the account write to its home directory there"
+        }
+        _ => return refused.into(),
+    };
+    refused.with_hint(hint).into()
 }
 
 fn remove(path: &Path) {

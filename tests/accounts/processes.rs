@@ -124,6 +124,19 @@ fn the_home_is_entered_with_the_accounts_rights() {
     assert!(said.contains("cannot be entered"), "{said}");
 }
 
+/// Mutagen would install an agent that is missing, and say of all this no more than that it cannot tell what system the host has.
+#[test]
+fn an_agent_in_a_home_that_cannot_be_entered_is_not_a_missing_one() {
+    let machine = Machine::start("\"mutagen\"", Plan::any());
+    let home = machine.home("ann");
+    std::os::unix::fs::chown(&home, Some(0), Some(0)).unwrap();
+    for host in ["homeless", "ann"] {
+        let mut agent = machine.exec(host, &[".mutagen/agents/0.18.1/mutagen-agent", "synchronizer"]);
+        let said = fails(&mut agent, 255, "internal");
+        assert!(said.contains("cannot be entered"), "{host}: {said}");
+    }
+}
+
 /// As on a disk that is far away, or where somebody stops the account's processes at just that moment.
 #[test]
 fn programs_that_cannot_be_executed_now_hold_up_nobody_else() {

@@ -5,6 +5,7 @@ use std::time::Duration;
 use super::*;
 use crate::protocol::encoding::hex;
 use aws_lc_rs::digest::digest;
+use rustix::io::Errno;
 
 const PART: &str = ".tstunnel-part-1";
 const CONTENTS: &str = ".cache/tstunnel/content";
@@ -339,4 +340,18 @@ fn how_much_is_kept_stands_in_the_manual_page() {
     let page = include_str!("../../../man/tstunnel.1").replace('\n', " ");
     let bound = format!("at most {}, none of more than {} MiB.", contents::MAX_CONTENTS, contents::MAX_BYTES >> 20);
     assert!(page.contains(&bound), "{bound}");
+}
+
+#[test]
+fn a_place_that_cannot_be_written_to_is_not_called_full() {
+    for (errno, said) in [
+        (Errno::ROFS, "let the account write to its home directory"),
+        (Errno::ACCESS, "let the account write to its home directory"),
+        (Errno::ISDIR, "give the file another"),
+        (Errno::NOSPC, "free space"),
+        (Errno::DQUOT, "free space"),
+    ] {
+        let hint = storage(&errno.into()).error.hint().to_owned();
+        assert!(hint.contains(said), "{errno:?}: {hint}");
+    }
 }
