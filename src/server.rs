@@ -25,6 +25,7 @@ pub mod policy;
 pub mod pool;
 pub mod principal;
 pub mod process;
+pub mod proxy_protocol;
 pub mod read_ahead;
 pub mod refusal;
 pub mod registry;

@@ -569,7 +569,8 @@ fn a_header_of_the_proxy_protocol_is_called_by_its_name() {
         let mut balancer = TcpStream::connect(site.address()).unwrap();
         balancer.write_all(header).unwrap();
         let found = wait_for_records(&site, "handshake", index + 1);
-        let reason = "a header of the PROXY protocol came instead of TLS: switch it off in the balancer";
+        let reason = "a header of the PROXY protocol came instead of TLS: name the balancer in `proxy_protocol`, or switch it \
+                      off there";
         assert_says(&found[index], json!({"code": "protocol", "reason": reason}));
     }
 }

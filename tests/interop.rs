@@ -1,5 +1,5 @@
-//! Other programs as peers: curl, openssl, OpenSSH, git, rsync, a docker client's argv, HAProxy, and servers and clients of
-//! this protocol that speak nothing but `tcp`.
+//! Other programs as peers: curl, openssl, OpenSSH, git, rsync, a docker client's argv, and servers and clients of this
+//! protocol that speak nothing but `tcp`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, reason = "a test fails by panicking")]
 
@@ -8,7 +8,7 @@ mod support_net;
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -21,10 +21,10 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use serde_json::{Value, json};
 use support::openssh::{Account, Sshd};
-use support::process::{Group, Signal, program};
+use support::process::{Signal, program};
 use support::serve::{TSTUNNEL, records};
 use support::wait::{SOON, wait_for, wait_until};
-use support::{port, script, tree};
+use support::{script, tree};
 use support_net::child::{Watched, contains, run, run_with_input};
 use support_net::fake::{self, finish, hang_up, https_server, tcp_server};
 use support_net::report::fails;
@@ -696,67 +696,6 @@ fn a_bare_status_of_a_server_that_speaks_only_tcp_is_a_shells_status() {
         // What was asked for was no program.
         fails(&mut site.tstunnel(&["connect", HOST]), 255, "not-tstunnel");
     }
-}
-
-// --- HAProxy ------------------------------------------------------------------------------------------------------------
-
-/// HAProxy that routes by SNI and leaves TLS alone; its port.
-fn haproxy(folder: &Path, routes: &[(&str, std::net::SocketAddr)]) -> (Group, u16) {
-    let port = port::free();
-    let mut text = format!(
-        "global\n    maxconn 100\ndefaults\n    mode tcp\n    timeout connect 5s\n    timeout client 60s\n    timeout server 60s\n\
-         frontend tls\n    bind 127.0.0.1:{port}\n    tcp-request inspect-delay 5s\n    \
-         tcp-request content accept if {{ req_ssl_hello_type 1 }}\n"
-    );
-    for (index, (name, _)) in routes.iter().enumerate() {
-        text += &format!("    use_backend server{index} if {{ req_ssl_sni -i {name} }}\n");
-    }
-    for (index, (_, address)) in routes.iter().enumerate() {
-        text += &format!("backend server{index}\n    server only {address}\n");
-    }
-    let file = folder.join("haproxy.cfg");
-    fs::write(&file, text).unwrap();
-    let log = fs::File::create(folder.join("haproxy.log")).unwrap();
-    let mut process = Group::spawn(
-        Command::new(program("haproxy"))
-            .args(["-db", "-f"])
-            .arg(&file)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log),
-    );
-    wait_until("haproxy listens", SOON, || {
-        let ended = process.ended();
-        assert!(ended.is_none(), "haproxy: {ended:?}\n{}", fs::read_to_string(folder.join("haproxy.log")).unwrap());
-        TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_ok()
-    });
-    (process, port)
-}
-
-#[test]
-fn haproxy_routes_by_server_name_without_ending_tls() {
-    let mut sites = [Site::new(), Site::new()];
-    for (site, id) in sites.iter_mut().zip(["a", "b"]) {
-        site.serve(&Plan::any().tables(&format!(
-            "[host.{id}]\nhome = \"{}\"\ncommands = \"any\"\n[[grant]]\nprincipal = \"{PRINCIPAL}\"\nhosts = [\"{id}\"]",
-            site.home.display()
-        )));
-    }
-    let routes = [("a.tunnel.test", sites[0].address()), ("b.tunnel.test", sites[1].address())];
-    let (_haproxy, port) = haproxy(&sites[0].root, &routes);
-    for (site, id) in sites.iter().zip(["a", "b"]) {
-        site.configure(format_args!("127.0.0.1:{port}"), &format!("host_id = \"{id}\"\nsni = \"{id}.tunnel.test\""));
-        assert_eq!(run(&mut site.exec(&["pwd"])).ok().text(), format!("{}\n", site.home.display()));
-        let contents = prose(100_000);
-        let ran = run_with_input(&mut site.exec(&["cat"]), &contents).ok();
-        assert!(ran.stdout == contents);
-        let file = site.local_file("uploaded", &contents);
-        run(&mut site.tstunnel(&["upload", text(&file), HOST])).ok();
-        assert!(fs::read(site.home.join("uploaded")).unwrap() == contents);
-    }
-    // A server name without a route ends at HAProxy, which closes.
-    sites[0].configure(format_args!("127.0.0.1:{port}"), "host_id = \"c\"\nsni = \"c.tunnel.test\"");
-    fails(&mut sites[0].exec(&["pwd"]), 255, "tls-handshake");
 }
 
 // --- streams ------------------------------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ pub use authorize::AuthorizeConfig;
 pub struct ServerConfig {
     /// Where to listen; never empty, though sockets from the service manager take their place.
     pub listen: Vec<SocketAddr>,
+    /// The load balancers whose connections begin with a header of the PROXY protocol.
+    pub proxy_protocol: Vec<Network>,
     /// The server's certificate chain, PEM.
     pub cert: PathBuf,
     /// The server's private key, PEM.

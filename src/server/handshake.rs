@@ -17,7 +17,8 @@ use crate::protocol::Principal;
 use crate::protocol::frame::FRAME_BYTES;
 use crate::server::policy::Asker;
 use crate::server::principal::principal;
-use crate::server::read_ahead::{ProxyHeader, ReadAhead};
+use crate::server::proxy_protocol::Fault;
+use crate::server::read_ahead::ReadAhead;
 use crate::server::state::State;
 use crate::tls;
 
@@ -128,7 +129,7 @@ impl Failure {
         if inner.is_some_and(|inner| inner.is::<tls::NoServerName>()) {
             return Failure::NoServerName;
         }
-        if inner.is_some_and(|inner| inner.is::<ProxyHeader>()) {
+        if inner.is_some_and(|inner| inner.is::<Fault>()) {
             return Failure::Protocol;
         }
         match inner.and_then(|inner| inner.downcast_ref::<rustls::Error>()) {

@@ -16,6 +16,7 @@ use crate::server::audit::record::{Event, Record, Text};
 use crate::server::gate::{Closed, Pass};
 use crate::server::handshake::{Failure, Peer, Stream};
 use crate::server::metrics::Held;
+use crate::server::proxy_protocol::{self, Header};
 use crate::server::read_ahead::ReadAhead;
 use crate::server::state::State;
 use crate::server::{Shared, connection, descriptors, handshake};
@@ -290,27 +291,46 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stop: watch::Rec
 }
 
 /// Serves a connection in a task of its own, where there is room for it; else closes it.
-fn admit(shared: &Arc<Shared>, tcp: TcpStream, address: SocketAddr) {
+fn admit(shared: &Arc<Shared>, mut tcp: TcpStream, address: SocketAddr) {
     let state = shared.state();
-    let limits = &state.config.limits;
-    let Some(descriptor) = shared.connections.add(descriptors::max_connections(limits)) else {
+    let Some(descriptor) = shared.connections.add(descriptors::max_connections(&state.config.limits)) else {
         shared.gate.closed(address.ip(), Closed::Full);
         shared.metrics.closed_connection(Closed::Full).inc();
         return socket::reset_on_close(&tcp);
     };
+    if !state.config.proxy_protocol.iter().any(|balancer| balancer.contains(address.ip())) {
+        return begin(shared, state, ReadAhead::new(tcp, descriptor), address);
+    }
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        let header = tokio::time::timeout(state.config.limits.handshake_timeout, proxy_protocol::read(&mut tcp));
+        match header.await {
+            Ok(Ok(Header { source, rest })) => {
+                let connection = ReadAhead::behind_header(tcp, descriptor, rest);
+                begin(&shared, state, connection, source.unwrap_or(address));
+            }
+            Ok(Err(error)) => unauthenticated(&shared, address, Failure::of(&error), &error.to_string()),
+            Err(_) => unauthenticated(&shared, address, Failure::Slow, "the balancer's header did not come in time"),
+        }
+    });
+}
+
+/// Begins the handshake of a connection from `address`, if it may; else closes it.
+fn begin(shared: &Arc<Shared>, state: Arc<State>, connection: ReadAhead, address: SocketAddr) {
+    let limits = &state.config.limits;
     match shared.gate.enter(address.ip(), limits, |source| shared.admission.has_session_from(source)) {
         Ok(pass) => {
-            socket::tune(&tcp);
-            let (connection, counted) = (ReadAhead::new(tcp, descriptor), shared.admission.connected());
+            socket::tune(connection.tcp());
+            let counted = shared.admission.connected();
             tokio::spawn(serve(shared.clone(), state, connection, address, pass, counted));
         }
         Err(why) => {
             shared.metrics.closed_connection(why).inc();
             if why == Closed::ShutOut {
                 // Nothing is read, kept or waited for: whoever gets it knows why, whoever does not is as it was.
-                socket::send_last(&tcp, &tls::ACCESS_DENIED);
+                socket::send_last(connection.tcp(), &tls::ACCESS_DENIED);
             }
-            socket::reset_on_close(&tcp);
+            connection.abandoned().set();
         }
     }
 }
@@ -360,14 +380,19 @@ async fn authenticate(
         Err(_) => (Failure::Slow, "the handshake did not end in time".to_owned()),
     };
     pass.failed(limits);
+    unauthenticated(shared, address, failure, &reason);
+    None
+}
+
+/// Records that a connection has come to nothing before it was known whose it is.
+fn unauthenticated(shared: &Shared, address: SocketAddr, failure: Failure, reason: &str) {
     shared.metrics.handshake(failure.name()).inc();
     shared.audit.push_throttled(Record {
         source: Some(Text::new(&address.to_string())),
         code: Some(failure.name()),
-        reason: Some(Text::new(&reason)),
+        reason: Some(Text::new(reason)),
         ..Record::new(Event::Handshake)
     });
-    None
 }
 
 #[cfg(test)]

@@ -4,7 +4,6 @@
 //! something in it.
 
 use std::cell::Cell;
-use std::fmt;
 use std::io;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -15,13 +14,14 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 
 use crate::server::descriptors::Connection;
+use crate::server::proxy_protocol::{self, Fault};
 use crate::socket;
 
 /// A connection that counts while it is open.
 #[derive(Debug)]
 pub struct ReadAhead {
     tcp: TcpStream,
-    /// Nothing has come yet.
+    /// Nothing has come yet, and what comes first may not be a balancer's header.
     is_fresh: bool,
     is_begun: bool,
     /// Empty while nothing is read ahead.
@@ -32,22 +32,6 @@ pub struct ReadAhead {
     is_abandoned: Abandoned,
     _counted: Connection,
 }
-
-/// How a header of the PROXY protocol begins, in its first and in its second version (HAProxy's proxy-protocol.txt, sections 2.1 and
-/// 2.2); no TLS record does.
-const PROXY_HEADERS: [&[u8]; 2] = [b"PROXY ", b"\r\n\r\n\0\r\nQUIT\n"];
-
-/// A connection begins with a header of the PROXY protocol.
-#[derive(Debug)]
-pub struct ProxyHeader;
-
-impl fmt::Display for ProxyHeader {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a header of the PROXY protocol came instead of TLS: switch it off in the balancer")
-    }
-}
-
-impl std::error::Error for ProxyHeader {}
 
 /// Has a connection reset when it is dropped, wherever it is by then.
 #[derive(Clone, Debug, Default)]
@@ -63,9 +47,22 @@ impl Abandoned {
 impl ReadAhead {
     /// Reads nothing ahead yet.
     pub fn new(tcp: TcpStream, counted: Connection) -> ReadAhead {
-        let is_abandoned = Abandoned::default();
-        let buffer = Vec::new();
-        ReadAhead { tcp, is_fresh: true, is_begun: false, buffer, start: 0, end: 0, is_abandoned, _counted: counted }
+        ReadAhead::started(tcp, counted, true, Vec::new())
+    }
+
+    /// The same behind a balancer's header, of which `rest` has been read already.
+    pub fn behind_header(tcp: TcpStream, counted: Connection, rest: Vec<u8>) -> ReadAhead {
+        ReadAhead::started(tcp, counted, false, rest)
+    }
+
+    fn started(tcp: TcpStream, counted: Connection, is_fresh: bool, buffer: Vec<u8>) -> ReadAhead {
+        let (is_abandoned, end) = (Abandoned::default(), buffer.len());
+        ReadAhead { tcp, is_fresh, is_begun: false, buffer, start: 0, end, is_abandoned, _counted: counted }
+    }
+
+    /// The connection that is read.
+    pub fn tcp(&self) -> &TcpStream {
+        &self.tcp
     }
 
     /// What abandons it.
@@ -102,8 +99,8 @@ impl AsyncRead for ReadAhead {
                 let came = into.filled().get(before..).unwrap_or_default();
                 if *is_fresh && !came.is_empty() {
                     *is_fresh = false;
-                    if PROXY_HEADERS.iter().any(|header| came.starts_with(header)) {
-                        return Poll::Ready(Err(io::Error::new(io::ErrorKind::InvalidData, ProxyHeader)));
+                    if proxy_protocol::is_begun(came) {
+                        return Poll::Ready(Err(Fault::Unexpected.into()));
                     }
                 }
                 return read;
@@ -126,7 +123,11 @@ impl AsyncRead for ReadAhead {
         into.put_slice(held.get(..count).unwrap_or_default());
         *start += count;
         if start == end {
-            SPARE.set(std::mem::take(buffer));
+            let read = std::mem::take(buffer);
+            // What came with a balancer's header is in a smaller one.
+            if read.len() == socket::READ_AHEAD_BYTES {
+                SPARE.set(read);
+            }
         }
         Poll::Ready(Ok(()))
     }

@@ -27,6 +27,8 @@ use crate::server::principal::{SPIFFE_PREFIX, check_spiffe_id};
 #[serde(deny_unknown_fields)]
 struct File {
     listen: Option<Vec<Address>>,
+    #[serde(default)]
+    proxy_protocol: Vec<Network>,
     cert: Text,
     key: Text,
     client_ca: Spanned<Vec<Text>>,
@@ -165,6 +167,7 @@ pub(super) fn parse(path: &Path, text: &str, account: &Account) -> Result<(Serve
     let authorize = file.authorize.map(|table| AuthorizeTable::checked(table, path, text, account));
     let config = ServerConfig {
         listen: file.listen.map_or_else(|| vec![SocketAddr::from(([0, 0, 0, 0], 8443))], addresses),
+        proxy_protocol: file.proxy_protocol,
         cert: resolve(file.cert),
         key: resolve(file.key),
         client_ca: file.client_ca.into_inner().into_iter().map(resolve).collect(),
