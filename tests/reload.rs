@@ -511,3 +511,35 @@ fn certificate_that_has_expired_does_not_hide_its_revocation() {
     let said = assert_withdrawn(session, "unauthorized");
     assert!(said.contains("revoked"), "{said}");
 }
+
+/// A certificate in the name of the clients' authority that anybody can make: it has no key of that authority's.
+fn made_up(years: [i32; 2]) -> String {
+    let mut params = rcgen::CertificateParams::default();
+    params.distinguished_name.push(rcgen::DnType::CommonName, "the clients' authority");
+    params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    [params.not_before, params.not_after] = years.map(|year| rcgen::date_time_ymd(year, 1, 1));
+    params.self_signed(&rcgen::KeyPair::generate().unwrap()).unwrap().pem()
+}
+
+/// What a client sends besides its certificate decides which of several reasons is found.
+#[test]
+fn certificates_of_ones_own_do_not_hide_a_revocation_or_an_authority_that_is_gone() {
+    for years in [[2001, 2002], [2090, 2091]] {
+        for is_authority_gone in [false, true] {
+            let (mut site, mut ann, _) = site(by_signal());
+            ann.certificate += &made_up(years);
+            site.write(&ann, "client");
+            let session = echo(&site, "client", &[]);
+            let list = if is_authority_gone {
+                let other = Authority::new("another authority");
+                replace(&site.root.join("clients-ca.crt"), &other.certificate());
+                other.revoke(&[], Validity::Now)
+            } else {
+                site.clients.revoke(&[&ann], Validity::Now)
+            };
+            replace(&site.root.join("clients.crl"), &list);
+            reload(&mut site, RELOADED);
+            assert_withdrawn(session, "unauthorized");
+        }
+    }
+}

@@ -14,7 +14,8 @@ use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{Acceptor, ClientHello, NoServerSessionStorage, ResolvesServerCert, WebPkiClientVerifier};
 use rustls::sign::CertifiedKey;
 use rustls::{
-    CertificateError, DigitallySignedStruct, DistinguishedName, RootCertStore, ServerConfig, SignatureScheme,
+    CertificateError, DigitallySignedStruct, DistinguishedName, OtherError, RootCertStore, ServerConfig,
+    SignatureScheme,
 };
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, UnixTime};
 use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
@@ -39,6 +40,9 @@ pub const ACCESS_DENIED: [u8; 7] = [21, 3, 3, 0, 2, 2, 49];
 const LINGER: Duration = Duration::from_secs(1);
 /// How many bytes it may, while nobody knows who it is.
 const LINGER_BYTES: u64 = 256 << 10;
+/// How many certificates a client may send besides its own: a path that is longer nobody has, and what may be asked of each other grows
+/// with each.
+const MAX_ISSUERS: usize = 4;
 /// How many expired certificates and lists of one chain are looked behind.
 const MAX_LOOKS_BACK: usize = 16;
 
@@ -123,35 +127,34 @@ pub fn verify_again(clients: &dyn ClientCertVerifier, chain: &[CertificateDer<'_
     }
 }
 
-/// Whether the chain of a client that was let in before is now known to be bad: revoked, of an authority that is not trusted
-/// any more, or with a signature that does not fit. What has merely expired is asked about as of its last moment, so that
-/// it hides nothing.
+/// Whether the chain of a client that was let in before still holds. What has merely expired is asked about as of its last moment, so
+/// that it hides nothing; only what no list tells, or one that has expired, is left open. Anything else ends it: a client chooses what
+/// it sends besides its own certificate, and with that which of several reasons is found.
 ///
 /// # Errors
 /// `unauthorized`, with the reason.
 pub fn check_standing(clients: &dyn ClientCertVerifier, chain: &[CertificateDer<'_>], now: SystemTime) -> Result<()> {
-    let mut at = unix_time(now);
+    let (mut at, mut last) = (unix_time(now), None);
     for _ in 0..MAX_LOOKS_BACK {
         let Some(error) = verify_at(clients, chain, at) else { return Ok(()) };
         let earlier = match &error {
             rustls::Error::InvalidCertificate(why) => match why {
-                CertificateError::Revoked | CertificateError::UnknownIssuer | CertificateError::BadSignature => {
-                    return Err(distrusted(&error));
-                }
                 CertificateError::ExpiredContext { not_after, .. } => not_after.as_secs(),
                 CertificateError::ExpiredRevocationListContext { next_update, .. } => {
                     next_update.as_secs().saturating_sub(1)
                 }
-                _ => return Ok(()),
+                CertificateError::UnknownRevocationStatus | CertificateError::ExpiredRevocationList => return Ok(()),
+                _ => return Err(distrusted(&error)),
             },
-            _ => return Ok(()),
+            _ => return Err(distrusted(&error)),
         };
         if earlier >= at.as_secs() {
-            break;
+            return Err(distrusted(&error));
         }
         at = UnixTime::since_unix_epoch(Duration::from_secs(earlier));
+        last = Some(error);
     }
-    Ok(())
+    last.map_or(Ok(()), |error| Err(distrusted(&error)))
 }
 
 fn verify_at(clients: &dyn ClientCertVerifier, chain: &[CertificateDer<'_>], at: UnixTime) -> Option<rustls::Error> {
@@ -221,21 +224,38 @@ fn verifier(
         .with_crls(lists)
         .enforce_revocation_expiration()
         .build()?;
-    Ok(Arc::new(WithUnusableLists(verifier)))
+    Ok(Arc::new(Bounded(verifier)))
 }
 
-/// The library's verifier, where a list that cannot be used for a certificate, as one of another key, leaves unknown whether that
-/// is revoked. By itself the library sends `handshake_failure` then, which says nothing about the certificate.
+/// The library's verifier with two bounds. It looks for a path through whatever certificates a client sends, in every order and before any
+/// signature fits: of nine large ones for seconds, on a thread that serves others. And a list that cannot be used for a
+/// certificate, as one of another key, leaves unknown whether that is revoked: by itself the library sends `handshake_failure` then,
+/// which says nothing about the certificate.
 #[derive(Debug)]
-struct WithUnusableLists(Arc<dyn ClientCertVerifier>);
+struct Bounded(Arc<dyn ClientCertVerifier>);
 
-impl ClientCertVerifier for WithUnusableLists {
+/// A client has sent more certificates than [`MAX_ISSUERS`] besides its own.
+#[derive(Debug)]
+struct TooManyIssuers;
+
+impl fmt::Display for TooManyIssuers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "the client sent more than {MAX_ISSUERS} certificates besides its own")
+    }
+}
+
+impl std::error::Error for TooManyIssuers {}
+
+impl ClientCertVerifier for Bounded {
     fn verify_client_cert(
         &self,
         leaf: &CertificateDer<'_>,
         issuers: &[CertificateDer<'_>],
         now: UnixTime,
     ) -> Result<ClientCertVerified, rustls::Error> {
+        if issuers.len() > MAX_ISSUERS {
+            return Err(CertificateError::Other(OtherError(Arc::new(TooManyIssuers))).into());
+        }
         self.0.verify_client_cert(leaf, issuers, now).map_err(|error| match error {
             rustls::Error::InvalidCertRevocationList(why) => {
                 tracing::debug!("a client certificate's revocation list cannot be used: {why:?}");
