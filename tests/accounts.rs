@@ -15,11 +15,15 @@ mod support_net;
 mod endings;
 #[path = "accounts/grants.rs"]
 mod grants;
+#[path = "accounts/keyring.rs"]
+mod keyring;
 #[path = "accounts/machine.rs"]
 mod machine;
 #[path = "accounts/processes.rs"]
 mod processes;
 #[path = "accounts/secrets.rs"]
 mod secrets;
+#[path = "accounts/targets.rs"]
+mod targets;
 #[path = "accounts/wrapper.rs"]
 mod wrapper;

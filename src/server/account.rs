@@ -62,6 +62,8 @@ impl Login {
         let failed = |what: &str, error: io::Error| {
             // What this machine has run out of says nothing about the account.
             let why = format!("has {what} that cannot be read on the host: {error}");
+            let is_denied = error.kind() == io::ErrorKind::PermissionDenied;
+            let why = if is_denied { format!("{why}; the server lacks CAP_DAC_READ_SEARCH") } else { why };
             if descriptors::is_exhaustion(&error) {
                 Error::new(Code::Overloaded, format!("the account `{name}` {why}"))
             } else {
@@ -124,19 +126,41 @@ impl Login {
     ///
     /// # Panics
     /// Where `act` does.
-    pub fn as_account<T: Send>(&self, act: impl FnOnce() -> std::io::Result<T> + Send) -> std::io::Result<T> {
-        let Some(identity) = &self.identity else { return act() };
-        let acting = move || {
-            rustix::thread::set_thread_groups(&identity.groups)?;
-            // Of the four user ids only the file system's changes (setfsuid(2)): with another, the account could send this
-            // thread signals. The capabilities over files go with it (capabilities(7)).
+    pub fn as_account<T: Send>(&self, act: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        self.in_thread(act, |identity| {
+            // Of the four user ids only the file system's changes (setfsuid(2)), as nothing but files is meant. The capabilities
+            // over files go with it (capabilities(7)).
             nix::unistd::setfsgid(nix::unistd::Gid::from_raw(identity.gid.as_raw()));
             nix::unistd::setfsuid(nix::unistd::Uid::from_raw(identity.uid.as_raw()));
             // It has no other answer than the id before; an id that cannot be is how to ask for that.
-            if nix::unistd::setfsuid(nix::unistd::Uid::from_raw(u32::MAX)).as_raw() != identity.uid.as_raw() {
-                return Err(std::io::ErrorKind::PermissionDenied.into());
-            }
-            act()
+            nix::unistd::setfsuid(nix::unistd::Uid::from_raw(u32::MAX)).as_raw() == identity.uid.as_raw()
+        })
+    }
+
+    /// The same for sockets, which are the account's then: to who is at their other end (`SO_PEERCRED` of unix(7)), and to a packet
+    /// filter.
+    ///
+    /// # Panics
+    /// Where `act` does.
+    pub fn with_sockets<T: Send>(&self, act: impl FnOnce() -> io::Result<T> + Send) -> io::Result<T> {
+        self.in_thread(act, |identity| {
+            // The effective ids alone, so that the account can send this thread no signal, nor trace it (kill(2), ptrace(2)).
+            let (root, roots) = (Uid::ROOT, Gid::ROOT);
+            rustix::thread::set_thread_res_gid(roots, identity.gid, roots).is_ok()
+                && rustix::thread::set_thread_res_uid(root, identity.uid, root).is_ok()
+        })
+    }
+
+    /// Runs `act` in a thread of its own that `become_account` has changed.
+    fn in_thread<T: Send>(
+        &self,
+        act: impl FnOnce() -> io::Result<T> + Send,
+        become_account: impl FnOnce(&Identity) -> bool + Send,
+    ) -> io::Result<T> {
+        let Some(identity) = &self.identity else { return act() };
+        let acting = move || {
+            rustix::thread::set_thread_groups(&identity.groups)?;
+            if become_account(identity) { act() } else { Err(io::ErrorKind::PermissionDenied.into()) }
         };
         std::thread::scope(|scope| match std::thread::Builder::new().spawn_scoped(scope, acting)?.join() {
             Ok(result) => result,

@@ -187,9 +187,9 @@ pub async fn answer(path: &Path, question: Question) -> Result<(bool, String)> {
     Ok((is_allowed, text))
 }
 
-/// The account of what has to be run or stored: one that nobody may use refuses it, as the server does.
+/// The account of what has to be run, stored or reached: one that nobody may use refuses it, as the server does.
 fn with_account(permit: Permit) -> Result<Permit, Refused> {
-    if matches!(permit.action(), Action::Command { .. } | Action::Copy { .. })
+    if matches!(permit.action(), Action::Command { .. } | Action::Copy { .. } | Action::Stream { .. })
         && let Err(error) = Login::find(permit.account(), permit.home_override())
     {
         return Err(Refused { error, rule: permit.rule().to_owned() });

@@ -169,6 +169,7 @@ impl Child<'_> {
         rustix::process::umask(rustix::fs::Mode::from_raw_mode(UMASK));
         rustix::process::setrlimit(Resource::Nofile, setup.descriptors)?;
         if let Some(identity) = &setup.login.identity {
+            own_keyring()?;
             let become_account = || -> rustix::io::Result<()> {
                 rustix::thread::set_thread_groups(&identity.groups)?;
                 rustix::thread::set_thread_res_gid(identity.gid, identity.gid, identity.gid)?;
@@ -293,6 +294,21 @@ impl Image {
             }
         }
         reason
+    }
+}
+
+/// Joins a new session keyring: an account finds neither the server's keys nor another session's (session-keyring(7)). It is root's, so
+/// it counts against no account's quota, and whoever is in the session possesses it. A kernel without keyrings has none to share, and
+/// who may not use them shares none.
+fn own_keyring() -> rustix::io::Result<()> {
+    // SAFETY: no pointer is passed but a null for a keyring without a name.
+    let result = unsafe { libc::syscall(libc::SYS_keyctl, libc::KEYCTL_JOIN_SESSION_KEYRING, ptr::null::<c_char>()) };
+    if result >= 0 {
+        return Ok(());
+    }
+    match last_error() {
+        Errno::NOSYS | Errno::PERM => Ok(()),
+        error => Err(error),
     }
 }
 

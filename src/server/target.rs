@@ -1,16 +1,20 @@
-//! A permitted target → a connection to it, made before the request is answered.
+//! A permitted target → a connection to it as the account, made before the request is answered.
 
 use std::io;
+use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
+use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::io::{AsyncRead, ReadBuf};
-use tokio::net::{TcpStream, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixStream};
 
 use crate::bridge::{Reader, Writer};
 use crate::error::{Code, Error, Result, reason};
 use crate::protocol::target::Target;
+use crate::server::account::Login;
+use crate::server::child;
 
 /// How long a target has to take a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -18,22 +22,22 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// What an echo holds: enough that neither direction waits for the other at every turn.
 const ECHO_BYTES: usize = 256 << 10;
 
-/// Connects to `target`, where the echo sends back at most `max_echo_bytes`.
+/// Connects to `target` as `login`, where the echo sends back at most `max_echo_bytes`.
 ///
 /// # Errors
 /// `target-unreachable`.
-pub async fn connect(target: &Target, max_echo_bytes: u64) -> Result<(Reader, Writer)> {
+pub async fn connect(target: &Target, login: &Login, max_echo_bytes: u64) -> Result<(Reader, Writer)> {
     let unreachable = |why: String| Error::new(Code::TargetUnreachable, format!("cannot reach {target}: {why}"));
     let connecting = async {
         match target {
             Target::Tcp { host, port } => {
-                let stream = TcpStream::connect((host.as_str(), *port)).await?;
+                let stream = connect_tcp(host, *port, login).await?;
                 stream.set_nodelay(true)?;
                 let (reader, writer) = stream.into_split();
                 Ok((Box::new(reader) as Reader, Box::new(writer) as Writer))
             }
             Target::Unix(path) => {
-                let (reader, writer) = UnixStream::connect(path).await?.into_split();
+                let (reader, writer) = connect_unix(Path::new(path), login).await?.into_split();
                 Ok((Box::new(reader) as Reader, Box::new(writer) as Writer))
             }
             Target::Echo => {
@@ -46,6 +50,45 @@ pub async fn connect(target: &Target, max_echo_bytes: u64) -> Result<(Reader, Wr
         Ok(result) => result.map_err(|error: std::io::Error| unreachable(reason(&error))),
         Err(_) => Err(unreachable("no answer in time".to_owned())),
     }
+}
+
+/// Tries each address of `host` in turn.
+async fn connect_tcp(host: &str, port: u16, login: &Login) -> io::Result<TcpStream> {
+    let addresses: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
+    let (login, families) = (login.clone(), addresses.clone());
+    let open = move || {
+        let open = || {
+            let socket = |address: &std::net::SocketAddr| {
+                if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
+            };
+            Ok(families.iter().map(socket).collect::<Vec<_>>())
+        };
+        login.with_sockets(open)
+    };
+    let mut last = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
+    for (address, socket) in addresses.into_iter().zip(child::aside(open).await?) {
+        let connected = match socket {
+            Ok(socket) => socket.connect(address).await,
+            Err(error) => Err(error),
+        };
+        match connected {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last = error,
+        }
+    }
+    Err(last)
+}
+
+/// With the account's rights to each folder on the way, and to what a link of its leads to.
+async fn connect_unix(path: &Path, login: &Login) -> io::Result<UnixStream> {
+    let (path, login) = (path.to_owned(), login.clone());
+    let connect = move || {
+        let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
+        socket.connect(&SockAddr::unix(path)?)?;
+        Ok(socket)
+    };
+    let socket = child::aside(move || login.with_sockets(connect)).await?;
+    UnixStream::from_std(std::os::fd::OwnedFd::from(socket).into())
 }
 
 /// A reader that fails where it has given as much as it may.
@@ -75,14 +118,15 @@ mod tests {
 
     #[tokio::test]
     async fn an_echo_gives_back_what_it_gets_and_not_more_than_its_bound() {
-        let (mut reader, mut writer) = connect(&Target::Echo, 5).await.unwrap();
+        let login = Login { name: "dev".into(), home: "/".into(), shell: "/bin/sh".into(), identity: None };
+        let (mut reader, mut writer) = connect(&Target::Echo, &login, 5).await.unwrap();
         writer.write_all(b"hello").await.unwrap();
         let mut heard = [0; 5];
         reader.read_exact(&mut heard).await.unwrap();
         assert_eq!(&heard, b"hello");
         writer.write_all(b"!").await.unwrap();
         assert_eq!(reader.read(&mut heard).await.unwrap_err().kind(), io::ErrorKind::QuotaExceeded);
-        let (mut reader, mut writer) = connect(&Target::Echo, 5).await.unwrap();
+        let (mut reader, mut writer) = connect(&Target::Echo, &login, 5).await.unwrap();
         writer.shutdown().await.unwrap();
         assert_eq!(reader.read(&mut heard).await.unwrap(), 0);
     }

@@ -39,9 +39,26 @@ impl Machine {
         Machine::start_in(&confinement, commands, plan)
     }
 
+    /// The same with a session keyring of its own, as systemd gives a service one.
+    pub(crate) fn start_with_keyring(commands: &str, plan: Plan) -> Machine {
+        let join =
+            "import ctypes, os, sys; ctypes.CDLL(None).syscall(250, 1, None); os.execvp(sys.argv[1], sys.argv[1:])";
+        let confinement =
+            format!("python3 -c '{join}' setpriv --no-new-privs --bounding-set=-all{} --", unit_capabilities());
+        Machine::start_in(&confinement, commands, plan)
+    }
+
     /// The same with every right of root's, for a wrapper that enters a container by itself.
     pub(crate) fn unconfined(commands: &str, plan: Plan) -> Machine {
         Machine::start_in("", commands, plan)
+    }
+
+    /// The same where /etc/shadow has mode 0000, as on RHEL, and with more `rights` of root's.
+    pub(crate) fn start_with_closed_shadow(commands: &str, plan: Plan, rights: &str) -> Machine {
+        let bounds = format!("-all{}{rights}", unit_capabilities());
+        let confinement =
+            format!("sh -c 'chmod 0000 /etc/shadow && exec setpriv --no-new-privs --bounding-set={bounds} -- \"$@\"' sh");
+        Machine::start_in(&confinement, commands, plan)
     }
 
     fn start_in(confinement: &str, commands: &str, plan: Plan) -> Machine {

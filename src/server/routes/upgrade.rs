@@ -146,7 +146,8 @@ pub(super) async fn stream(
     let Action::Stream { target } = permit.action() else {
         return Err(Error::new(Code::Internal, "this permit is not for a stream").into());
     };
-    let ends = target::connect(target, state.config.limits.max_upload_bytes.get()).await?;
+    let login = super::login(&permit).await?;
+    let ends = target::connect(target, &login, state.config.limits.max_upload_bytes.get()).await?;
     let opened = Opened::new(shared, &permit, protocol, trail.ticket())?;
     let (window_bytes, ending) = (opened.window_bytes, trail.ticket().ending());
     let answer = opened.answer()?;
