@@ -32,8 +32,11 @@ done
 SOURCE_DATE_EPOCH=$(git log -1 --format=%ct 2>/dev/null || stat -c %Y CHANGELOG.md)
 export SOURCE_DATE_EPOCH
 
+# What $1, deb or rpm, is made of.
 stage() {
-    local page unit
+    local page unit rights='' # of systemd's for the service, besides those in the unit
+    # There /etc/shadow is closed to whoever has no right to read all files.
+    [ "$1" = deb ] || rights=' CAP_DAC_READ_SEARCH'
     rm -rf "$staged"
     mkdir -p "$staged"/{man,units}
     for page in man/*; do
@@ -45,6 +48,7 @@ stage() {
         # shellcheck disable=SC2016 # systemd's variable
         sed -e 's|/usr/local/bin/|/usr/bin/|' -e '/^# Before systemd 253/d' \
             -e 's|^Type=notify-reload|Type=notify\nExecReload=/bin/sh -c "kill -HUP $$MAINPID"|' \
+            -e "s|^CapabilityBoundingSet=.*|&$rights|" \
             "packaging/$unit" >"$staged/units/$unit"
     done
     gzip -9n <CHANGELOG.md >"$staged/changelog.gz"
@@ -62,13 +66,13 @@ stage() {
 
 case $1 in
 deb)
-    stage
+    stage deb
     rm -f "$packages"/*.deb
     cargo deb --quiet --locked --offline --no-build --no-strip --output "$packages/" >/dev/null
     cargo deb --quiet --locked --offline --no-build --no-strip --variant server --output "$packages/" >/dev/null
     ;;
 rpm)
-    stage
+    stage rpm
     rm -f "$packages"/*.rpm
     # Not by rpm's own procedure, which is there on some machines only: one result everywhere.
     cargo generate-rpm --auto-req builtin --output "$packages/"

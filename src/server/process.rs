@@ -154,6 +154,11 @@ pub fn prepare(permit: &Permit, login: Login, agents: &Agents) -> Result<Prepare
     let is_wrapped = !permit.wrapper().is_empty();
     let mut words: Vec<String> = permit.wrapper().to_vec();
     match invocation {
+        // The wrapper would take it for an option of its own.
+        Invocation::Argv(argv) if is_wrapped && argv.first().is_some_and(|word| word.starts_with('-')) => {
+            let text = format!("{}: a program behind this host's wrapper cannot begin with `-`", argv[0]);
+            return Err(StartFailure::NotExecutable(text));
+        }
         Invocation::Argv(argv) => words.extend_from_slice(argv),
         Invocation::Shell(line) => {
             let shell = if is_wrapped { DEFAULT_SHELL.to_owned() } else { login.shell.display().to_string() };

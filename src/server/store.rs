@@ -322,6 +322,9 @@ impl<W: Write> Write for Part<W> {
     }
 }
 
+/// The window that every decoder should have, 8 MiB (RFC 8878 §3.1.1.1.2): the body says how much memory it takes to decode.
+const MAX_WINDOW_LOG: u32 = 23;
+
 /// What decodes a body into a part.
 enum Decoder<'a> {
     Identity(&'a mut dyn Write),
@@ -333,7 +336,11 @@ impl<'a> Decoder<'a> {
     fn new(part: &'a mut dyn Write, encoding: Encoding) -> io::Result<Decoder<'a>> {
         Ok(match encoding {
             Encoding::Identity => Decoder::Identity(part),
-            Encoding::Zstd => Decoder::Zstd(zstd::stream::write::Decoder::new(part)?),
+            Encoding::Zstd => {
+                let mut decoder = zstd::stream::write::Decoder::new(part)?;
+                decoder.window_log_max(MAX_WINDOW_LOG)?;
+                Decoder::Zstd(decoder)
+            }
             Encoding::Gzip => Decoder::Gzip(Box::new(flate2::write::GzDecoder::new(part))),
         })
     }

@@ -116,6 +116,19 @@ fn an_account_that_nobody_may_use_is_refused() {
 }
 
 #[test]
+fn a_shadow_that_is_closed_to_root_takes_the_right_to_read_all_files() {
+    let machine = Machine::start_with_closed_shadow("\"any\"", Plan::any(), "");
+    let said = fails(&mut machine.exec("ann", &["true"]), 255, "unauthorized");
+    assert!(said.contains("lacks CAP_DAC_READ_SEARCH"), "{said}");
+    let machine = Machine::start_with_closed_shadow("\"any\"", Plan::any(), ",+dac_read_search");
+    run(&mut machine.exec("ann", &["true"])).ok();
+    let ran = run(&mut machine.exec("ann", &["cat", "/etc/shadow"]));
+    assert_eq!((ran.code(), ran.text()), (Some(1), String::new()), "the account has not that right: {}", ran.stderr);
+    let said = fails(&mut machine.exec("locked", &["true"]), 255, "unauthorized");
+    assert!(said.contains("is locked"), "{said}");
+}
+
+#[test]
 fn the_home_is_entered_with_the_accounts_rights() {
     let machine = Machine::start("\"any\"", Plan::any());
     let home = machine.home("ann");

@@ -143,3 +143,14 @@ fn the_ladder_ends_what_runs_in_the_container() {
     wait_until("nothing of it is left", SOON, || process::descendants(server).is_empty() && inside() == 0);
     assert!(container.home().join("told").exists(), "it was told before it was killed");
 }
+
+#[test]
+fn a_program_cannot_pass_for_an_option_of_the_wrapper() {
+    let host = "[host.box]\naccount = \"root\"\ncommands = \"any\"\nshell = false\n\
+                wrapper = [\"setpriv\", \"--reuid\", \"65534\", \"--clear-groups\"]";
+    let machine = Machine::unconfined("\"any\"", Plan::any().tables(host));
+    assert_eq!(run(&mut machine.exec("box", &["id", "-u"])).ok().text(), "65534\n");
+    let ran = run(&mut machine.exec("box", &["--reuid=0", "id", "-u"]));
+    assert_eq!((ran.code(), ran.text()), (Some(126), String::new()), "{}", ran.stderr);
+    assert!(ran.stderr.contains("cannot begin with `-`"), "{}", ran.stderr);
+}

@@ -16,7 +16,7 @@ use tokio::net::unix::pipe::{Receiver, Sender};
 use tokio::time::timeout;
 
 use super::{Body, Order, Piece, Stored, wrapped};
-use crate::error::{Code, Error};
+use crate::error::{Code, Error, printable};
 use crate::server::account::Login;
 use crate::server::child::{self, Child};
 use crate::server::process;
@@ -246,6 +246,41 @@ impl Helper {
 }
 
 fn broken(error: &io::Error) -> Refusal {
-    tracing::warn!(%error, "an upload's own process failed");
+    // It may repeat what the process has said, which is the account's.
+    tracing::warn!(error = %printable(&error.to_string()), "an upload's own process failed");
     Error::new(Code::Storage, "the file cannot be stored: the account's own process failed").into()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// What is logged, for a test to read.
+    #[derive(Clone, Default)]
+    struct Log(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Log {
+        fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+            Write::write(&mut *self.0.lock().unwrap(), bytes)
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn what_a_helper_says_adds_no_line_to_the_log() {
+        let line = br#"{"x\n{\"event\":\"session\",\"principal\":\"bob\"}\n":1}"#;
+        let error: io::Error = serde_json::from_slice::<Answer>(line).unwrap_err().into();
+        assert!(error.to_string().contains('\n'), "it repeats what was said: {error}");
+        let log = Log::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt().with_writer(move || writer.clone()).finish();
+        tracing::subscriber::with_default(subscriber, || broken(&error));
+        let logged = String::from_utf8(log.0.lock().unwrap().clone()).unwrap();
+        assert_eq!(logged.lines().count(), 1, "{logged}");
+    }
 }

@@ -355,3 +355,19 @@ fn a_place_that_cannot_be_written_to_is_not_called_full() {
         assert!(hint.contains(said), "{errno:?}: {hint}");
     }
 }
+
+#[test]
+fn a_body_that_takes_a_large_window_to_decode_is_refused() {
+    let home = tempfile::tempdir().unwrap();
+    for (window_log, is_taken) in [(MAX_WINDOW_LOG, true), (MAX_WINDOW_LOG + 1, false), (27, false)] {
+        let content = vec![b'x'; 1 << window_log];
+        let mut encoder = zstd::Encoder::new(Vec::new(), 1).unwrap();
+        encoder.window_log(window_log).unwrap();
+        encoder.write_all(&content).unwrap();
+        let body = encoder.finish().unwrap();
+        let order = Order { encoding: Encoding::Zstd, max_bytes: 1 << 30, ..order(home.path(), &content) };
+        let stored = whole(&order, &body);
+        assert_eq!(stored.is_ok(), is_taken, "{window_log}");
+        assert_eq!(stored.err().map_or(400, |refusal| refusal.status), 400);
+    }
+}
