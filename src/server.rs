@@ -153,7 +153,8 @@ pub async fn run(path: &Path, sockets: Vec<Given>) -> Result<()> {
     }
     let mut arrival = Arrival::look_around(state.config.run_dir.as_deref(), path, sockets).await;
     let listening = arrival.listen(&state.config.listen)?;
-    let monitors = listener::bind(&state.config.monitor, arrival.take_monitors(), Purpose::Monitor)?;
+    let monitor = &state.config.monitor;
+    let monitors = listener::bind(monitor, monitor, arrival.take_monitors(), Purpose::Monitor)?;
     let limits = &state.config.limits;
     let uploads = Uploads::new();
     tokio::spawn(sweep(uploads.clone(), state.config.accounts(), limits.resume_grace));

@@ -7,6 +7,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
@@ -129,11 +130,12 @@ pub fn adopt(given: Vec<Given>, purpose: Purpose) -> Result<Vec<Bound>> {
     })
 }
 
-/// Listens on each of `addresses`, or on none; by one of the sockets in `given` where that is for the same address.
+/// Listens on each of `addresses`, or on none; by one of the sockets in `given` where that is for the same address. `all` are those that
+/// are listened on then.
 ///
 /// # Errors
 /// `config` where that is not possible.
-pub fn bind(addresses: &[SocketAddr], given: Vec<Given>, purpose: Purpose) -> Result<Vec<Bound>> {
+pub fn bind(addresses: &[SocketAddr], all: &[SocketAddr], given: Vec<Given>, purpose: Purpose) -> Result<Vec<Bound>> {
     let mut given = adopt(given, purpose)?;
     let mut bound = Vec::new();
     for &address in addresses {
@@ -141,16 +143,20 @@ pub fn bind(addresses: &[SocketAddr], given: Vec<Given>, purpose: Purpose) -> Re
             |given: &Bound| given.address == address || given.socket.local_addr().is_ok_and(|local| local == address);
         let socket = match given.iter().position(is_it) {
             Some(index) => given.swap_remove(index).socket,
-            None => listen(address).map_err(|cause| purpose.failure(address, &cause))?,
+            None => listen(address, all).map_err(|cause| purpose.failure(address, &cause))?,
         };
         bound.push(Bound { address, socket });
     }
     Ok(bound)
 }
 
-fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+fn listen(address: SocketAddr, all: &[SocketAddr]) -> io::Result<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     socket.set_reuseaddr(true)?;
+    if address.is_ipv6() && all.iter().any(|other| other.is_ipv4() && other.port() == address.port()) {
+        // By itself `[::]` takes IPv4 too, and leaves nothing to an address of that kind.
+        SockRef::from(&socket).set_only_v6(true)?;
+    }
     socket.bind(address)?;
     socket.listen(BACKLOG)
 }

@@ -71,7 +71,7 @@ impl Source {
         let (state, warnings) = loading.await.map_err(|error| Error::new(Code::Internal, error.to_string()))??;
         state.check_as_next()?;
         let missing = listeners.missing(&state.config.listen);
-        let bound = listener::bind(&missing, Vec::new(), Purpose::Sessions)?;
+        let bound = listener::bind(&missing, &state.config.listen, Vec::new(), Purpose::Sessions)?;
         // The last that may fail: it is done when it succeeds.
         shared.audit.reopen(&state.config.audit, state.config.audit_required)?;
         for warning in warnings {

@@ -118,7 +118,7 @@ impl Arrival {
         let is_given = self.given.is_given;
         let bound = match is_given {
             true => listener::adopt(given, Purpose::Sessions)?,
-            false => listener::bind(addresses, given, Purpose::Sessions)?,
+            false => listener::bind(addresses, addresses, given, Purpose::Sessions)?,
         };
         Ok(Listening { bound, is_given })
     }
