@@ -103,9 +103,13 @@ fn dispatch(args: Vec<OsString>) -> Result<Command> {
     given.into_command(row)
 }
 
+/// Mutagen's own commands, which stand behind `mutagen` here too.
+const OF_MUTAGEN: [&str; 4] = ["sync", "forward", "project", "daemon"];
+
 fn command_row(name: &str) -> Result<&'static CommandRow> {
     let Some(row) = options::command(name) else {
-        let meant = nearest(name, options::names(WITH_SERVER));
+        let of_mutagen = OF_MUTAGEN.contains(&name).then(|| format!("mutagen {name}"));
+        let meant = of_mutagen.as_deref().or_else(|| nearest(name, options::names(WITH_SERVER)));
         return Err(unknown("command", name, meant, "tstunnel --help"));
     };
     if row.server && !WITH_SERVER {

@@ -170,7 +170,10 @@ pub fn server(dir: &Path, names: &[String]) -> Result<Issued> {
             of_domain = vec![domain.clone(), format!("*.{domain}")];
             &of_domain
         }
-        (None, []) => return Err(Error::new(Code::Usage, "a server's certificate needs at least one name")),
+        (None, []) => {
+            let error = Error::new(Code::Usage, "a server's certificate needs at least one name");
+            return Err(error.with_hint("say which: `tstunnel pki server NAME...`"));
+        }
         (_, names) => names,
     };
     let alternative_names = name::server_names(names)?;

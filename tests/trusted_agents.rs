@@ -15,7 +15,7 @@ use support::process;
 use support::wait::{SOON, wait_for};
 use support_net::child::{Watched, run};
 use support_net::report::fails;
-use support_net::site::{HOST, Plan, Site};
+use support_net::site::{HOST, Plan, Site, text};
 
 const AGENT: &str = ".mutagen/agents/0.18.1/mutagen-agent";
 const UPLOADED: &str = ".mutagen-agent0f1e2d3c-4b5a-6978-8796-a5b4c3d2e1f0";
@@ -164,4 +164,13 @@ fn an_agent_behind_a_wrapper_is_not_run_where_only_listed_ones_are_trusted() {
     install(&site, SCRIPT);
     let ran = run(&mut site.exec(&[AGENT, "synchronizer"]));
     assert_eq!(ran.code(), Some(126), "{}", ran.stderr);
+}
+
+#[test]
+fn what_any_allows_besides_is_not_compared() {
+    let site = Site::start(&Plan::any().host(&format!("agent_digests = [{:?}]", digest(SCRIPT))));
+    let file = site.local_file("notes", b"no agent");
+    run(&mut site.tstunnel(&["upload", text(&file), HOST])).ok();
+    run(&mut site.scp(&[text(&file), &format!("{HOST}:{UPLOADED}")])).ok();
+    run(&mut site.exec(&["cmp", "notes", UPLOADED])).ok();
 }

@@ -40,7 +40,8 @@ pub enum Ours {
 pub fn ssh(args: &[OsString], env: &Environment) -> Result<Ours> {
     match parse_ssh(args) {
         Invocation::Host(parsed) if is_ours(&parsed.destination, env)? => parsed.accept().map(Ours::Ssh),
-        _ => Err(hand_over("ssh", args)),
+        Invocation::Host(parsed) => Err(hand_over("ssh", Some(&parsed.destination.host), args)),
+        Invocation::Foreign => Err(hand_over("ssh", None, args)),
     }
 }
 
@@ -49,14 +50,13 @@ pub fn ssh(args: &[OsString], env: &Environment) -> Result<Ours> {
 /// # Errors
 /// Those of [`ssh`].
 pub fn scp(args: &[OsString], env: &Environment) -> Result<Ours> {
-    if let Invocation::Host(parsed) = parse_scp(args) {
-        for destination in &parsed.destinations {
-            if is_ours(destination, env)? {
-                return parsed.accept().map(Ours::Scp);
-            }
+    let Invocation::Host(parsed) = parse_scp(args) else { return Err(hand_over("scp", None, args)) };
+    for destination in &parsed.destinations {
+        if is_ours(destination, env)? {
+            return parsed.accept().map(Ours::Scp);
         }
     }
-    Err(hand_over("scp", args))
+    Err(hand_over("scp", parsed.destinations.first().map(|destination| destination.host.as_str()), args))
 }
 
 fn is_ours(destination: &Destination, env: &Environment) -> Result<bool> {
@@ -121,13 +121,17 @@ pub fn environment(asked: &SentEnvironment) -> BTreeMap<String, String> {
     sent.of(std::env::vars_os())
 }
 
-/// Becomes the real program. Returns only what went wrong.
-fn hand_over(program: &str, args: &[OsString]) -> Error {
+/// Becomes the real program, for `host` where there is one. Returns only what went wrong.
+fn hand_over(program: &str, host: Option<&str>, args: &[OsString]) -> Error {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let Some(real) = find_real(program, &path) else {
-        let text = format!("this is no host of tstunnel's, and there is no other `{program}` on PATH");
+        let (name, entry) = match host {
+            Some(host) => (format!("`{host}`"), format!("a [host.\"{host}\"] entry")),
+            None => ("this".to_owned(), "an entry".to_owned()),
+        };
+        let text = format!("{name} is no host of tstunnel's, and there is no other `{program}` on PATH");
         return Error::new(Code::Config, text)
-            .with_hint(format!("add a [host.\"…\"] entry for it to the configuration, or install {program}"));
+            .with_hint(format!("add {entry} for it to the configuration, or install {program}"));
     };
     tracing::debug!(real = %real.display(), "handing over");
     let error = std::process::Command::new(&real).args(args).exec();

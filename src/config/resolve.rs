@@ -373,13 +373,18 @@ fn missing(gathered: &Gathered, env: &Environment) -> Error {
     };
     let text = format!("`{alias}` has no {}{unknown}", list(&|key| format!("`{key}`")));
     Error::new(Code::Config, text).with_hint(format!(
-        "{}set {} below [host.{}] in {file}, or {}, or {}, or use tstunnel://HOST?{}",
+        "{}set {} below [host.{}] in {file}, or {}, or {}, or use tstunnel://HOST?{}{}",
         meant.map_or_else(String::new, |meant| format!("did you mean `{meant}`? otherwise ")),
         list(&|key| format!("`{key}`")),
         basic_string(alias),
         list(&|key| format!("TSTUNNEL_{}", key.to_ascii_uppercase())),
         list(&|key| format!("--{key}")),
         absent.iter().map(|key| format!("{key}=…")).collect::<Vec<_>>().join("&"),
+        if sources.iter().any(|source| matches!(source.origin, Origin::Url)) {
+            ", in quotes: a shell cuts a URL at `&`"
+        } else {
+            ""
+        },
     ))
 }
 

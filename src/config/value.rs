@@ -11,11 +11,14 @@ use rustls_pki_types::DnsName;
 use crate::config::Endpoint;
 use crate::protocol::{DEFAULT_PORT, is_dns_name};
 
-/// Reads an upgrade base: an absolute path without a trailing slash, as it stands in a request's target.
+/// Reads an upgrade base: an absolute path without a trailing slash, as it stands in a request's target. `/` is the empty one.
 ///
 /// # Errors
 /// The sentence that says what is wrong.
 pub fn upgrade_base(text: &str) -> Result<String, String> {
+    if text == "/" {
+        return Ok(String::new());
+    }
     let complaint = if !text.starts_with('/') {
         "does not begin with `/`"
     } else if text.ends_with('/') {
@@ -180,7 +183,8 @@ mod tests {
     #[test]
     fn an_upgrade_base_is_an_absolute_path_without_a_trailing_slash() {
         assert_eq!(upgrade_base("/tinyscale/v1").as_deref(), Ok("/tinyscale/v1"));
-        for bad in ["", "/", "a", "/a/", "/a b", "/a?b", "/a#b", "/a\n", "/ä"] {
+        assert_eq!(upgrade_base("/"), Ok(String::new()));
+        for bad in ["", "//", "a", "/a/", "/a b", "/a?b", "/a#b", "/a\n", "/ä"] {
             assert!(upgrade_base(bad).is_err(), "{bad}");
         }
     }

@@ -42,8 +42,12 @@ fn of_revocation(list: &Revocation, dir: Option<PathBuf>) -> String {
     let there = dir.map(|dir| format!(" --dir {}", dir.display())).unwrap_or_default();
     let left = match (good, kind) {
         (1.., _) => format!("still good: {good}"),
-        (0, Kind::Client) => format!("none is left: make a new one with `tstunnel pki client{there} {name}`"),
-        (0, Kind::Server) => format!("none is left: make a new one with `tstunnel pki server{there} NAME...`"),
+        (0, Kind::Client) => {
+            format!("none is left: move its files away and make a new one with `tstunnel pki client{there} {name}`")
+        }
+        (0, Kind::Server) => {
+            format!("none is left: move its files away and make a new one with `tstunnel pki server{there} NAME...`")
+        }
     };
     text + &format!("{count} {these} of {name} revoked; {left}\n")
 }

@@ -103,7 +103,7 @@ pub enum Commands {
     },
 }
 
-/// `[limits]`. The defaults suit a small machine: some 64 MiB for handshakes, heads and bodies, and 256 MiB for resumes. What
+/// `[limits]`. The defaults suit a small machine: some 64 MiB for handshakes, heads and bodies, and 768 MiB for resumes. What
 /// descriptors there are lowers them further ([`descriptors`](crate::server::descriptors)).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {

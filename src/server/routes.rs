@@ -152,7 +152,10 @@ async fn serve(
 ) -> Result<Answer, Refusal> {
     let limits = &state.config.limits;
     let admit = |permit: &Permit, asked| shared.admit(state, permit, peer, Arc::new(asked));
-    let route = route.ok_or_else(|| Refusal::bad_request(404, "there is nothing under this path"))?;
+    let route = route.ok_or_else(|| {
+        let error = Error::new(Code::BadRequest, "there is nothing under this path");
+        Refusal { status: 404, error: error.with_hint("check the client's `upgrade_base`: it must be the server's") }
+    })?;
     if !route.allows(request.method()) {
         return Err(Refusal::bad_request(405, format!("this path takes {}", route.allow())));
     }

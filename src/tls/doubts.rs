@@ -7,7 +7,7 @@ use std::time::SystemTime;
 use rustls::client::verify_server_name;
 use rustls::server::ParsedCertificate;
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, ServerName};
-use x509_parser::prelude::{CertificateRevocationList, FromDer as _, X509Certificate, X509Name};
+use x509_parser::prelude::{CertificateRevocationList, FromDer as _, X509Certificate, X509Name, X509Version};
 
 use crate::error::{Result, printable};
 use crate::tls::failure::names;
@@ -50,10 +50,11 @@ pub fn doubts(
             ));
         }
     }
+    let authorities = authorities(client_ca)?;
+    doubts.extend(authorities.iter().filter_map(|(path, certificate)| no_authority(path, certificate)));
     if lists.is_empty() {
         return Ok(doubts);
     }
-    let authorities = authorities(client_ca)?;
     doubts.extend(of_one_name(&authorities));
     for (path, authority) in &authorities {
         let Ok((_, authority)) = X509Certificate::from_der(authority) else { continue };
@@ -63,6 +64,18 @@ pub fn doubts(
         }
     }
     Ok(doubts)
+}
+
+/// Says that a certificate in `client_ca` is one of a client, whom that does not let in. Before version 3 nothing tells authorities apart.
+fn no_authority(path: &Path, certificate: &CertificateDer<'_>) -> Option<String> {
+    let (_, certificate) = X509Certificate::from_der(certificate).ok()?;
+    let is_known = certificate.version() == X509Version::V3 && !certificate.is_ca();
+    is_known.then(|| {
+        let (path, who) = (path.display(), name(certificate.subject()));
+        format!(
+            "{path}: {who} is no authority, so nobody is let in by it: name in `client_ca` the one that has signed it"
+        )
+    })
 }
 
 /// Says which authorities share their name with another that has another key: the list of a certificate is looked for by that name

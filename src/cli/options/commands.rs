@@ -30,7 +30,7 @@ pub const COMMANDS: &[CommandRow] = &[
             "Takes scp's own options. A host that is not tstunnel's goes to the real scp.",
             "A link of the name `scp` to this program does the same.",
         ],
-        manual: "It puts one file into the home directory of the account, which is what Mutagen needs.",
+        manual: "It puts files into the home directory of the account, which is what Mutagen needs.",
         server: false,
     },
     CommandRow {

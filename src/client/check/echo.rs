@@ -62,13 +62,18 @@ pub(super) async fn measure(opened: Opened, host: &Host, bytes: u64) -> Result<M
             }
         }
     };
+    let lost = |error: &io::Error| {
+        let hint =
+            "check the network, and ask for no more than the server's `max_upload_bytes`, which is what it sends back";
+        session::lost(host, Some(error)).with_hint(hint)
+    };
     let moved = timeout(LONGEST + PATIENCE, async { tokio::try_join!(sending, receiving) }).await;
     let (sent, received) = moved
         .unwrap_or_else(|_| Err(io::Error::new(io::ErrorKind::TimedOut, "the echo took too long")))
-        .map_err(|error| session::lost(host, Some(&error)))?;
+        .map_err(|error| lost(&error))?;
     if received != sent {
         let text = format!("{received} of {sent} bytes came back");
-        return Err(session::lost(host, Some(&io::Error::other(text))));
+        return Err(lost(&io::Error::other(text)));
     }
     Ok(Measured { bytes: sent, took: started.elapsed() })
 }

@@ -71,16 +71,21 @@ pub(super) fn copy(asked: Asked<'_>, host: &HostConfig, terms: &Terms, filename:
         Some(commands) => Some(upload(commands, filename).ok_or_else(|| denied(By::Grant))?),
         None => None,
     };
-    let action = Action::Copy { filename: filename.to_owned(), digests: host.agent_digests.clone() };
+    let is_agent = by_host == MUTAGEN || by_grant == Some(MUTAGEN);
+    let digests = if is_agent { host.agent_digests.clone() } else { Vec::new() };
+    let action = Action::Copy { filename: filename.to_owned(), digests };
     let named = |rule: &str| format!("upload `{rule}`");
     Ok(Allowed { action, by_host: Some(named(by_host)), by_grant: by_grant.map(named) })
 }
+
+/// The entry of `commands` for what Mutagen asks for.
+const MUTAGEN: &str = "mutagen";
 
 /// Under `any` every name, under `mutagen` those of Mutagen's agents; patterns of command lines allow no upload.
 fn upload(commands: &Commands, filename: &str) -> Option<&'static str> {
     match commands {
         Commands::Any => Some("any"),
-        Commands::Listed { mutagen: true, .. } if mutagen::is_uploaded_agent(filename) => Some("mutagen"),
+        Commands::Listed { mutagen: true, .. } if mutagen::is_uploaded_agent(filename) => Some(MUTAGEN),
         Commands::Listed { .. } => None,
     }
 }

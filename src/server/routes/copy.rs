@@ -48,7 +48,8 @@ pub(super) async fn copy(
     let login = login(&permit).await?;
     let order = order(&state.config.limits, &permit, &login, filename, request.headers())?;
     if !digests.is_empty() && !order.digest.is_some_and(|digest| digests.contains(&hex(&digest))) {
-        return Err(Error::new(Code::CommandDenied, "this file is not one of those that the host trusts").into());
+        let denied = Error::new(Code::CommandDenied, "this file is not one of those that the host trusts");
+        return Err(denied.with_hint("ask whoever runs the endpoint to add it to the host's `trusted_agents`").into());
     }
     if request.method() == Method::HEAD {
         let answer = held(shared, &permit, &order, login, state.config.limits.resume_grace).await?;
