@@ -18,8 +18,9 @@ use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
 use serde_json::Value;
 use support::pki::{Authority, Identity, Usage, Validity};
+use support::port;
 use support::process::{self, Signal};
-use support::serve::records;
+use support::serve::{Server, records};
 use support::wait::{SOON, wait_for, wait_until};
 use support_net::child::{Watched, run};
 use support_net::fake;
@@ -542,4 +543,29 @@ fn certificates_of_ones_own_do_not_hide_a_revocation_or_an_authority_that_is_gon
             assert_withdrawn(session, "unauthorized");
         }
     }
+}
+
+#[test]
+fn both_families_of_one_port_are_listened_on_also_when_the_second_comes_later() {
+    let (mut site, ..) = site(by_signal());
+    let port = port::free();
+    let configuration = site.root.join("server.toml");
+    let text = fs::read_to_string(&configuration).unwrap();
+    let of_four = format!("\"0.0.0.0:{port}\"");
+    for addresses in [of_four.clone(), format!("{of_four}, \"[::]:{port}\"")] {
+        let listening = format!("listen = [\"127.0.0.1:0\", {addresses}]");
+        replace(&configuration, &text.replacen("listen = [\"127.0.0.1:0\"]", &listening, 1));
+        reload(&mut site, RELOADED);
+    }
+    for endpoint in [format!("127.0.0.1:{port}"), format!("[::1]:{port}")] {
+        site.configure(endpoint, "");
+        run(&mut site.exec(&["true"])).ok();
+    }
+    site.server().kill();
+    let both = format!("listen = [\"[::]:{port}\", {of_four}]");
+    let text = text.replacen("listen = [\"127.0.0.1:0\"]", &both, 1);
+    site.configure(format!("[::1]:{port}"), "");
+    fs::write(&configuration, text).unwrap();
+    let _server = Server::start(&configuration);
+    run(&mut site.exec(&["true"])).ok();
 }

@@ -139,6 +139,9 @@ fn table_name(source: &str) -> &str {
     source.trim_matches(['[', ']', ' ', '\t'])
 }
 
+/// What a key expects that takes a list of words, and no line to be split.
+pub const WORDS: &str = "a list of words";
+
 /// What to write instead of `source`, which serde has refused for `why`: its words are all that tells the kind of an error.
 fn hint(why: &str, source: &str) -> Option<String> {
     if let Some(unknown) = why.strip_prefix("unknown field `") {
@@ -146,7 +149,15 @@ fn hint(why: &str, source: &str) -> Option<String> {
         // Every other part stands between two names.
         return nearest(name, known.split('`').skip(1).step_by(2)).map(|known| format!("did you mean `{known}`?"));
     }
-    let found = why.strip_prefix("invalid type: ")?.strip_suffix(", expected a sequence")?;
+    let (found, expected) = why.strip_prefix("invalid type: ")?.rsplit_once(", expected ")?;
+    if expected == WORDS {
+        let words: Vec<String> =
+            source.trim_matches(['"', '\'']).split_whitespace().map(|word| format!("\"{word}\"")).collect();
+        return Some(format!("write a list: [{}]", words.join(", ")));
+    }
+    if expected != "a sequence" {
+        return None;
+    }
     Some(if source.is_empty() || source.contains('\n') {
         "write a list".to_owned()
     } else if found == "map" && !source.starts_with('{') {

@@ -56,8 +56,9 @@ impl Machine {
     /// The same where /etc/shadow has mode 0000, as on RHEL, and with more `rights` of root's.
     pub(crate) fn start_with_closed_shadow(commands: &str, plan: Plan, rights: &str) -> Machine {
         let bounds = format!("-all{}{rights}", unit_capabilities());
-        let confinement =
-            format!("sh -c 'chmod 0000 /etc/shadow && exec setpriv --no-new-privs --bounding-set={bounds} -- \"$@\"' sh");
+        let confinement = format!(
+            "sh -c 'chmod 0000 /etc/shadow && exec setpriv --no-new-privs --bounding-set={bounds} -- \"$@\"' sh"
+        );
         Machine::start_in(&confinement, commands, plan)
     }
 

@@ -7,7 +7,7 @@ use serde::Deserialize;
 use toml::Spanned;
 
 use super::Account;
-use super::file::{Text, Timeout, check_account};
+use super::file::{Text, Timeout, Words, check_account};
 use crate::config::toml_file;
 use crate::error::Result;
 
@@ -30,7 +30,7 @@ pub struct AuthorizeConfig {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AuthorizeTable {
-    command: Spanned<Vec<Text>>,
+    command: Spanned<Words>,
     account: Option<Spanned<Text>>,
     timeout: Option<Timeout>,
 }
@@ -53,7 +53,7 @@ impl AuthorizeTable {
             None => {}
         }
         let span = command.span();
-        let mut words = command.into_inner().into_iter().map(|word| word.0);
+        let mut words = command.into_inner().0.into_iter();
         let program = words.next().filter(|program| program.starts_with('/')).map(PathBuf::from);
         let Some(program) = program else {
             return fails(span, "`command` is an absolute path and its arguments");

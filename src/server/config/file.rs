@@ -70,7 +70,7 @@ struct Host {
     shell: Option<bool>,
     env: Option<Vec<EnvPattern>>,
     #[serde(default)]
-    wrapper: Vec<Text>,
+    wrapper: Words,
     pool: Option<Spanned<PoolSize>>,
     #[serde(default)]
     agent_digests: Vec<Digest>,
@@ -134,7 +134,7 @@ pub(super) fn parse(path: &Path, text: &str, account: &Account) -> Result<(Serve
         } else if account.is_root {
             warnings.push(format!("host `{id}` has no `account`, so it is `{}`'s: everything there is", account.name));
         }
-        if let Some(pool) = host.pool.as_ref().filter(|_| !host.wrapper.is_empty()) {
+        if let Some(pool) = host.pool.as_ref().filter(|_| !host.wrapper.0.is_empty()) {
             let what =
                 "agents behind a `wrapper` cannot be kept started: whether their file has changed cannot be told";
             return Err(toml_file::error_at(path, text, Some(pool.span()), what).with_hint("leave `pool` out"));
@@ -154,7 +154,7 @@ pub(super) fn parse(path: &Path, text: &str, account: &Account) -> Result<(Serve
             commands,
             targets: host.targets,
             env: host.env.map_or_else(default_env, |patterns| patterns.into_iter().map(|pattern| pattern.0).collect()),
-            wrapper: host.wrapper.into_iter().map(|word| word.0).collect(),
+            wrapper: host.wrapper.0,
             pool: host.pool.map_or(0, |pool| pool.into_inner().0),
             agent_digests: host.agent_digests.into_iter().map(|digest| digest.0).collect(),
             trusted_agents: host.trusted_agents.into_iter().flat_map(Spanned::into_inner).map(resolve).collect(),
@@ -336,6 +336,34 @@ fn upgrade_base(text: String) -> Result<String, String> {
 impl<'de> Deserialize<'de> for Commands {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Commands, D::Error> {
         deserializer.deserialize_any(CommandsVisitor)
+    }
+}
+
+/// The words of a command line, which is never one string: where that would be split is nobody's to guess.
+#[derive(Default)]
+pub(super) struct Words(pub(super) Vec<String>);
+
+impl<'de> Deserialize<'de> for Words {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Words, D::Error> {
+        deserializer.deserialize_seq(WordsVisitor)
+    }
+}
+
+struct WordsVisitor;
+
+impl<'de> Visitor<'de> for WordsVisitor {
+    type Value = Words;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(toml_file::WORDS)
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Words, A::Error> {
+        let mut words = Vec::new();
+        while let Some(Text(word)) = list.next_element()? {
+            words.push(word);
+        }
+        Ok(Words(words))
     }
 }
 

@@ -274,6 +274,8 @@ fn a_slip_of_the_pen_is_told_what_to_write() {
         ("[[grant]]\nprincipal = \"*\"\nhost = [\"a\"]", 6, "did you mean `hosts`?"),
         ("[[grant]]\nprincipal = \"*\"\nhosts = \"host123\"", 6, "write a list: [\"host123\"]"),
         ("listen = \"0.0.0.0:1\"", 4, "write a list: [\"0.0.0.0:1\"]"),
+        ("[host.a]\nwrapper = \"docker exec -i a\"", 5, "write a list: [\"docker\", \"exec\", \"-i\", \"a\"]"),
+        ("[authorize]\ncommand = '/bin/ask me'", 5, "write a list: [\"/bin/ask\", \"me\"]"),
         ("[grant]\nprincipal = \"*\"\nhosts = [\"a\"]", 4, "write `[[grant]]`"),
         ("[[grant]]\nprincipal = \"*\"\nhosts = []\n[grant]\nprincipal = \"*\"", 7, "write `[[grant]]` each time"),
         ("[grant]\nprincipal = \"*\"\nhosts = []\n[grant]\nprincipal = \"*\"", 7, "write `[[grant]]` each time"),

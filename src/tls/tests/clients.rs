@@ -78,6 +78,17 @@ async fn of_two_authorities_of_one_name_the_first_list_decides_and_the_hint_is_t
 }
 
 #[test]
+fn a_clients_own_certificate_among_the_authorities_is_pointed_out() {
+    let (files, authority) = (Files::new(), Authority::new("clients"));
+    let server = files.write("server.crt", &Authority::new("servers").pem());
+    let client = authority.client("ann.example.org");
+    let paths = [files.write("ca.crt", &authority.pem()), files.write("ann.crt", &client.cert)];
+    let said = doubts(&server, &[], &paths, &[], SystemTime::now()).unwrap();
+    let of_authorities: Vec<&String> = said.iter().filter(|doubt| doubt.contains("is no authority")).collect();
+    assert!(matches!(of_authorities[..], [doubt] if doubt.starts_with(&paths[1].display().to_string())), "{said:?}");
+}
+
+#[test]
 fn authorities_of_one_name_are_pointed_out_where_there_are_lists() {
     let (files, first) = (Files::new(), Authority::new("clients"));
     let list = files.write("first.crl", &first.revocation_list(&[], hours(1)));
