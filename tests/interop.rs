@@ -754,3 +754,14 @@ fn a_server_that_stops_does_not_wait_for_a_stream_that_has_ended_and_whose_clien
     let ends = records(&site.server_log(), "end");
     assert_eq!(ends.iter().map(|end| &end["reason"]).collect::<Vec<_>>(), ["the server stops"]);
 }
+
+#[test]
+fn a_url_that_plain_mutagen_takes_for_a_host_is_told_to_need_tstunnel_mutagen() {
+    let site = Site::new();
+    site.configure("127.0.0.1:1", "");
+    for (name, is_told) in [("tstunnel", true), ("elsewhere", false)] {
+        let ran = run(&mut site.ssh(&["-F", "none", "-o", "HostName=127.0.0.1", "-p", "1", name, "true"]));
+        assert_eq!(ran.code(), Some(255), "the real ssh has failed: {}", ran.stderr);
+        assert_eq!(ran.stderr.contains("say `tstunnel mutagen` in place of `mutagen`"), is_told, "{}", ran.stderr);
+    }
+}

@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::ffi::{OsStr, OsString};
 use std::fs::Metadata;
+use std::io::Write as _;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -21,6 +22,8 @@ use crate::stdio;
 
 /// What goes along whatever the command line says, as Debian's `ssh_config` has it.
 const SENT_ENVIRONMENT: [&str; 2] = ["LANG", "LC_*"];
+/// What a URL of ours begins with.
+const SCHEME: &str = "tstunnel";
 /// The port that tools name when they mean `ssh` and nothing else.
 const SSH_PORT: u16 = 22;
 
@@ -133,6 +136,14 @@ fn hand_over(program: &str, host: Option<&str>, args: &[OsString]) -> Error {
         return Error::new(Code::Config, text)
             .with_hint(format!("add {entry} for it to the configuration, or install {program}"));
     };
+    if host == Some(SCHEME) {
+        // Mutagen takes the scheme of a URL that it does not know for a host.
+        let _ = writeln!(
+            std::io::stderr(),
+            "tstunnel: note: the real {program} is asked for a host `{SCHEME}`; for a {SCHEME}:// URL say `tstunnel mutagen` in \
+             place of `mutagen`"
+        );
+    }
     tracing::debug!(real = %real.display(), "handing over");
     let error = std::process::Command::new(&real).args(args).exec();
     Error::new(Code::Config, format!("cannot run {}: {error}", real.display()))
