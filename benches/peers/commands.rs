@@ -1,12 +1,15 @@
 //! A command that does nothing, on loopback and over long paths, and the round trips that it takes.
 
-use std::time::Duration;
+use std::io::{Read, Write};
+use std::net::TcpStream;
+use std::time::{Duration, Instant};
 
 use nix::unistd::{Uid, User};
 
 use crate::Plan;
+use crate::interruptions::echo;
 use crate::measure::until_exit;
-use crate::peers::{BRIDGE, SSH, bridge};
+use crate::peers::{BRIDGE, SSH, TCP, bridge};
 use crate::report::{Goal, Measure, Report, Section, TSTUNNEL};
 use crate::servers::Plain;
 use crate::support::relay::Relay;
@@ -14,9 +17,9 @@ use crate::support::relay::Relay;
 const SECTION: Section = Section {
     title: "A command that does nothing",
     note: "`true`, from exec to exit, on loopback and through a relay that adds a round trip. Round trips are what that relay \
-           added, divided by its round trip, less the one of TCP's own where there is a fresh connection. A ControlMaster keeps \
-           a process and a connection for each host. The bridge has the account's shell do it, and makes the same handshake: as \
-           short as a connection of its own can be.",
+           added, divided by the time that a byte takes there and back beside it, less the one of TCP's own where there is a fresh \
+           connection. A ControlMaster keeps a process and a connection for each host. The bridge has the account's shell do it, and \
+           makes the same handshake: as short as a connection of its own can be.",
 };
 const CONTROL_MASTER: &str = "ssh over a ControlMaster";
 const LINE: &str = "true";
@@ -62,6 +65,13 @@ pub(crate) fn measure(plan: &Plan, report: &mut Report) {
             relay
         });
         let master = host.master(to_sshd.address());
+        let to_echo = Relay::to(echo());
+        to_echo.delay(round_trip);
+        let mut line = TcpStream::connect(to_echo.address()).unwrap();
+        line.set_nodelay(true).unwrap();
+        // The first byte waits for the connection too.
+        there_and_back(&mut line);
+        let byte = Measure::less(&SECTION, format!("{milliseconds} ms away: a byte there and back"), "ms");
         let time = Measure::less(&SECTION, format!("{milliseconds} ms away"), "ms");
         let trips = Measure::less(&SECTION, format!("{milliseconds} ms away: round trips after TCP's own"), "");
         let trips = trips.goal(Goal::Limit(2.2));
@@ -71,12 +81,22 @@ pub(crate) fn measure(plan: &Plan, report: &mut Report) {
                 until_exit(&mut host.ssh_to(to_sshd.address(), &[], LINE)),
                 until_exit(&mut host.ssh_over(&master, LINE)),
             ];
+            let round_trip = there_and_back(&mut line);
+            report.add(&byte, TCP, round_trip * 1e3);
             for (((peer, seconds), shortest), tcp) in names().zip(seconds).zip(shortest).zip([1.0, 1.0, 0.0]) {
                 report.add(&time, peer, seconds * 1e3);
-                report.add(&trips, peer, (seconds - shortest) / round_trip.as_secs_f64() - tcp);
+                report.add(&trips, peer, (seconds - shortest) / round_trip - tcp);
             }
         }
     }
+}
+
+/// Seconds that a byte takes to an echo and back.
+fn there_and_back(line: &mut TcpStream) -> f64 {
+    let started = Instant::now();
+    line.write_all(b"x").unwrap();
+    line.read_exact(&mut [0]).unwrap();
+    started.elapsed().as_secs_f64()
 }
 
 fn names() -> impl Iterator<Item = &'static str> {
