@@ -95,18 +95,20 @@ impl Gate {
 
     /// Lets a connection from `address` begin its handshake, which may cost another one its place.
     ///
-    /// A source that has a session is never shut out: whoever shares its address with strangers must be able to resume.
+    /// A source that has a session is never shut out: whoever shares its address with strangers must be able to resume. Nor is a
+    /// balancer that speaks for itself, which is nobody's address.
     ///
     /// # Errors
     /// Why it is to be closed at once.
     pub fn enter(
         &self,
         address: IpAddr,
+        is_balancer: bool,
         limits: &Limits,
         has_session: impl FnOnce(Source) -> bool,
     ) -> Result<Pass, Closed> {
         let source = Source::of(address);
-        let is_exempt = limits.penalty_exempt.iter().any(|network| network.contains(address));
+        let is_exempt = is_balancer || limits.penalty_exempt.iter().any(|network| network.contains(address));
         let now = Instant::now();
         let is_shut_out = !is_exempt && self.lock().penalties.shut_out(source, now);
         let entered = if is_shut_out && !has_session(source) {
@@ -422,23 +424,24 @@ mod tests {
         let address = IpAddr::from([127, 0, 0, 1]);
         let failures = limits.penalty_threshold.div_duration_f64(limits.penalty_failed).ceil() as usize;
         for _ in 0..=failures {
-            let pass = gate.enter(address, &limits, |_| false).unwrap();
+            let pass = gate.enter(address, false, &limits, |_| false).unwrap();
             pass.reached(Stage::Hello, &limits);
             pass.reached(Stage::Failed, &limits);
             pass.failed(&limits);
         }
         assert!(gate.lock().handshakes.is_empty() && gate.lock().held.is_empty());
-        assert!(matches!(gate.enter(address, &limits, |_| false), Err(Closed::ShutOut)));
-        // One with a session is let in, and an authenticated one clears it.
-        gate.enter(address, &limits, |_| true).unwrap().authenticated();
-        gate.enter(address, &limits, |_| false).unwrap();
+        assert!(matches!(gate.enter(address, false, &limits, |_| false), Err(Closed::ShutOut)));
+        // A balancer that speaks for itself is let in, and one with a session, and an authenticated one clears it.
+        gate.enter(address, true, &limits, |_| false).unwrap();
+        gate.enter(address, false, &limits, |_| true).unwrap().authenticated();
+        gate.enter(address, false, &limits, |_| false).unwrap();
     }
 
     #[tokio::test]
     async fn whoever_loses_its_place_is_told() {
         let (gate, limits) = (gate(), limits(1, 1));
-        let first = gate.enter([192, 0, 2, 1].into(), &limits, |_| false).unwrap();
-        let _second = gate.enter([192, 0, 2, 2].into(), &limits, |_| false).unwrap();
+        let first = gate.enter([192, 0, 2, 1].into(), false, &limits, |_| false).unwrap();
+        let _second = gate.enter([192, 0, 2, 2].into(), false, &limits, |_| false).unwrap();
         first.taken_back().await;
     }
 
@@ -447,7 +450,7 @@ mod tests {
         let (gate, limits) = (gate(), Limits::default());
         for address in [IpAddr::from([127, 0, 0, 1]), "::1".parse().unwrap(), "::ffff:127.0.0.1".parse().unwrap()] {
             for _ in 0..1000 {
-                gate.enter(address, &limits, |_| false).unwrap().failed(&limits);
+                gate.enter(address, false, &limits, |_| false).unwrap().failed(&limits);
             }
         }
     }

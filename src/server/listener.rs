@@ -305,7 +305,7 @@ fn admit(shared: &Arc<Shared>, mut tcp: TcpStream, address: SocketAddr) {
         return socket::reset_on_close(&tcp);
     };
     if !state.config.proxy_protocol.iter().any(|balancer| balancer.contains(address.ip())) {
-        return begin(shared, state, ReadAhead::new(tcp, descriptor), address);
+        return begin(shared, state, ReadAhead::new(tcp, descriptor), address, false);
     }
     let shared = shared.clone();
     tokio::spawn(async move {
@@ -313,7 +313,7 @@ fn admit(shared: &Arc<Shared>, mut tcp: TcpStream, address: SocketAddr) {
         match header.await {
             Ok(Ok(Header { source, rest })) => {
                 let connection = ReadAhead::behind_header(tcp, descriptor, rest);
-                begin(&shared, state, connection, source.unwrap_or(address));
+                begin(&shared, state, connection, source.unwrap_or(address), source.is_none());
             }
             Ok(Err(error)) => unauthenticated(&shared, address, Failure::of(&error), &error.to_string()),
             Err(_) => unauthenticated(&shared, address, Failure::Slow, "the balancer's header did not come in time"),
@@ -321,10 +321,10 @@ fn admit(shared: &Arc<Shared>, mut tcp: TcpStream, address: SocketAddr) {
     });
 }
 
-/// Begins the handshake of a connection from `address`, if it may; else closes it.
-fn begin(shared: &Arc<Shared>, state: Arc<State>, connection: ReadAhead, address: SocketAddr) {
+/// Begins the handshake of a connection from `address`, where a balancer may speak for itself, if it may; else closes it.
+fn begin(shared: &Arc<Shared>, state: Arc<State>, connection: ReadAhead, address: SocketAddr, is_balancer: bool) {
     let limits = &state.config.limits;
-    match shared.gate.enter(address.ip(), limits, |source| shared.admission.has_session_from(source)) {
+    match shared.gate.enter(address.ip(), is_balancer, limits, |source| shared.admission.has_session_from(source)) {
         Ok(pass) => {
             socket::tune(connection.tcp());
             let counted = shared.admission.connected();
