@@ -246,13 +246,15 @@ impl Enrolment {
     }
 }
 
-/// Lets the sessions that were interrupted first give way, until the others of `scope` fit into `limit`.
+/// Lets the sessions that were interrupted first give way, until the others of `scope` fit into `limit`. One that holds nothing
+/// would end for nothing.
 fn make_room(entries: &mut HashMap<SessionId, Entry>, limit: usize, scope: impl Fn(&Entry) -> bool) {
     loop {
         let parked =
             || entries.iter().filter(|(_, entry)| scope(entry)).filter_map(|(id, entry)| Some((*id, entry.parked?)));
         let bytes: usize = parked().map(|(_, parked)| parked.bytes).sum();
-        let oldest = parked().min_by_key(|(_, parked)| parked.since).map(|(id, _)| id);
+        let oldest =
+            parked().filter(|(_, parked)| parked.bytes > 0).min_by_key(|(_, parked)| parked.since).map(|(id, _)| id);
         let Some(entry) = oldest.filter(|_| bytes > limit).and_then(|id| entries.get_mut(&id)) else { return };
         tracing::warn!(principal = %entry.session.principal, host = %entry.host, "interrupted session gives way: memory is short");
         entry.parked = None;
@@ -329,6 +331,17 @@ mod tests {
         sessions[2].park(300);
         assert!(matches!(sessions[0].messages.try_recv(), Ok(Message::GiveWay)));
         assert!(sessions[1].messages.try_recv().is_err() && sessions[2].messages.try_recv().is_err());
+    }
+
+    #[test]
+    fn a_session_that_holds_nothing_does_not_give_way() {
+        let registry = registry(4000);
+        let mut sessions: Vec<Enrolment> = (0..3).map(|_| enrol(&registry, "ann").unwrap()).collect();
+        sessions[0].park(0);
+        sessions[1].park(900);
+        sessions[2].park(500);
+        assert!(matches!(sessions[1].messages.try_recv(), Ok(Message::GiveWay)));
+        assert!(sessions[0].messages.try_recv().is_err() && sessions[2].messages.try_recv().is_err());
     }
 
     #[test]

@@ -75,6 +75,8 @@ impl Link {
     pub(super) fn follow(&mut self, happening: Happening, bridge: &mut Bridge) -> Option<Outcome> {
         match happening {
             Happening::GraceOver => return Some(Outcome::because("interrupted, and not resumed within the grace")),
+            // It was told so while its client came back: what it held leaves with the connection.
+            Happening::Message(Message::GiveWay) if bridge.is_attached() => {}
             Happening::Message(Message::GiveWay) => {
                 self.trail.gave_way();
                 return Some(Outcome::because("interrupted, and gave way"));
