@@ -103,6 +103,7 @@ const KEYWORDS: &[(&str, Meaning)] = &[
     ("ForwardX11Trusted", Ignored),
     ("GatewayPorts", Ignored),
     ("GlobalKnownHostsFile", Ignored),
+    ("GlobalKnownHostsFile2", Ignored),
     ("GSSAPIAuthentication", Ignored),
     ("GSSAPIClientIdentity", Ignored),
     ("GSSAPIDelegateCredentials", Ignored),
@@ -145,6 +146,7 @@ const KEYWORDS: &[(&str, Meaning)] = &[
         "PermitLocalCommand",
         Refused { what: "a local command", instead: "run the local command before or after this one" },
     ),
+    ("PermitRemoteOpen", Ignored),
     ("PKCS11Provider", Ignored),
     ("Port", Kept(Setting::Port)),
     ("PreferredAuthentications", Ignored),
@@ -192,9 +194,11 @@ const KEYWORDS: &[(&str, Meaning)] = &[
     ),
     ("TunnelDevice", Ignored),
     ("UpdateHostKeys", Ignored),
+    ("UseBlacklistedKeys", Ignored),
     ("UsePrivilegedPort", Ignored),
     ("User", Kept(Setting::User)),
     ("UserKnownHostsFile", Ignored),
+    ("UserKnownHostsFile2", Ignored),
     ("UseRoaming", Ignored),
     ("UseRsh", Ignored),
     ("VerifyHostKeyDNS", Ignored),
@@ -218,6 +222,9 @@ mod tests {
     fn a_keyword_is_found_whatever_its_case() {
         assert_eq!(find("strictHOSTkeychecking"), Some(Ignored));
         assert_eq!(find("connecttimeout"), Some(Kept(Setting::ConnectTimeout)));
+        for name in ["PermitRemoteOpen", "GlobalKnownHostsFile2", "UserKnownHostsFile2", "UseBlacklistedKeys"] {
+            assert_eq!(find(name), Some(Ignored), "{name}");
+        }
         assert_eq!(find("UseKeychain"), None);
         assert_eq!(find("Host"), None);
     }
