@@ -20,6 +20,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Sleep;
 
 use self::patience::Patience;
@@ -39,8 +40,16 @@ const MAX_UNSENT_BYTES: usize = FRAME_BYTES;
 const SLICES: usize = 16;
 
 /// A connection: the TLS stream after its upgrade.
-pub trait Connection: AsyncRead + AsyncWrite + Unpin + Send {}
-impl<T: AsyncRead + AsyncWrite + Unpin + Send> Connection for T {}
+pub trait Connection: AsyncRead + AsyncWrite + Unpin + Send {
+    /// The TCP connection below everything; `None` where it is another process's.
+    fn tcp(&self) -> Option<&TcpStream>;
+}
+
+impl Connection for UnixStream {
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
+    }
+}
 
 /// Something to read from.
 pub type Reader = Box<dyn AsyncRead + Unpin + Send>;

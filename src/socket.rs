@@ -11,7 +11,7 @@ use socket2::SockRef;
 use tokio::net::TcpStream;
 
 /// How long sent data may stay unacknowledged by the peer's kernel. A session with frames judges sooner by itself; this
-/// ends a plain stream, and whatever else would wait for the kernel's quarter of an hour.
+/// ends whatever else would wait for the kernel's quarter of an hour.
 const USER_TIMEOUT: Duration = Duration::from_secs(60);
 /// Silence after which the kernel asks the peer's, how often, and how many times.
 const KEEPALIVE: (Duration, Duration, u32) = (Duration::from_secs(60), Duration::from_secs(15), 4);
@@ -32,6 +32,12 @@ pub fn tune(stream: &TcpStream) {
     let _ = set_tcp_keepidle(stream, KEEPALIVE.0);
     let _ = set_tcp_keepintvl(stream, KEEPALIVE.1);
     let _ = set_tcp_keepcnt(stream, KEEPALIVE.2);
+}
+
+/// Lets sent data wait for a reader that pauses, for however long: to the kernel what a full buffer keeps back is unacknowledged too
+/// (tcp(7)).
+pub fn allow_pauses(stream: &TcpStream) {
+    let _ = set_tcp_user_timeout(stream, 0);
 }
 
 /// Sends a few last bytes, if they can leave at once. What arrived before a reset can still be read on Linux, though not on every

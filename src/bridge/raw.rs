@@ -7,6 +7,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 
 use super::{Connection, Reader, Writer};
 use crate::protocol::frame::FRAME_BYTES;
+use crate::socket;
 
 /// When a stream without frames is over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +41,9 @@ pub async fn raw(
     mut writer: Writer,
     end: RawEnd,
 ) -> io::Result<RawOver> {
+    if let Some(tcp) = connection.tcp() {
+        socket::allow_pauses(tcp);
+    }
     let (from_peer, mut to_peer) = tokio::io::split(connection);
     let mut reader = BufReader::with_capacity(FRAME_BYTES, reader);
     let mut from_peer = BufReader::with_capacity(FRAME_BYTES, from_peer);

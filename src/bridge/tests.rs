@@ -1,12 +1,28 @@
 //! Two bridges and a connection between them that carries a few bytes at a time.
 
+use std::net::Ipv4Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::*;
 use crate::protocol::frame::{self, Role};
 use crate::protocol::liveness::Policy;
+use crate::socket;
+use rustix::net::sockopt::tcp_user_timeout;
 use tokio::io::{DuplexStream, ReadBuf, duplex};
+use tokio::net::TcpListener;
+
+impl Connection for DuplexStream {
+    fn tcp(&self) -> Option<&TcpStream> {
+        None
+    }
+}
+
+impl Connection for TcpStream {
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self)
+    }
+}
 
 /// A bridge, and the far ends of its local streams.
 struct End {
@@ -303,4 +319,22 @@ async fn a_plain_stream_half_closes_each_direction_by_itself() {
     theirs.read_to_end(&mut got).await.unwrap();
     assert_eq!(got, b"left over, answer");
     running.await.unwrap();
+}
+
+/// A connection as this program has it, and its far end.
+async fn tcp() -> (TcpStream, TcpStream) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let near = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+    socket::tune(&near);
+    (near, listener.accept().await.unwrap().0)
+}
+
+#[tokio::test]
+async fn a_plain_stream_waits_for_a_reader_that_pauses_for_however_long() {
+    let (mut near, mut far) = tcp().await;
+    assert_ne!(tcp_user_timeout(&near).unwrap(), 0);
+    far.shutdown().await.unwrap();
+    let (reader, writer) = (Box::new(tokio::io::empty()), Box::new(tokio::io::sink()));
+    raw(&mut near, b"", reader, writer, RawEnd::Both).await.unwrap();
+    assert_eq!(tcp_user_timeout(&near).unwrap(), 0);
 }

@@ -35,7 +35,7 @@ use crate::config::proxy::Scheme;
 use crate::config::{Endpoint, Host, Proxy};
 use crate::error::{Code, Error, Result, reason};
 use crate::protocol::frame::FRAME_BYTES;
-use crate::{socket, tls};
+use crate::{bridge, socket, tls};
 
 /// How long a connection may wait for the files that TLS needs; one that has waited for longer, perhaps for a person who was asked
 /// for a passphrase, is made anew, because the server may have given it up.
@@ -43,6 +43,12 @@ const LOADING: Duration = Duration::from_millis(100);
 
 /// An authenticated TLS stream.
 pub type Stream = TlsStream<BufReader<Transport>>;
+
+impl bridge::Connection for Stream {
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self.get_ref().0.get_ref().tcp())
+    }
+}
 
 /// Makes connections to one host.
 #[derive(Clone)]

@@ -10,8 +10,10 @@ use std::time::{Duration, Instant, SystemTime};
 
 use rustls::CertificateError;
 use rustls_pki_types::CertificateDer;
+use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 
+use crate::bridge::Connection;
 use crate::error::{Code, Error, Result};
 use crate::protocol::Principal;
 use crate::protocol::frame::FRAME_BYTES;
@@ -24,6 +26,12 @@ use crate::tls;
 
 /// A TLS stream after its handshake.
 pub type Stream = TlsStream<ReadAhead>;
+
+impl Connection for Stream {
+    fn tcp(&self) -> Option<&TcpStream> {
+        Some(self.get_ref().0.tcp())
+    }
+}
 
 /// Who is at the other end.
 #[derive(Clone, Debug)]
