@@ -1,5 +1,6 @@
 //! A TCP connection's options, the same on both sides.
 
+use std::io;
 use std::time::Duration;
 
 use rustix::net::sockopt::{
@@ -8,6 +9,7 @@ use rustix::net::sockopt::{
 #[cfg(feature = "server")]
 use rustix::net::{SendFlags, send};
 use socket2::SockRef;
+use tokio::io::Interest;
 use tokio::net::TcpStream;
 
 /// How long sent data may stay unacknowledged by the peer's kernel. A session with frames judges sooner by itself; this
@@ -38,6 +40,12 @@ pub fn tune(stream: &TcpStream) {
 /// (tcp(7)).
 pub fn allow_pauses(stream: &TcpStream) {
     let _ = set_tcp_user_timeout(stream, 0);
+}
+
+/// Waits until the connection has failed, whether or not what came before has been read. Cancel-safe.
+pub async fn failed(stream: &TcpStream) -> io::Error {
+    let failed = stream.ready(Interest::ERROR).await.and_then(|_| stream.take_error());
+    failed.unwrap_or_else(Some).unwrap_or_else(|| io::ErrorKind::ConnectionReset.into())
 }
 
 /// Sends a few last bytes, if they can leave at once. What arrived before a reset can still be read on Linux, though not on every

@@ -338,3 +338,18 @@ async fn a_plain_stream_waits_for_a_reader_that_pauses_for_however_long() {
     raw(&mut near, b"", reader, writer, RawEnd::Both).await.unwrap();
     assert_eq!(tcp_user_timeout(&near).unwrap(), 0);
 }
+
+#[tokio::test]
+async fn a_plain_stream_ends_with_its_connection_though_nobody_takes_what_came() {
+    for leftover in [&b""[..], b"left over"] {
+        let (mut near, mut far) = tcp().await;
+        let (local, _theirs) = duplex(1);
+        let (reader, writer) = tokio::io::split(local);
+        far.write_all(b"more than is taken").await.unwrap();
+        socket::reset_on_close(&far);
+        drop(far);
+        let running = raw(&mut near, leftover, Box::new(reader), Box::new(writer), RawEnd::Both);
+        let ended = tokio::time::timeout(Duration::from_secs(10), running).await.expect("it waits for the writer");
+        assert_eq!(ended.unwrap_err().kind(), io::ErrorKind::ConnectionReset);
+    }
+}

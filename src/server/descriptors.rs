@@ -14,7 +14,8 @@ use crate::server::config::{Limits, ServerConfig};
 
 /// What the server has open by itself, and while it starts processes.
 const OWN: usize = 64;
-/// Most that a session has: its connection, another one to resume it, three pipes, and the process.
+/// Most that a session has: its connection, another one to resume it or, of a plain stream, the same one watched, three pipes, and the
+/// process.
 const PER_SESSION: usize = 6;
 /// Most that a request has until it is answered: its connection, and what is looked up meanwhile.
 const PER_REQUEST: usize = 3;

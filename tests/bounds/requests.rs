@@ -2,9 +2,12 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::process::Command;
+use std::sync::{Mutex, mpsc};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use rustix::net::sockopt::set_socket_linger;
 
 use crate::raw::{assert_goes_on, held_session};
 use crate::support::pki::Identity;
@@ -148,4 +151,25 @@ fn whoever_only_asks_for_what_is_held_does_not_keep_it() {
     assert!(held_after_breaking_off(&site, "first", 1));
     wait_until("its grace is over", SOON, || held(&site, "first", 1) == 0);
     assert_eq!(site.names(), Vec::<String>::new());
+}
+
+#[test]
+fn a_plain_stream_gives_its_place_back_when_its_client_is_gone_though_its_target_takes_nothing() {
+    let site = Site::start(&Plan::any().limit("max_sessions = 1").host("targets = [\"tcp:127.0.0.1:*\"]"));
+    let (release, held) = mpsc::channel::<()>();
+    let held = Mutex::new(held);
+    let target = fake::tcp_server(move |connection| {
+        let _ = held.lock().unwrap().recv();
+        drop(connection);
+    });
+    let mut tls = fake::connect(&site, &site.clients.client(PRINCIPAL));
+    let path = format!("/tinyscale/v1/stream?target=tcp%3A127.0.0.1%3A{}", target.port());
+    let answer = fake::post(&mut tls, &path, "Connection: Upgrade\r\nUpgrade: tcp\r\n", "");
+    assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+    tls.sock.set_write_timeout(Some(Duration::from_secs(1))).unwrap();
+    while tls.conn.writer().write(&[7; 1 << 14]).and_then(|_| tls.conn.write_tls(&mut tls.sock)).is_ok() {}
+    set_socket_linger(&tls.sock, Some(Duration::ZERO)).unwrap();
+    drop(tls);
+    wait_until("its place is free", SOON, || run(&mut site.exec(&["true"])).status.success());
+    drop(release);
 }
