@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use bytes::{Bytes, BytesMut};
 
 use super::{Event, Exit, Violation};
-use crate::protocol::frame::{Decoder, Frame, FrameError, HEADER_BYTES, Kind, Role, WIRE_BYTES};
+use crate::protocol::frame::{Decoder, FRAME_BYTES, Frame, FrameError, HEADER_BYTES, Kind, Role, WIRE_BYTES};
 
 /// Consumed bytes after which an ACK is sent whatever else happens: often enough that what the peer keeps is what is in
 /// flight, seldom enough to cost nothing.
@@ -24,6 +24,10 @@ pub(super) const ACK_DELAY: Duration = Duration::from_millis(20);
 /// A shorter payload is handed on in an allocation of its own: a slow consumer of small frames must not keep the large
 /// buffers that they came in.
 pub(super) const COPY_BELOW_BYTES: usize = 16 << 10;
+/// The same while so much waits already that the consumer is slow: a peer can have anything that does not count in the rest of the
+/// buffer. A frame of a source that has much is longer.
+const COPY_WAITING_BELOW_BYTES: usize = FRAME_BYTES / 2;
+const SLOW_BYTES: usize = 4 * WIRE_BYTES;
 /// Most bytes of a signal's name that are looked at.
 const MAX_SIGNAL_BYTES: usize = 32;
 
@@ -137,7 +141,9 @@ impl Incoming {
                     return Err(Violation::AfterEnd(stream));
                 }
                 *ended = frame.payload.is_empty();
-                let is_short = frame.payload.len() < COPY_BELOW_BYTES;
+                let is_slow = self.held_bytes - self.consumed_bytes > SLOW_BYTES;
+                let least_bytes = if is_slow { COPY_WAITING_BELOW_BYTES } else { COPY_BELOW_BYTES };
+                let is_short = frame.payload.len() < least_bytes;
                 let payload = if is_short { Bytes::copy_from_slice(&frame.payload) } else { frame.payload };
                 Event::Data { stream, sequence, payload }
             }

@@ -133,6 +133,39 @@ fn a_peer_that_exceeds_the_window_is_refused() {
 }
 
 #[test]
+fn what_waits_for_a_slow_consumer_takes_about_as_much_memory_as_it_counts_for() {
+    for (data, ignored) in [(16 << 10, 112 << 10), (60 << 10, 68 << 10), (64 << 10, 900 << 10), (124 << 10, 0)] {
+        let (_, mut server, now) = pair(16 << 20);
+        let header = [0x80, (ignored >> 16) as u8, (ignored >> 8) as u8, ignored as u8];
+        let both = [&frame::encode(Kind::Stdin, &vec![0; data])[..], &header, &vec![0; ignored]].concat();
+        let mut waiting = Vec::new();
+        for _ in 0..(8 << 20) / data {
+            let mut rest = &both[..];
+            while !rest.is_empty() {
+                let room = server.room_to_receive(frame::FRAME_BYTES, 16 << 10);
+                let count = rest.len().min(16 << 10).min(room.capacity() - room.len());
+                room.extend_from_slice(&rest[..count]);
+                rest = &rest[count..];
+                server.received(now);
+                while let Some(Event::Data { payload, .. }) = server.next_event(now).unwrap() {
+                    waiting.push(payload);
+                }
+            }
+        }
+        // Whoever has a buffer alone could have all of it.
+        let memory = waiting.into_iter().map(|payload| match payload.try_into_mut() {
+            Ok(mut all) => {
+                all.clear();
+                if all.try_reclaim(frame::FRAME_BYTES) { frame::FRAME_BYTES } else { all.capacity() }
+            }
+            Err(shared) => shared.len(),
+        });
+        let memory: usize = memory.sum();
+        assert!(memory < 5 * server.memory_bytes() / 2, "{data} + {ignored}: {memory} bytes");
+    }
+}
+
+#[test]
 fn consumption_out_of_order_is_acknowledged_in_order() {
     let (mut client, mut server, now) = pair(1 << 20);
     queue(&mut server, Kind::Stdout, b"out");
