@@ -56,8 +56,12 @@ fn asked(site: &Site) -> Vec<String> {
 
 /// A command without a terminal, whatever this test has.
 fn detached(site: &Site, askpass: Option<&Path>, require: &str) -> Command {
+    detached_as(site, &["exec", HOST, "--", "echo there"], askpass, require)
+}
+
+fn detached_as(site: &Site, words: &[&str], askpass: Option<&Path>, require: &str) -> Command {
     let mut command = site.command(program("setsid"));
-    command.args(["--wait", TSTUNNEL, "exec", HOST, "--", "echo there"]);
+    command.args(["--wait", TSTUNNEL]).args(words);
     if let Some(askpass) = askpass {
         command.env("SSH_ASKPASS", askpass).env("SSH_ASKPASS_REQUIRE", require);
     }
@@ -125,6 +129,21 @@ fn where_nobody_can_answer_nobody_is_asked() {
     let site = site();
     let said = fails(&mut detached(&site, None, ""), 255, "config");
     assert!(said.contains("the key's passphrase is needed, and could not be asked for"), "{said}");
+}
+
+#[test]
+fn in_batch_mode_nobody_is_asked() {
+    let site = site();
+    let askpass = askpass(&site, &format!("echo '{PASSPHRASE}'"));
+    let file = site.local_file("file", b"contents");
+    let target = format!("{HOST}:file");
+    for words in [["ssh", "-oBatchMode=yes", HOST, "echo there"], ["scp", "-B", text(&file), &target]] {
+        let said = fails(&mut detached_as(&site, &words, Some(&askpass), "force"), 255, "config");
+        assert!(said.contains("could not be asked for: BatchMode"), "{said}");
+    }
+    assert_eq!(asked(&site).len(), 0);
+    let words = ["ssh", "-oBatchMode=no", "-oBatchMode=yes", HOST, "echo there"];
+    assert_eq!(run(&mut detached_as(&site, &words, Some(&askpass), "force")).ok().text(), "there\n");
 }
 
 #[test]

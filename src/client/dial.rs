@@ -57,6 +57,7 @@ pub struct Dialler {
     /// What TLS needs, loaded with the first connection.
     connectors: Arc<OnceLock<Connectors>>,
     family: AddressFamily,
+    asks: bool,
 }
 
 /// TLS to the server, and to the proxy where that speaks it.
@@ -84,7 +85,7 @@ impl std::fmt::Debug for Dialler {
 impl Dialler {
     /// Makes connections to `host`. What TLS needs is loaded with the first one, once for all; a key's passphrase is asked for then.
     pub fn new(host: Host) -> Dialler {
-        Dialler { host: Arc::new(host), connectors: Arc::default(), family: AddressFamily::Any }
+        Dialler { host: Arc::new(host), connectors: Arc::default(), family: AddressFamily::Any, asks: true }
     }
 
     /// Makes connections by a TLS configuration for `host` that is loaded already.
@@ -102,6 +103,13 @@ impl Dialler {
     #[must_use]
     pub fn with_family(mut self, family: AddressFamily) -> Dialler {
         self.family = family;
+        self
+    }
+
+    /// Asks nobody for a key's passphrase.
+    #[must_use]
+    pub fn without_asking(mut self) -> Dialler {
+        self.asks = false;
         self
     }
 
@@ -161,7 +169,8 @@ impl Dialler {
         if let Some(connectors) = self.connectors.get() {
             return Ok(connectors);
         }
-        let config = tls::client_config(&self.host, &mut passphrase::ask)?;
+        let mut ask = if self.asks { passphrase::ask } else { passphrase::ask_nobody };
+        let config = tls::client_config(&self.host, &mut ask)?;
         let connectors = Connectors::new(&self.host, config)?;
         Ok(self.connectors.get_or_init(|| connectors))
     }

@@ -43,6 +43,14 @@ pub fn ask(prompt: &str) -> Result<Answer> {
     }
 }
 
+/// Asks nobody.
+///
+/// # Errors
+/// `config`, always.
+pub fn ask_nobody(_prompt: &str) -> Result<Answer> {
+    Err(no_answer("BatchMode says that nobody is asked"))
+}
+
 /// What decides who asks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Variables {

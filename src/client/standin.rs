@@ -73,7 +73,7 @@ fn is_ours(destination: &Destination, env: &Environment) -> Result<bool> {
 pub async fn run(ours: Ours, env: &Environment) -> Result<u8> {
     match ours {
         Ours::Ssh(ssh) => {
-            let dialler = dialler(&ssh.destination, &ssh.defaults, ssh.address_family, env)?;
+            let dialler = dialler(&ssh.destination, &ssh.defaults, ssh.address_family, ssh.batch, env)?;
             let streams =
                 stdio::take().and_then(|streams| if ssh.stdin_null { without_stdin(streams) } else { Ok(streams) });
             let streams = streams.map_err(|error| no_streams(&error))?;
@@ -87,7 +87,7 @@ pub async fn run(ours: Ours, env: &Environment) -> Result<u8> {
             }
         }
         Ours::Scp(scp) => {
-            let dialler = dialler(&scp.destination, &scp.defaults, scp.address_family, env)?;
+            let dialler = dialler(&scp.destination, &scp.defaults, scp.address_family, scp.batch, env)?;
             for file in scp.uploads {
                 let content = upload::Content::File(file.source);
                 let upload = upload::Upload { content, name: Some(file.name), mode: None, compress: scp.compress };
@@ -102,6 +102,7 @@ fn dialler(
     destination: &Destination,
     defaults: &WeakDefaults,
     family: AddressFamily,
+    batch: bool,
     env: &Environment,
 ) -> Result<Dialler> {
     let overrides = Overrides { user: destination.user.clone(), ..Overrides::default() };
@@ -109,7 +110,8 @@ fn dialler(
     if let Some(port) = destination.port.filter(|port| *port != SSH_PORT) {
         host.endpoint.port = port;
     }
-    Ok(Dialler::new(host).with_family(family))
+    let dialler = Dialler::new(host).with_family(family);
+    Ok(if batch { dialler.without_asking() } else { dialler })
 }
 
 /// The failure to take over this process's own streams.

@@ -24,6 +24,7 @@ pub(super) enum Meaning {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Setting {
     AddressFamily,
+    BatchMode,
     ClearAllForwardings,
     Compression,
     ConnectTimeout,
@@ -61,7 +62,7 @@ const KEYWORDS: &[(&str, Meaning)] = &[
     ("AddKeysToAgent", Ignored),
     ("AddressFamily", Kept(Setting::AddressFamily)),
     ("AFSTokenPassing", Ignored),
-    ("BatchMode", Ignored),
+    ("BatchMode", Kept(Setting::BatchMode)),
     ("BindAddress", Refused { what: "a source address", instead: OWN_DIAL }),
     ("BindInterface", Refused { what: "a network interface", instead: OWN_DIAL }),
     ("CanonicalDomains", Ignored),

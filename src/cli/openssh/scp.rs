@@ -33,6 +33,8 @@ pub struct Scp {
     pub defaults: WeakDefaults,
     /// Which addresses may be dialled.
     pub address_family: AddressFamily,
+    /// `-B`: nobody is asked for anything.
+    pub batch: bool,
 }
 
 /// One file that goes into the account's home directory.
@@ -114,12 +116,15 @@ fn flag(settings: &mut Settings, letter: u8) {
     match letter {
         b'4' => settings.address_family = Some(AddressFamily::Inet),
         b'6' => settings.address_family = Some(AddressFamily::Inet6),
+        b'B' => {
+            settings.batch.get_or_insert(true);
+        }
         b'C' => settings.compress = Some(true),
         b'r' => settings.complain(usage(
             "-r asks for a folder, and tstunnel copies single files",
             "use `mutagen sync create` for a folder, or copy an archive of it",
         )),
-        // 2 3 A B O R s T: SSH's own protocol, agents, prompts, and how remote hosts reach each other.
+        // 2 3 A O R s T: SSH's own protocol, agents, and how remote hosts reach each other.
         _ => {}
     }
 }
@@ -221,6 +226,7 @@ impl ParsedScp {
             verbose: self.verbose,
             defaults: self.settings.defaults,
             address_family: self.settings.address_family.unwrap_or_default(),
+            batch: self.settings.batch.unwrap_or(false),
         })
     }
 }

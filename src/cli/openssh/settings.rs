@@ -65,6 +65,7 @@ pub(super) struct Settings {
     pub(super) port: Option<u16>,
     pub(super) address_family: Option<AddressFamily>,
     pub(super) defaults: WeakDefaults,
+    pub(super) batch: Option<bool>,
     pub(super) compress: Option<bool>,
     pub(super) stdin_null: Option<bool>,
     pub(super) terminal: Option<bool>,
@@ -231,6 +232,7 @@ impl Settings {
                 };
                 self.address_family.get_or_insert(family);
             }
+            Setting::BatchMode => first_flag(&mut self.batch, first).ok_or_else(wrong)?,
             Setting::ClearAllForwardings => first_flag(&mut self.clear_forwards, first).ok_or_else(wrong)?,
             Setting::Compression => first_flag(&mut self.compress, first).ok_or_else(wrong)?,
             Setting::ConnectTimeout => first_time(&mut self.defaults.connect_timeout, first).ok_or_else(wrong)?,
@@ -382,7 +384,6 @@ mod tests {
     #[test]
     fn what_makes_no_difference_is_accepted() {
         let lines = [
-            "BatchMode=yes",
             "StrictHostKeyChecking=accept-new",
             "UserKnownHostsFile=/dev/null",
             "LogLevel=ERROR",
@@ -426,6 +427,7 @@ mod tests {
             ("ForkAfterAuthentication=yes", "background"),
             ("HostName=elsewhere", "another address"),
             ("Port=x", "not a port"),
+            ("BatchMode=maybe", "not a value of BatchMode"),
             ("ConnectTimeout=soon", "not a value of ConnectTimeout"),
             ("StdinNull=maybe", "not a value of StdinNull"),
             ("SetEnv=A", "no variable"),

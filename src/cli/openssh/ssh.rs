@@ -27,6 +27,8 @@ pub struct Ssh {
     pub defaults: WeakDefaults,
     /// Which addresses may be dialled.
     pub address_family: AddressFamily,
+    /// `BatchMode`: nobody is asked for anything.
+    pub batch: bool,
     /// What of the environment goes along.
     pub environment: SentEnvironment,
     /// `-n`: stdin is empty.
@@ -189,6 +191,7 @@ impl ParsedSsh {
             action,
             defaults: settings.defaults,
             address_family: settings.address_family.unwrap_or_default(),
+            batch: settings.batch.unwrap_or(false),
             environment: settings.environment,
             stdin_null: settings.stdin_null.unwrap_or(false),
             compress: settings.compress.unwrap_or(false),
