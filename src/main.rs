@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     let args: Vec<_> = args.collect();
     let is_standin = cli::stands_in(&argv0, &args);
     let result = cli::parse(&argv0, args).and_then(|command| {
-        log(&command)?;
+        log(default_level(&command))?;
         dispatch(command)
     });
     let status = result.unwrap_or_else(|error| fail(&error, is_standin));
@@ -42,14 +42,18 @@ fn fail(error: &Error, is_standin: bool) -> u8 {
     error.code.exit_status(is_standin)
 }
 
-/// Logs go to stderr, and a client is quiet unless it is asked: Mutagen shows that stderr to people.
-fn log(command: &Command) -> Result<()> {
-    let asked = std::env::var("TSTUNNEL_LOG").ok().filter(|level| !level.is_empty());
-    let default = match command {
+/// A client is quiet unless it is asked: Mutagen shows its stderr to people.
+fn default_level(command: &Command) -> LevelFilter {
+    match command {
         #[cfg(feature = "server")]
         Command::Serve(_) => LevelFilter::INFO,
         _ => LevelFilter::OFF,
-    };
+    }
+}
+
+/// Logs go to stderr, from `default` on where nothing else is asked.
+fn log(default: LevelFilter) -> Result<()> {
+    let asked = std::env::var("TSTUNNEL_LOG").ok().filter(|level| !level.is_empty());
     let level = match &asked {
         None => default,
         Some(level) => level.parse().map_err(|_| {
@@ -61,7 +65,8 @@ fn log(command: &Command) -> Result<()> {
     if level == LevelFilter::OFF {
         return Ok(());
     }
-    tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false).init();
+    // What was asked has been set up before a stand-in's own `-v` is read, and stays.
+    let _ = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false).try_init();
     Ok(())
 }
 
@@ -151,6 +156,9 @@ fn server_runtime() -> Result<tokio::runtime::Runtime> {
 }
 
 fn stand_in(ours: Ours, env: &Environment) -> Result<u8> {
+    if ours.is_verbose() {
+        log(LevelFilter::DEBUG)?;
+    }
     block_on(standin::run(ours, env))
 }
 

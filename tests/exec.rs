@@ -98,6 +98,19 @@ fn the_way_to_the_host_is_told_on_stderr_to_whoever_asks_for_it() {
     }
 }
 
+#[test]
+fn the_stand_ins_tell_the_way_when_they_are_asked_as_openssh_is() {
+    let site = site();
+    let (file, target) = (site.local_file("file", b"contents"), format!("{HOST}:file"));
+    for command in [&mut site.ssh(&["-v", HOST, "true"]), &mut site.scp(&["-qvv", text(&file), &target])] {
+        let said = run(command).ok().stderr;
+        assert!(said.contains("resolved host=") && said.contains("answered status="), "{said}");
+        assert_eq!(run(command.env("TSTUNNEL_LOG", "off")).ok().stderr, "");
+    }
+    let refused = run(&mut site.ssh(&["-q", HOST, "-t", "true"])).stderr;
+    assert!(refused.starts_with("tstunnel: error[usage]: "), "{refused}");
+}
+
 // --- status -------------------------------------------------------------------------------------------------------------
 
 /// Mutagen stops reading as soon as the process has ended, and decides by the words whether it installs its agent.

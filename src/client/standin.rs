@@ -36,6 +36,16 @@ pub enum Ours {
     Scp(Scp),
 }
 
+impl Ours {
+    /// Whether it is to say what it does: `-v`.
+    pub fn is_verbose(&self) -> bool {
+        match self {
+            Ours::Ssh(ssh) => ssh.verbose,
+            Ours::Scp(scp) => scp.verbose,
+        }
+    }
+}
+
 /// Decides whose an `ssh` is. For somebody else's this does not return, but where the real `ssh` cannot be run.
 ///
 /// # Errors

@@ -21,14 +21,10 @@ pub struct Scp {
     pub destination: Destination,
     /// The files; at least one.
     pub uploads: Vec<Upload>,
-    /// `-p`: times and mode are the source's.
-    pub preserve: bool,
     /// `-C`.
     pub compress: bool,
-    /// `-q`.
-    pub quiet: bool,
-    /// How many `-v`.
-    pub verbose: u8,
+    /// `-v`.
+    pub verbose: bool,
     /// Time-outs, which a configuration file overrides.
     pub defaults: WeakDefaults,
     /// Which addresses may be dialled.
@@ -52,9 +48,7 @@ pub struct ParsedScp {
     /// Every host that is named, at least one; the whole call is ours if any of them is.
     pub destinations: Vec<Destination>,
     settings: Settings,
-    preserve: bool,
-    quiet: bool,
-    verbose: u8,
+    verbose: bool,
     sources: Vec<Place>,
     target: Place,
 }
@@ -73,13 +67,11 @@ pub fn parse_scp(args: &[OsString]) -> Invocation<ParsedScp> {
 fn read(args: &[OsString]) -> Option<ParsedScp> {
     let mut letters = Letters::new(args, FLAGS, VALUED);
     let mut settings = Settings::default();
-    let (mut preserve, mut quiet, mut verbose) = (false, false, 0u8);
+    let mut verbose = false;
     loop {
         match letters.step() {
             Step::Unknown => return None,
-            Step::Flag(b'p') => preserve = true,
-            Step::Flag(b'q') => quiet = true,
-            Step::Flag(b'v') => verbose = verbose.saturating_add(1),
+            Step::Flag(b'v') => verbose = true,
             Step::Flag(letter) => flag(&mut settings, letter),
             Step::Value(letter, value) => valued(&mut settings, letter, value),
             Step::Word => break,
@@ -101,15 +93,7 @@ fn read(args: &[OsString]) -> Option<ParsedScp> {
         }
     }
     // From local to local it is a cp(1), which the real scp runs.
-    (!destinations.is_empty()).then_some(ParsedScp {
-        destinations,
-        settings,
-        preserve,
-        quiet,
-        verbose,
-        sources,
-        target,
-    })
+    (!destinations.is_empty()).then_some(ParsedScp { destinations, settings, verbose, sources, target })
 }
 
 fn flag(settings: &mut Settings, letter: u8) {
@@ -124,7 +108,7 @@ fn flag(settings: &mut Settings, letter: u8) {
             "-r asks for a folder, and tstunnel copies single files",
             "use `mutagen sync create` for a folder, or copy an archive of it",
         )),
-        // 2 3 A O R s T: SSH's own protocol, agents, and how remote hosts reach each other.
+        // 2 3 A O p q R s T: SSH's own protocol, agents, times, progress, and how remote hosts reach each other.
         _ => {}
     }
 }
@@ -220,9 +204,7 @@ impl ParsedScp {
         Ok(Scp {
             destination,
             uploads: uploads.collect::<Result<_>>()?,
-            preserve: self.preserve,
             compress: self.settings.compress.unwrap_or(false),
-            quiet: self.quiet,
             verbose: self.verbose,
             defaults: self.settings.defaults,
             address_family: self.settings.address_family.unwrap_or_default(),
@@ -313,7 +295,7 @@ mod tests {
         ]);
         assert_eq!(scp.destination, Destination { user: Some("dev".into()), host: "h7".into(), port: Some(2222) });
         assert_eq!(scp.uploads, [Upload { source: "mutagen-agent.123456".into(), name: ".mutagen-agentab12".into() }]);
-        assert!(scp.compress && !scp.preserve);
+        assert!(scp.compress && !scp.verbose);
         assert_eq!(scp.defaults.connect_timeout, Some(Duration::from_secs(5)));
     }
 
@@ -412,8 +394,8 @@ mod tests {
     fn what_makes_no_difference_is_accepted() {
         let words: Vec<&str> = "-234ABCOpqRsTvv -c x -F x -i x -J none -S x -X x f h:".split(' ').collect();
         let scp = accepted(&words);
-        assert!(scp.preserve && scp.quiet && scp.compress);
-        assert_eq!((scp.verbose, scp.address_family), (2, AddressFamily::Inet));
+        assert!(scp.compress && scp.verbose);
+        assert_eq!(scp.address_family, AddressFamily::Inet);
     }
 
     #[test]

@@ -2,7 +2,6 @@
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::path::PathBuf;
 
 use super::keywords::OWN_DIAL;
 use super::settings::{AddressFamily, SentEnvironment, SessionType, Settings, not_utf8, usage};
@@ -33,16 +32,8 @@ pub struct Ssh {
     pub environment: SentEnvironment,
     /// `-n`: stdin is empty.
     pub stdin_null: bool,
-    /// `-C`.
-    pub compress: bool,
-    /// `-q`.
-    pub quiet: bool,
-    /// How many `-v`.
-    pub verbose: u8,
-    /// `-F`: OpenSSH's own configuration file, which a tunnel does not need.
-    pub config_file: Option<PathBuf>,
-    /// `-E`: where messages go instead of stderr.
-    pub log_file: Option<PathBuf>,
+    /// `-v`.
+    pub verbose: bool,
 }
 
 /// What an `ssh` is for.
@@ -60,11 +51,8 @@ pub struct ParsedSsh {
     /// The host, with the account and port that count.
     pub destination: Destination,
     settings: Settings,
-    quiet: bool,
-    verbose: u8,
+    verbose: bool,
     forward: Option<OsString>,
-    config_file: Option<PathBuf>,
-    log_file: Option<PathBuf>,
     words: Vec<OsString>,
 }
 
@@ -76,19 +64,15 @@ pub fn parse_ssh(args: &[OsString]) -> Invocation<ParsedSsh> {
 fn read(args: &[OsString]) -> Option<ParsedSsh> {
     let mut letters = Letters::new(args, FLAGS, VALUED);
     let mut settings = Settings::default();
-    let (mut quiet, mut verbose) = (false, 0u8);
-    let (mut forward, mut config_file, mut log_file) = (None, None, None);
+    let (mut verbose, mut forward) = (false, None);
     let mut destination: Option<Destination> = None;
     loop {
         match letters.step() {
             // What names no host, or makes the real ssh print and exit.
             Step::Unknown | Step::Flag(b'G' | b'V') | Step::Value(b'Q', _) => return None,
-            Step::Flag(b'q') => quiet = true,
-            Step::Flag(b'v') => verbose = verbose.saturating_add(1),
+            Step::Flag(b'v') => verbose = true,
             Step::Flag(letter) => flag(&mut settings, letter),
             Step::Value(b'W', target) => forward = Some(target.to_owned()),
-            Step::Value(b'F', file) => config_file = Some(PathBuf::from(file)),
-            Step::Value(b'E', file) => log_file = Some(PathBuf::from(file)),
             Step::Value(letter, value) => valued(&mut settings, letter, value),
             // Options are taken up again behind the host, and end at the command, or at a `--` before either.
             Step::Word if destination.is_none() => {
@@ -106,7 +90,7 @@ fn read(args: &[OsString]) -> Option<ParsedSsh> {
     destination.user.clone_from(&settings.user);
     destination.port = settings.port;
     let words = letters.args.to_vec();
-    Some(ParsedSsh { destination, settings, quiet, verbose, forward, config_file, log_file, words })
+    Some(ParsedSsh { destination, settings, verbose, forward, words })
 }
 
 fn parse_destination(word: &OsStr) -> Option<Destination> {
@@ -137,7 +121,7 @@ fn flag(settings: &mut Settings, letter: u8) {
         b't' => settings.terminal = Some(true),
         b'X' | b'Y' => settings.x11 = Some(true),
         b'x' => settings.x11 = Some(false),
-        // 2 A a g K k y: agents, Kerberos, gateway ports, syslog. They make no difference.
+        // 2 A a g K k q y: agents, Kerberos, gateway ports, syslog, warnings, of which there are none. They make no difference.
         _ => {}
     }
 }
@@ -163,7 +147,8 @@ fn valued(settings: &mut Settings, letter: u8, value: &OsStr) {
             "-w asks for a tunnel device, which tstunnel does not have",
             "forward single ports with `mutagen forward create` or `tstunnel connect`",
         )),
-        // c e I i m P S: ciphers, escape character, keys, tags, a control socket that is not there.
+        // c E e F I i m P S: ciphers, a file for messages, escape character, OpenSSH's configuration, keys, tags, a control socket that is
+        // not there.
         _ => {}
     }
 }
@@ -194,11 +179,7 @@ impl ParsedSsh {
             batch: settings.batch.unwrap_or(false),
             environment: settings.environment,
             stdin_null: settings.stdin_null.unwrap_or(false),
-            compress: settings.compress.unwrap_or(false),
-            quiet: self.quiet,
             verbose: self.verbose,
-            config_file: self.config_file,
-            log_file: self.log_file,
         })
     }
 }
@@ -302,7 +283,7 @@ mod tests {
         let ssh = accepted(&["-l", "dev", "h7", "rsync", "--server", "-vlogDtpre.iLsfxCIvu", ".", "dest"]);
         assert_eq!(ssh.destination, Destination { user: Some("dev".into()), host: "h7".into(), port: None });
         assert!(is_command(&ssh, "rsync --server -vlogDtpre.iLsfxCIvu . dest"));
-        assert_eq!(ssh.verbose, 0);
+        assert!(!ssh.verbose);
     }
 
     #[test]
@@ -331,7 +312,7 @@ mod tests {
         assert_eq!(place(&["h7", "-p", "22", "-l", "dev", "cmd", "-v"]), (Some("dev".into()), "h7".into(), Some(22)));
         let ssh = accepted(&["-v", "h7", "-vq", "cmd", "-v", "-p", "1"]);
         assert!(is_command(&ssh, "cmd -v -p 1"));
-        assert_eq!((ssh.verbose, ssh.quiet), (2, true));
+        assert!(ssh.verbose);
         assert!(is_command(&accepted(&["h7", "--", "-x", "y"]), "-x y"));
         assert!(is_command(&accepted(&["--", "h7", "-x", "y"]), "-x y"));
         assert!(is_command(&accepted(&["h7", "a  b", "", "c"]), "a  b  c"));
@@ -397,9 +378,7 @@ mod tests {
         let all = "-2AaCgKkqTxyn -i id -c aes128-ctr -m hmac-sha2-256 -e none -I lib.so -P tag -S none -F none -E log -J none";
         let words: Vec<&str> = all.split(' ').chain(["h", "cmd"]).collect();
         let ssh = accepted(&words);
-        assert!(ssh.compress && ssh.quiet && ssh.stdin_null);
-        assert_eq!(ssh.config_file, Some("none".into()));
-        assert_eq!(ssh.log_file, Some("log".into()));
+        assert!(ssh.stdin_null && !ssh.verbose);
         assert_eq!(accepted(&["-4", "h", "c"]).address_family, AddressFamily::Inet);
         assert_eq!(accepted(&["-46", "h", "c"]).address_family, AddressFamily::Inet6);
         assert_eq!(accepted(&["-oAddressFamily=inet6", "h", "c"]).address_family, AddressFamily::Inet6);

@@ -17,7 +17,8 @@ pub const COMMANDS: &[CommandRow] = &[
         ],
         manual: "A host is tstunnel's where an entry of the configuration matches it, where it ends in a dot and the \
              host of a configured endpoint, or where `TSTUNNEL_HOSTS` names it. The port of `-p` replaces that of its endpoint, \
-             but for 22, which changes nothing.",
+             but for 22, which changes nothing. `-v` logs as `TSTUNNEL_LOG=debug` does. `-q`, `-E` and what is about SSH's own keys, \
+             ciphers and files are taken and change nothing: what fails is said on stderr, where Mutagen reads it.",
         server: false,
     },
     CommandRow {
@@ -30,7 +31,8 @@ pub const COMMANDS: &[CommandRow] = &[
             "Takes scp's own options. A host that is not tstunnel's goes to the real scp.",
             "A link of the name `scp` to this program does the same.",
         ],
-        manual: "It puts files into the home directory of the account, which is what Mutagen needs.",
+        manual: "It puts one file into the home directory of the account, which is what Mutagen needs. \
+             It has the source's mode, also without `-p`, and a time of its own, also with it. `-v` and `-q` are as for `ssh`.",
         server: false,
     },
     CommandRow {
