@@ -11,10 +11,12 @@ mod transport;
 
 use std::io::{self, Write as _};
 use std::net::SocketAddr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::Path;
 use std::pin::pin;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::Poll;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use bytes::BytesMut;
 use rustls::ClientConfig;
@@ -55,9 +57,27 @@ impl bridge::Connection for Stream {
 pub struct Dialler {
     host: Arc<Host>,
     /// What TLS needs, loaded with the first connection.
-    connectors: Arc<OnceLock<Connectors>>,
+    loaded: Arc<Mutex<Option<Loaded>>>,
     family: AddressFamily,
     asks: bool,
+}
+
+/// What TLS needs, and what the files looked like that it is from.
+struct Loaded {
+    connectors: Arc<Connectors>,
+    /// None where it is not from files.
+    files: Option<Files>,
+}
+
+/// What tells a certificate and its key from those that take their places.
+type Files = [Option<(u64, SystemTime)>; 2];
+
+fn files(host: &Host) -> Files {
+    let look = |path: &Path| {
+        let file = path.metadata().ok()?;
+        Some((file.ino(), file.modified().ok()?))
+    };
+    [look(&host.cert), look(&host.key)]
 }
 
 /// TLS to the server, and to the proxy where that speaks it.
@@ -85,7 +105,7 @@ impl std::fmt::Debug for Dialler {
 impl Dialler {
     /// Makes connections to `host`. What TLS needs is loaded with the first one, once for all; a key's passphrase is asked for then.
     pub fn new(host: Host) -> Dialler {
-        Dialler { host: Arc::new(host), connectors: Arc::default(), family: AddressFamily::Any, asks: true }
+        Dialler { host: Arc::new(host), loaded: Arc::default(), family: AddressFamily::Any, asks: true }
     }
 
     /// Makes connections by a TLS configuration for `host` that is loaded already.
@@ -94,8 +114,8 @@ impl Dialler {
     /// `config` where the proxy speaks TLS and the system trusts nobody.
     pub fn with_config(host: Host, config: ClientConfig) -> Result<Dialler> {
         let dialler = Dialler::new(host);
-        let connectors = Connectors::new(&dialler.host, config)?;
-        dialler.connectors.get_or_init(|| connectors);
+        let connectors = Arc::new(Connectors::new(&dialler.host, config)?);
+        *dialler.lock() = Some(Loaded { connectors, files: None });
         Ok(dialler)
     }
 
@@ -133,10 +153,9 @@ impl Dialler {
     /// Those of [`Dialler::dial`] and [`Connection::send`].
     pub async fn dial_with(&self, request: &[u8]) -> Result<Connection> {
         let mut deadline = self.deadline();
-        let reached = match self.connectors.get() {
-            Some(_) => None,
-            None => self.reach_while_loading(deadline).await?,
-        };
+        self.renew();
+        let is_loaded = self.lock().is_some();
+        let reached = if is_loaded { None } else { self.reach_while_loading(deadline).await? };
         let transport = match reached {
             Some(transport) => transport,
             None => {
@@ -165,14 +184,34 @@ impl Dialler {
     ///
     /// # Errors
     /// `config`.
-    fn connectors(&self) -> Result<&Connectors> {
-        if let Some(connectors) = self.connectors.get() {
-            return Ok(connectors);
+    fn connectors(&self) -> Result<Arc<Connectors>> {
+        if let Some(loaded) = &*self.lock() {
+            return Ok(loaded.connectors.clone());
         }
         let mut ask = if self.asks { passphrase::ask } else { passphrase::ask_nobody };
-        let config = tls::client_config(&self.host, &mut ask)?;
-        let connectors = Connectors::new(&self.host, config)?;
-        Ok(self.connectors.get_or_init(|| connectors))
+        self.load(&mut ask)
+    }
+
+    fn load(&self, ask: &mut tls::Ask<'_>) -> Result<Arc<Connectors>> {
+        let files = Some(files(&self.host));
+        let connectors = Arc::new(Connectors::new(&self.host, tls::client_config(&self.host, ask)?)?);
+        *self.lock() = Some(Loaded { connectors: connectors.clone(), files });
+        Ok(connectors)
+    }
+
+    /// Loads a certificate that has been renewed, with its key, so that a session can be resumed with it that outlives the one before.
+    /// Nobody is asked for a passphrase then; where it cannot be loaded, the one before counts on.
+    fn renew(&self) {
+        let is_renewed = |loaded: &Loaded| loaded.files.as_ref().is_some_and(|before| *before != files(&self.host));
+        if self.lock().as_ref().is_some_and(is_renewed)
+            && let Err(error) = self.load(&mut passphrase::ask_nobody)
+        {
+            tracing::debug!(%error, "the certificate is another one, and cannot be loaded");
+        }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Option<Loaded>> {
+        self.loaded.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// A stream to the endpoint, directly or through the proxy.
@@ -247,7 +286,8 @@ impl Dialler {
     async fn reach(&self, proxy: &Proxy, deadline: Instant) -> Result<BufReader<Transport>> {
         let addresses = self.look_up(&proxy.endpoint, deadline).await?;
         let tcp = self.connect(&proxy.endpoint, &addresses, deadline).await?;
-        let Some(connector) = &self.connectors()?.proxy else { return Ok(Transport::Tcp(tcp).read_ahead()) };
+        let connectors = self.connectors()?;
+        let Some(connector) = &connectors.proxy else { return Ok(Transport::Tcp(tcp).read_ahead()) };
         let name = server_name(&proxy.endpoint.host)?;
         let stream = timeout_at(deadline, connector.connect(name, tcp))
             .await

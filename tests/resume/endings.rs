@@ -142,6 +142,28 @@ fn client_whose_certificate_expires_keeps_its_session_but_not_after_a_break() {
 }
 
 #[test]
+fn client_that_has_renewed_its_certificate_resumes_with_it() {
+    let remote = host().behind_relay().start();
+    let end = since_1970() + Duration::from_secs(4);
+    let (clients, folder) = (remote.clients(), remote.folder());
+    clients.issue_until(Usage::Client, end, uri_params(&[PRINCIPAL])).write(&folder, "client");
+    let mut run = Run::start(&remote, "", WAIT);
+    run.pid();
+    wait_until("the certificate has expired", SOON, || since_1970() > end + Duration::from_secs(1));
+    for name in ["client.crt", "client.key"] {
+        fs::remove_file(folder.join(name)).unwrap();
+    }
+    clients.client(PRINCIPAL).write(&folder, "client");
+
+    remote.relay().reset();
+
+    run.write(b"still here\n");
+    run.wait_for_output("still here\n");
+    run.end_stdin();
+    assert_eq!(run.end(SOON).0, Some(0));
+}
+
+#[test]
 fn session_whose_path_was_only_slow_outlives_the_servers_certificate() {
     let mut remote = host().behind_relay().start();
     let end = since_1970() + Duration::from_secs(6);

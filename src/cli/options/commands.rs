@@ -31,8 +31,8 @@ pub const COMMANDS: &[CommandRow] = &[
             "Takes scp's own options. A host that is not tstunnel's goes to the real scp.",
             "A link of the name `scp` to this program does the same.",
         ],
-        manual: "It puts one file into the home directory of the account, which is what Mutagen needs. \
-             It has the source's mode, also without `-p`, and a time of its own, also with it. `-v` and `-q` are as for `ssh`.",
+        manual: "It puts files into the home directory of the account, which is what Mutagen needs. \
+             Each has the source's mode, also without `-p`, and a time of its own, also with it. `-v` and `-q` are as for `ssh`.",
         server: false,
     },
     CommandRow {
