@@ -179,6 +179,11 @@ impl Bridge {
         self.sinks.iter().all(|sink| sink.writer.is_none())
     }
 
+    /// Whether everything that has come is where it belongs.
+    pub fn sinks_are_idle(&self) -> bool {
+        self.sinks.iter().all(Sink::is_idle)
+    }
+
     /// Closes the local sinks: what the peer still sends for them is dropped.
     pub fn close_sinks(&mut self) {
         for sink in &mut self.sinks {
@@ -334,7 +339,7 @@ impl Bridge {
             progress |= sink.write(cx, now, &mut self.session, &mut self.events, &mut self.sink_bytes);
         }
         if let Some((sequence, exit)) = self.exit
-            && self.sinks.iter().all(Sink::is_idle)
+            && self.sinks_are_idle()
         {
             self.exit = None;
             self.session.consumed(sequence, now);

@@ -726,6 +726,22 @@ fn a_target_that_ends_first_and_one_that_ends_last_are_both_whole() {
 }
 
 #[test]
+fn a_stream_ends_whose_target_has_ended_its_direction_and_whose_client_says_nothing_more() {
+    let (sender, counts) = std::sync::mpsc::channel();
+    let target = tcp_server(move |mut connection| {
+        connection.shutdown(std::net::Shutdown::Write).unwrap();
+        let _ = sender.send(io::copy(&mut connection, &mut io::sink()).unwrap());
+    });
+    let site = Site::start(&Plan::mutagen().host("targets = [\"tcp:127.0.0.1:*\"]"));
+    let target = format!("tcp:{target}");
+    let mut child = Watched::start(site.tstunnel(&["connect", HOST, "--target", &target]).stdin(Stdio::piped()));
+    child.write(&[7; 1000]);
+    let _stdin = child.stdin();
+    assert_eq!(child.wait().code(), Some(0));
+    assert_eq!(counts.recv_timeout(SOON).unwrap(), 1000);
+}
+
+#[test]
 fn a_target_that_resets_is_status_one() {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let target = format!("tcp:{}", listener.local_addr().unwrap());

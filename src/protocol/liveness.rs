@@ -68,6 +68,8 @@ pub struct Liveness {
     questions: u64,
     /// When the last question was asked, for the round trip.
     last_question: Instant,
+    /// When the last question was asked that has its answer.
+    answered: Option<Instant>,
     round_trip: Option<Duration>,
 }
 
@@ -86,6 +88,7 @@ impl Liveness {
             is_deaf: false,
             questions: 0,
             last_question: now,
+            answered: None,
             round_trip: None,
         }
     }
@@ -120,10 +123,11 @@ impl Liveness {
         self.sent.get_or_insert(now);
     }
 
-    /// A PONG came; only the answer to the last question tells the round trip.
+    /// A PONG came; only the answer to the last question counts, for the round trip too.
     pub fn answered(&mut self, opaque: &[u8], now: Instant) {
         (self.open, self.is_deaf) = (None, false);
         if self.questions > 0 && opaque == self.questions.to_be_bytes() {
+            self.answered = Some(self.last_question);
             let sample = now.saturating_duration_since(self.last_question);
             // RFC 6298's weight: one late answer does not make the path a slow one.
             self.round_trip = Some(self.round_trip.map_or(sample, |mean| (mean * 7 + sample) / 8));
@@ -146,6 +150,11 @@ impl Liveness {
     /// Whether a question has stayed without an answer.
     pub fn is_suspect(&self) -> bool {
         self.unanswered > 0 || self.is_deaf
+    }
+
+    /// Whether a question that was asked then or later has its answer: all that the peer had sent until it got that has come.
+    pub fn has_answered_since(&self, then: Instant) -> bool {
+        self.answered.is_some_and(|asked| asked >= then)
     }
 
     /// The mean round trip, once there was an answer.
@@ -364,5 +373,17 @@ mod tests {
         let mut liveness = Liveness::new(POLICY, start);
         liveness.doubt(start + SECOND / 100);
         assert!(matches!(liveness.on_time(start + SECOND / 100), Verdict::Ask(_)));
+    }
+
+    #[test]
+    fn an_answer_counts_from_the_time_of_its_question() {
+        let start = Instant::now() + SECOND * 100;
+        let mut liveness = Liveness::new(POLICY, start);
+        liveness.doubt(start);
+        let Verdict::Ask(opaque) = liveness.on_time(start) else { panic!() };
+        assert!(!liveness.has_answered_since(start));
+        liveness.heard(start + SECOND);
+        liveness.answered(&opaque, start + SECOND);
+        assert!(liveness.has_answered_since(start) && !liveness.has_answered_since(start + SECOND / 2));
     }
 }

@@ -247,6 +247,11 @@ impl Session {
         self.liveness.doubt(now);
     }
 
+    /// Whether the peer has answered a question that was asked then or later: what it had sent until it got that has been received.
+    pub fn has_answered_since(&self, then: Instant) -> bool {
+        self.liveness.has_answered_since(then)
+    }
+
     // Resuming.
 
     /// Bytes that it takes in memory: frames that are not acknowledged, and frames that are not consumed.

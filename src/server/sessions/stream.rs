@@ -1,6 +1,6 @@
 //! A target's stream in frames, until both directions have ended.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::link::{Link, outcome_of, stopped, withdraw};
 use crate::bridge::{Bridge, Connection, Event, Reader, Writer};
@@ -11,6 +11,8 @@ use crate::server::trail::Outcome;
 
 /// How long a target that has ended its direction may still be sent something, while nothing is.
 const LINGER: Duration = Duration::from_secs(5);
+/// How often a client's answer is looked for that has been asked whether this is all.
+const ANSWER_LOOK: Duration = Duration::from_millis(500);
 
 /// Carries a target's stream in frames.
 pub async fn stream(
@@ -36,8 +38,8 @@ pub async fn stream(
             event = bridge.next() => match event {
                 Event::SourcesEnded { failed } => {
                     end = Some(Exit::Status(u32::from(failed)));
-                    lingering.as_mut().reset(tokio::time::Instant::now() + LINGER);
-                    linger.look(&bridge, link.generation);
+                    linger.look(&mut bridge, link.generation);
+                    lingering.as_mut().reset(tokio::time::Instant::now() + linger.pause());
                 }
                 Event::SinkClosed(..) | Event::Signal(_) | Event::Exit(_) | Event::Suspect => {}
                 Event::Finished if is_cut => break stopped(&mut bridge).await,
@@ -45,10 +47,10 @@ pub async fn stream(
             },
             happening = link.next() => if let Some(outcome) = link.follow(happening, &mut bridge) { break outcome },
             () = &mut lingering, if end.is_some() && exit.is_none() => {
-                if linger.look(&bridge, link.generation) {
+                if linger.look(&mut bridge, link.generation) {
                     bridge.close_sinks();
                 }
-                lingering.as_mut().reset(tokio::time::Instant::now() + LINGER);
+                lingering.as_mut().reset(tokio::time::Instant::now() + linger.pause());
             }
             why = ending.wait(), if !is_stopping => {
                 if matches!(why, End::Withdrawn(_)) {
@@ -83,48 +85,141 @@ pub async fn stream(
     outcome
 }
 
-/// Decides when a target that has ended its direction is sent nothing more.
+/// Decides when a target that has ended its direction is sent nothing more: nothing has come for a while, nothing waits for the target,
+/// and nothing is on its way, since the client has answered a question that it was asked afterwards. A connection keeps the order.
 #[derive(Debug, Default)]
 struct Linger {
-    /// How much it had been sent, and over which connection, where there was one.
+    /// How many frames had come, and over which connection, where there was one and the target had taken everything.
     last: Option<(u64, u64)>,
+    /// When the client was asked, after nothing more had come.
+    asked: Option<Instant>,
 }
 
 impl Linger {
-    /// Looks what it has been sent, every [`LINGER`]; says whether that is all. A client that is away, or has been, cannot send anything.
-    fn look(&mut self, bridge: &Bridge, generation: u64) -> bool {
-        let now = bridge.is_attached().then(|| (bridge.byte_counts().1, generation));
+    /// Looks what has come; says whether that is all. To be called again after [`Linger::pause`].
+    fn look(&mut self, bridge: &mut Bridge, generation: u64) -> bool {
+        let is_settled = bridge.is_attached() && bridge.sinks_are_idle();
+        let now = is_settled.then(|| (bridge.session().received_count(), generation));
         let last = std::mem::replace(&mut self.last, now);
-        now.is_some() && now == last
+        if now.is_none() || now != last {
+            self.asked = None;
+            return false;
+        }
+        let asked = *self.asked.get_or_insert_with(Instant::now);
+        if bridge.session().has_answered_since(asked) {
+            return true;
+        }
+        // Another question may have been open until now.
+        bridge.session().doubt(Instant::now());
+        false
+    }
+
+    /// How long to wait for the next look.
+    fn pause(&self) -> Duration {
+        if self.asked.is_some() { ANSWER_LOOK } else { LINGER }
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::time::Instant;
+    use tokio::io::{AsyncReadExt, DuplexStream};
 
-    use crate::protocol::frame::Role;
+    use crate::protocol::frame::{HEADER_BYTES, Role};
     use crate::protocol::session::Session;
     use crate::server::sessions::link::LIVENESS;
 
-    #[test]
-    fn a_target_is_kept_for_a_client_that_is_away() {
-        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
-        let _guard = runtime.enter();
-        let connection = || Box::new(tokio::io::duplex(1).0);
-        let session = Session::new(Role::Server, 1000, LIVENESS, Instant::now());
-        let mut bridge = Bridge::new(session, connection(), &[], vec![], vec![]);
+    /// A server's end whose target takes four bytes at once, the client's end, and what the target reads.
+    fn ends() -> (Bridge, Bridge, DuplexStream) {
+        let (near, far) = tokio::io::duplex(4096);
+        let (target, reads) = tokio::io::duplex(4);
+        let session = |role| Session::new(role, 10_000, LIVENESS, Instant::now());
+        let sinks: Vec<(_, Writer)> = vec![(Kind::Stdin, Box::new(target))];
+        let server = Bridge::new(session(Role::Server), Box::new(near), &[], vec![], sinks);
+        (server, Bridge::new(session(Role::Client), Box::new(far), &[], vec![], vec![]), reads)
+    }
+
+    /// Has each do what it can, and then once more with what it gets by that.
+    async fn run(bridges: &mut [&mut Bridge]) {
+        for _ in 0..3 {
+            for bridge in &mut *bridges {
+                tokio::select! {
+                    biased;
+                    event = bridge.next() => panic!("{event:?}"),
+                    () = std::future::ready(()) => {}
+                }
+            }
+        }
+    }
+
+    fn send(client: &mut Bridge, bytes: &[u8]) {
+        let memory = [&[0; HEADER_BYTES], bytes].concat();
+        let length = memory.len();
+        client.session().queue_data(Kind::Stdin, memory, length);
+    }
+
+    #[tokio::test]
+    async fn a_target_is_sent_nothing_more_once_its_client_has_answered_after_a_silence() {
+        let (mut server, mut client, _reads) = ends();
         let mut linger = Linger::default();
-        assert_eq!([0, 0].map(|generation| linger.look(&bridge, generation)), [false, true]);
-        bridge.detach();
-        assert_eq!([0, 1].map(|generation| linger.look(&bridge, generation)), [false, false]);
-        bridge.attach(connection(), &[], Duration::ZERO);
-        assert_eq!([1, 1].map(|generation| linger.look(&bridge, generation)), [false, true]);
-        assert_eq!(
-            [2, 2].map(|generation| linger.look(&bridge, generation)),
-            [false, true],
-            "it was away between two looks"
-        );
+        assert!(!linger.look(&mut server, 0));
+        assert_eq!(linger.pause(), LINGER);
+        run(&mut [&mut server, &mut client]).await;
+        assert!(!linger.look(&mut server, 0), "it has not been asked");
+        assert_eq!(linger.pause(), ANSWER_LOOK);
+        run(&mut [&mut server]).await;
+        assert!(!linger.look(&mut server, 0), "it has not answered");
+        run(&mut [&mut server, &mut client]).await;
+        assert!(linger.look(&mut server, 0));
+    }
+
+    #[tokio::test]
+    async fn a_target_that_takes_its_time_is_waited_for() {
+        let (mut server, mut client, mut reads) = ends();
+        let mut linger = Linger::default();
+        send(&mut client, b"abcdef");
+        for _ in 0..4 {
+            run(&mut [&mut client, &mut server]).await;
+            assert!(!linger.look(&mut server, 0) && linger.pause() == LINGER);
+        }
+        for part in [4, 2] {
+            reads.read_exact(&mut [0; 4][..part]).await.unwrap();
+            run(&mut [&mut server]).await;
+        }
+        let mut looks = Vec::new();
+        for _ in 0..3 {
+            run(&mut [&mut client, &mut server]).await;
+            looks.push(linger.look(&mut server, 0));
+        }
+        assert_eq!(looks, [false, false, true]);
+    }
+
+    #[tokio::test]
+    async fn what_is_on_its_way_to_a_target_is_waited_for() {
+        let (mut server, mut client, _reads) = ends();
+        let mut linger = Linger::default();
+        run(&mut [&mut client, &mut server]).await;
+        send(&mut client, b"ab");
+        // The network carries nothing.
+        for _ in 0..4 {
+            run(&mut [&mut server]).await;
+            assert!(!linger.look(&mut server, 0));
+        }
+        run(&mut [&mut client, &mut server]).await;
+        assert!(!linger.look(&mut server, 0), "the answer came behind something");
+        assert_eq!(linger.pause(), LINGER);
+    }
+
+    #[tokio::test]
+    async fn a_target_is_kept_for_a_client_that_is_away() {
+        let (mut server, mut client, _reads) = ends();
+        let mut linger = Linger::default();
+        assert!(!linger.look(&mut server, 0) && !linger.look(&mut server, 0));
+        run(&mut [&mut server, &mut client]).await;
+        server.detach();
+        assert_eq!([0, 1].map(|generation| linger.look(&mut server, generation)), [false, false]);
+        server.attach(Box::new(tokio::io::duplex(4096).0), &[], Duration::ZERO);
+        assert_eq!([1, 1, 1].map(|generation| linger.look(&mut server, generation)), [false; 3]);
+        assert!(!linger.look(&mut server, 2) && linger.asked.is_none(), "it was away between two looks");
     }
 }
