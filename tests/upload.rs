@@ -169,6 +169,35 @@ fn an_upload_goes_on_that_a_server_has_given_up_for_the_silence_of_the_network()
 }
 
 #[test]
+fn an_upload_goes_on_however_long_after_an_interruption_it_is_interrupted_again() {
+    let patience = "resume = \"1s\"";
+    let limit = "body_idle_timeout = \"1500ms\"";
+    let remote = setup().behind_relay().with_client_setting(patience).with_limit(limit).start();
+    let user = user_of(&remote, "xterm");
+    File::create(user.home().join("file")).unwrap().set_len(512 << 20).unwrap();
+    let held = || {
+        let length = |name: &String| fs::metadata(remote.home().join(name)).map_or(0, |part| part.len());
+        remote.names_in_home(".tstunnel-part-").iter().map(length).max().unwrap_or(0)
+    };
+    let said = thread::scope(|scope| {
+        scope.spawn(|| {
+            wait_until("it is under way", SOON, || held() > 1 << 20);
+            remote.relay().reset();
+            wait_until("it goes on", SOON, || remote.server().records("upload").len() == 2);
+            // A network that makes it wait for longer than the client is patient.
+            remote.relay().hold(true);
+            wait_until("the server gives it up", SOON, || {
+                remote.server().log().contains("the body did not come in time")
+            });
+            remote.relay().hold(false);
+        });
+        in_pipe(&mut upload(&user, &["--no-compress", "file", "host123:there"]))
+    });
+    assert_eq!(said.matches("the upload was interrupted and goes on at ").count(), 2, "{said}");
+    assert_eq!(fs::metadata(remote.home().join("there")).unwrap().len(), 512 << 20);
+}
+
+#[test]
 fn a_server_does_not_wait_for_a_file_to_be_read() {
     let limits = ["head_timeout = \"400ms\"", "max_upload_bytes = 1000"];
     let remote = limits.iter().fold(setup().behind_relay(), |setup, limit| setup.with_limit(limit)).start();

@@ -142,7 +142,9 @@ async fn deliver(connection: Connection, source: &Source, dialler: &Dialler, sta
     let progress = &source.progress;
     let mut attempt = source.send(connection, dialler, 0, standing).await;
     let patience = dialler.host().resume.unwrap_or_default();
+    // Until when it is tried again, and until when that is put off by whatever was sent meanwhile.
     let mut deadline = Instant::now() + patience;
+    let mut progress_deadline = deadline;
     let mut pause = BACK_OFF.0;
     let mut held = 0;
     let mut passes: fn(&Error) -> bool = is_passing;
@@ -175,12 +177,18 @@ async fn deliver(connection: Connection, source: &Source, dialler: &Dialler, sta
         attempt = match source.carry_on(dialler).await {
             Ok((connection, offset)) => {
                 if offset > held {
-                    (held, pause, deadline) = (offset, BACK_OFF.0, Instant::now() + patience);
+                    (held, pause, progress_deadline) = (offset, BACK_OFF.0, Instant::now() + patience);
                 }
+                let has_moved_lately = Instant::now() < progress_deadline;
                 let (there, all) = (bytes(offset), bytes(source.size));
                 progress.say(&format!("the upload was interrupted and goes on at {there} of {all} ({})", error.text));
                 standing.mended();
-                source.send(connection, dialler, offset, standing).await
+                let sent = source.send(connection, dialler, offset, standing).await;
+                // That may have taken hours, and what of it has come only the server knows.
+                if has_moved_lately {
+                    deadline = Instant::now() + patience;
+                }
+                sent
             }
             Err(error) => Attempt::Failed(error),
         };
