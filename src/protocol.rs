@@ -16,6 +16,7 @@ pub mod session;
 pub mod target;
 
 use std::fmt;
+use std::time::Duration;
 
 use crate::error::{Code, Error, Result};
 
@@ -34,6 +35,15 @@ pub const MAX_HEAD_BYTES: usize = 16 * 1024;
 pub const MAX_COMMAND_BYTES: usize = 256 * 1024;
 /// Most bytes of a refusal's body that a client reads.
 pub const MAX_PROBLEM_BYTES: usize = 16 * 1024;
+
+/// How much of a file a slow disk stores in a second.
+const STORED_BYTES_PER_SECOND: u64 = 8 << 20;
+
+/// What both sides add to their patience while a file of so many bytes is stored, which is nothing for most: what a server holds is read and
+/// written once more, and all of it is on the disk before it says so.
+pub fn time_to_store(bytes: u64) -> Duration {
+    Duration::from_secs(bytes / STORED_BYTES_PER_SECOND)
+}
 
 /// The header that carries a session's id and secret.
 pub const HEADER_SESSION: &str = "Tstunnel-Session";

@@ -26,7 +26,7 @@ use crate::client::status::report::Report;
 use crate::error::{Code, Error, Result, reason};
 use crate::protocol::encoding::percent_encode;
 use crate::protocol::head::{Request, Response};
-use crate::protocol::{HEADER_MODE, HEADER_UNENCODED_DIGEST, HEADER_UPLOAD_OFFSET, HEADER_USER};
+use crate::protocol::{HEADER_MODE, HEADER_UNENCODED_DIGEST, HEADER_UPLOAD_OFFSET, HEADER_USER, time_to_store};
 
 pub use progress::Progress;
 use progress::bytes;
@@ -333,7 +333,7 @@ impl Source {
             self.progress.at(sent);
             standing.sent(sent);
         }
-        connection.answer_to_body().await.map(|response| (response, true))
+        connection.answer_to_body(time_to_store(self.size)).await.map(|response| (response, true))
     }
 
     /// What is sent from `offset` on, compressed where that is wanted and fits into memory.

@@ -90,6 +90,9 @@ pub enum Piece<'a> {
 
 /// A body, piece by piece.
 pub trait Body {
+    /// Says that there is a place for it by now. It is not read before.
+    fn want(&mut self) {}
+
     /// The next piece; nothing comes after an end.
     fn next(&mut self) -> Piece<'_>;
 }
@@ -102,6 +105,7 @@ pub trait Body {
 pub fn store(order: &Order, body: &mut dyn Body) -> Result<Stored, Refusal> {
     let path = order.home.join(&order.part);
     let mut part = Part::open(&path, order)?;
+    body.want();
     match receive(&mut part, order, body).and_then(|()| part.complete(order)) {
         Err(refusal) if refusal.error.code == Code::NetworkLost && order.may_hold => Err(refusal),
         Err(refusal) => {

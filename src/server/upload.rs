@@ -156,8 +156,8 @@ pub async fn sweep(uploads: &Uploads, login: &Login, end: SystemTime) {
 
 /// Has something done that nobody waits to hear of; whether it was.
 async fn do_aside(login: &Login, task: Task) -> bool {
-    match Helper::start(login, &task, ASIDE).await {
-        Ok(helper) => helper.finish(false).await.is_ok(),
+    match Helper::start(login, &task, ASIDE, 0).await {
+        Ok(mut helper) => helper.finish(false).await.is_ok(),
         Err(_) => false,
     }
 }
@@ -179,7 +179,7 @@ impl Turn {
     /// `storage` where the account cannot be asked.
     pub async fn held(&self) -> Result<u64, Refusal> {
         let asked = Task::Held(self.path.clone());
-        match Helper::start(&self.login, &asked, ASIDE).await?.finish(false).await? {
+        match Helper::start(&self.login, &asked, ASIDE, 0).await?.finish(false).await? {
             Answer::Held(bytes) => Ok(bytes),
             _ => Ok(0),
         }

@@ -227,3 +227,41 @@ fn an_upload_whose_own_process_hangs_is_refused_when_its_time_is_over() {
     }
     siege.end();
 }
+
+#[test]
+fn an_upload_whose_own_process_takes_longer_is_stored_as_long_as_that_may_be_for_its_size() {
+    let siege = impatient();
+    // As much as may take five seconds more.
+    let rest = vec![0; 40 << 20];
+    let mut tls = siege.caller.connect();
+    let head = post_as_is("/copy/x", &format!("Content-Length: {}\r\n", rest.len() + 1), "");
+    tls.write_all(head.as_bytes()).and_then(|()| tls.write_all(&rest)).and_then(|()| tls.flush()).unwrap();
+    let written = |name: &String| fs::metadata(siege.site.home.join(name)).is_ok_and(|part| part.len() == 40 << 20);
+    wait_until("all but the last byte is written", SOON, || siege.site.names().iter().any(written));
+    let busy = wait_for("the upload has a process", SOON, || process::children(siege.pid).pop());
+    busy.signal(Signal::STOP);
+    tls.write_all(b"x").and_then(|()| tls.flush()).unwrap();
+    let_pass(IDLE + IDLE / 2);
+    busy.signal(Signal::CONT);
+    caller::listen(&mut tls).is_served("a process that takes its time", 201);
+    fs::remove_file(siege.site.home.join("x")).unwrap();
+    siege.end();
+}
+
+#[test]
+fn what_is_held_of_an_upload_stays_though_its_own_process_hangs() {
+    let siege = Siege::of(&Plan::any().limit("body_idle_timeout = \"1s\""));
+    let mut tls = siege.caller.connect();
+    let digest = "Unencoded-Digest: sha-256=:n4bQgYhMfWWaL+qgxVrQFaO/TxsrC4Is0V1sFbDwCgg=:\r\n";
+    let head = post_as_is("/copy/x", &format!("{digest}Content-Length: {}\r\n", 4 << 20), "abc");
+    tls.write_all(head.as_bytes()).and_then(|()| tls.flush()).unwrap();
+    let written = |name: &String| fs::metadata(siege.site.home.join(name)).is_ok_and(|part| part.len() == 3);
+    wait_until("what has come is written", SOON, || siege.site.names().iter().any(written));
+    wait_for("the upload has a process", SOON, || process::children(siege.pid).pop()).signal(Signal::STOP);
+    let _ = tls.write_all(&vec![0; (4 << 20) - 3]).and_then(|()| tls.flush());
+    caller::listen(&mut tls).is_refused("a process that hangs", 408, "bad-request");
+    let names = siege.site.names();
+    assert!(matches!(&names[..], [part] if written(part)), "{names:?}");
+    fs::remove_file(siege.site.home.join(&names[0])).unwrap();
+    siege.end();
+}

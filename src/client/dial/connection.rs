@@ -65,7 +65,10 @@ impl Connection {
     /// `connect-timeout`, `not-tstunnel`, `network-lost`, `client-cert`. A server that got the request too late (408) has lost it on
     /// the way, or this side has slept meanwhile: `network-lost`.
     pub async fn answer(&mut self) -> Result<Response> {
-        let limit = self.dialler.host.answer_timeout;
+        self.answer_within(self.dialler.host.answer_timeout).await
+    }
+
+    async fn answer_within(&mut self, limit: Duration) -> Result<Response> {
         let answered = tokio::time::timeout(limit, self.read_head()).await.unwrap_or_else(|_| {
             let endpoint = &self.dialler.host.endpoint.host;
             let text = format!("{endpoint} did not answer the request within {} s", limit.as_secs_f32());
@@ -88,13 +91,15 @@ impl Connection {
         answered
     }
 
-    /// Waits for the answer to a request whose body has been sent, in part or whole, whatever was said before it.
+    /// Waits for the answer to a request whose body has been sent, in part or whole, whatever was said before it. The server may take
+    /// `working` longer than for another.
     ///
     /// # Errors
     /// Those of [`Connection::answer`]; but whoever closes without a word has only gone: `network-lost`.
-    pub async fn answer_to_body(&mut self) -> Result<Response> {
+    pub async fn answer_to_body(&mut self, working: Duration) -> Result<Response> {
+        let limit = self.dialler.host.answer_timeout + working;
         loop {
-            match self.answer().await {
+            match self.answer_within(limit).await {
                 Ok(response) if response.status == 100 => {}
                 Err(error) if error.code == Code::NotTstunnel && self.buffer.is_empty() => {
                     return Err(Error::new(Code::NetworkLost, error.text));
@@ -109,7 +114,7 @@ impl Connection {
     /// # Errors
     /// What is wrong with that answer, or `error`, where there is none.
     pub async fn answer_sent_before(&mut self, error: Error) -> Result<Response> {
-        match tokio::time::timeout(Duration::from_secs(1), self.answer_to_body()).await {
+        match tokio::time::timeout(Duration::from_secs(1), self.answer_to_body(Duration::ZERO)).await {
             Ok(Err(reason)) if reason.code != Code::NetworkLost => Err(reason),
             Ok(Ok(response)) => Ok(response),
             _ => Err(error),

@@ -56,7 +56,7 @@ pub(super) async fn copy(
         draft.answered(&permit);
         return Ok(answer);
     }
-    length(request.headers(), order.max_bytes)?;
+    let body_bytes = length(request.headers(), order.max_bytes)?;
     let trail = draft.open(&permit, ticket).await?;
     // A task of its own: what has come is dealt with even where the connection ends.
     let idle = state.config.limits.body_idle_timeout;
@@ -68,7 +68,7 @@ pub(super) async fn copy(
         shared.uploads.visit(&turn, grace);
         let order = Order { part: turn.part(), may_hold: turn.may_hold(max_held), ..order };
         let mut ending = trail.ticket().ending();
-        let mut uploaded = upload(&turn, &order, request.into_body(), idle, &mut ending, &trail).await;
+        let mut uploaded = upload(&turn, &order, request.into_body(), body_bytes, idle, &mut ending, &trail).await;
         let is_broken = matches!(uploaded, Err(Failed::Lost | Failed::Broken(_)));
         // What has failed to store it, or was killed over it, may have left the part.
         let is_left = matches!(&uploaded, Err(Failed::Refused(refusal)) if [Code::Storage, Code::Internal].contains(&refusal.error.code));
@@ -155,17 +155,45 @@ impl From<Refusal> for Failed {
 async fn upload(
     turn: &Turn,
     order: &Order,
+    body: Incoming,
+    body_bytes: u64,
+    idle: Duration,
+    ending: &mut Ending,
+    trail: &Trail,
+) -> Result<(StatusCode, Stored), Failed> {
+    let file_bytes = order.offset.saturating_add(body_bytes).min(order.max_bytes);
+    let mut helper = Helper::start(turn.login(), &Task::Store(Box::new(order.clone())), idle, file_bytes).await?;
+    let stored = tokio::select! {
+        wanted = helper.answer() => match wanted {
+            Ok(Storing::Send) => carry(&mut helper, turn, body, idle, ending, trail).await,
+            Ok(Storing::Known(stored)) => Ok((StatusCode::OK, stored)),
+            Ok(other) => Err(unexpected(&other)),
+            Err(refusal) => Err(refusal.into()),
+        },
+        () = ending.withdrawn() => {
+            helper.stop().await;
+            Err(was_stopped())
+        }
+    };
+    match stored {
+        // That says nothing about the disk, and what it has written until then can be gone on with.
+        Err(Failed::Refused(refusal)) if helper.is_late() && order.may_hold => {
+            helper.stop().await;
+            Err(Failed::Broken(Refusal::bad_request(408, refusal.error.text)))
+        }
+        stored => stored,
+    }
+}
+
+/// Has a body stored, piece by piece.
+async fn carry(
+    helper: &mut Helper,
+    turn: &Turn,
     mut body: Incoming,
     idle: Duration,
     ending: &mut Ending,
     trail: &Trail,
 ) -> Result<(StatusCode, Stored), Failed> {
-    let mut helper = Helper::start(turn.login(), &Task::Store(Box::new(order.clone())), idle).await?;
-    match helper.answer().await? {
-        Storing::Send => {}
-        Storing::Known(stored) => return Ok((StatusCode::OK, stored)),
-        other => return Err(internal(format!("unexpected answer of a helper: {other:?}")).into()),
-    }
     let why_broken = loop {
         let frame = tokio::select! {
             frame = tokio::time::timeout(idle, body.frame()) => frame,
@@ -173,7 +201,7 @@ async fn upload(
                 let error = Error::new(Code::TooMany, "another connection has taken this upload over");
                 break Some(Failed::Broken(error.into()));
             }
-            () = ending.withdrawn() => break Some(Failed::Broken(Refusal::bad_request(400, "the upload was stopped"))),
+            () = ending.withdrawn() => break Some(was_stopped()),
         };
         match frame {
             Ok(Some(Ok(frame))) => {
@@ -191,11 +219,19 @@ async fn upload(
     };
     match helper.finish(why_broken.is_none()).await {
         Ok(Storing::Stored(stored)) => Ok((StatusCode::CREATED, stored)),
-        Ok(other) => Err(internal(format!("unexpected answer of a helper: {other:?}")).into()),
+        Ok(other) => Err(unexpected(&other)),
         // Of a body that is not whole only this side knows why.
         Err(refusal) if refusal.error.code == Code::NetworkLost => Err(why_broken.unwrap_or(Failed::Broken(refusal))),
         Err(refusal) => Err(refusal.into()),
     }
+}
+
+fn unexpected(answer: &Storing) -> Failed {
+    internal(format!("unexpected answer of a helper: {answer:?}")).into()
+}
+
+fn was_stopped() -> Failed {
+    Failed::Broken(Refusal::bad_request(400, "the upload was stopped"))
 }
 
 fn order(
@@ -240,12 +276,12 @@ fn order(
     })
 }
 
-fn length(headers: &HeaderMap, max_bytes: u64) -> Result<(), Refusal> {
+fn length(headers: &HeaderMap, max_bytes: u64) -> Result<u64, Refusal> {
     let length = text(headers, CONTENT_LENGTH.as_str())?.and_then(head::number::<u64>);
     match length {
         None => Err(Refusal::bad_request(400, "an upload needs a Content-Length")),
         Some(length) if length > max_bytes => Err(Refusal::file_too_large(max_bytes)),
-        Some(_) => Ok(()),
+        Some(length) => Ok(length),
     }
 }
 

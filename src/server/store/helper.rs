@@ -17,6 +17,7 @@ use tokio::time::timeout;
 
 use super::{Body, Order, Piece, Stored, wrapped};
 use crate::error::{Code, Error, printable};
+use crate::protocol::time_to_store;
 use crate::server::account::Login;
 use crate::server::child::{self, Child};
 use crate::server::process;
@@ -104,8 +105,7 @@ pub fn run(input: &mut dyn BufRead, output: &mut dyn Write) -> io::Result<()> {
             Ok(Some(stored)) => Answer::Known(stored),
             Err(refusal) => refused(&refusal),
             Ok(None) => {
-                say(output, &Answer::Send)?;
-                let mut body = Frames { input, frame };
+                let mut body = Frames { input, output: &mut *output, frame };
                 let stored = if order.wrapper.is_empty() {
                     super::store(&order, &mut body)
                 } else {
@@ -143,10 +143,16 @@ fn read_frame(input: &mut dyn BufRead, frame: &mut Vec<u8>) -> io::Result<()> {
 /// A body in frames.
 struct Frames<'a> {
     input: &'a mut dyn BufRead,
+    output: &'a mut dyn Write,
     frame: Vec<u8>,
 }
 
 impl Body for Frames<'_> {
+    fn want(&mut self) {
+        // Whoever hears nothing any more sends nothing either.
+        let _ = say(self.output, &Answer::Send);
+    }
+
     fn next(&mut self) -> Piece<'_> {
         match read_frame(self.input, &mut self.frame) {
             Ok(()) if self.frame.is_empty() => Piece::End,
@@ -160,25 +166,37 @@ impl Body for Frames<'_> {
 #[derive(Debug)]
 pub struct Helper {
     child: Child,
-    /// How long it may take for a piece of a body, and for an answer.
-    patience: Duration,
+    /// How long it may take for a piece of a body.
+    piece_patience: Duration,
+    /// How long it may take for an answer.
+    answer_patience: Duration,
+    /// It was killed for having taken longer.
+    is_late: bool,
     /// Nothing once the body has ended.
     stdin: Option<Sender>,
     stdout: BufReader<Receiver>,
 }
 
 impl Helper {
-    /// Starts one as `login`.
+    /// Starts one as `login`, which may take `patience` for each piece of a body; and for an answer as much longer as `file_bytes` take to
+    /// store: those that are here already are copied before the first one, and all are on the disk before the last.
     ///
     /// # Errors
     /// `storage` where it cannot be started.
-    pub async fn start(login: &Login, task: &Task, patience: Duration) -> Result<Helper, Refusal> {
+    pub async fn start(login: &Login, task: &Task, patience: Duration, file_bytes: u64) -> Result<Helper, Refusal> {
         let (home, login) = (login.home.clone(), login.clone());
         let started = child::aside(move || process::start_own(NAME, &login)).await;
         let (child, stdin, stdout) = started.map_err(|error| {
             process::no_home(&error, &home, Code::Storage).map_or_else(|| broken(&error), Refusal::from)
         })?;
-        let mut helper = Helper { child, patience, stdin: Some(stdin), stdout: BufReader::new(stdout) };
+        let mut helper = Helper {
+            child,
+            piece_patience: patience,
+            answer_patience: patience + time_to_store(file_bytes),
+            is_late: false,
+            stdin: Some(stdin),
+            stdout: BufReader::new(stdout),
+        };
         let task = serde_json::to_vec(task).map_err(|error| broken(&error.into()))?;
         helper.send(&task).await.map_err(|error| broken(&error))?;
         Ok(helper)
@@ -200,10 +218,26 @@ impl Helper {
             }
             stdin.flush().await
         };
-        timeout(self.patience, sending).await.unwrap_or_else(|_| {
-            self.child.kill();
-            Err(io::ErrorKind::TimedOut.into())
-        })
+        let sent = timeout(self.piece_patience, sending).await;
+        sent.unwrap_or_else(|_| Err(self.give_up()))
+    }
+
+    /// Ends what takes too long.
+    fn give_up(&mut self) -> io::Error {
+        self.child.kill();
+        self.is_late = true;
+        io::ErrorKind::TimedOut.into()
+    }
+
+    /// Whether it was killed because it took too long.
+    pub fn is_late(&self) -> bool {
+        self.is_late
+    }
+
+    /// Ends it, whatever it is doing: afterwards it writes nothing more.
+    pub async fn stop(&mut self) {
+        self.child.kill();
+        let _ = timeout(self.piece_patience, self.child.wait()).await;
     }
 
     /// Waits for the next answer.
@@ -213,12 +247,12 @@ impl Helper {
     pub async fn answer(&mut self) -> Result<Answer, Refusal> {
         let mut line = Vec::new();
         let mut bounded = (&mut self.stdout).take(MAX_LINE_BYTES);
-        let read = timeout(self.patience, bounded.read_until(b'\n', &mut line)).await;
-        read.unwrap_or_else(|_| {
-            self.child.kill();
-            Err(io::ErrorKind::TimedOut.into())
-        })
-        .map_err(|error| broken(&error))?;
+        let read = timeout(self.answer_patience, bounded.read_until(b'\n', &mut line)).await;
+        let read = read.unwrap_or_else(|_| Err(self.give_up()));
+        if self.is_late {
+            return Err(late());
+        }
+        read.map_err(|error| broken(&error))?;
         match serde_json::from_slice(&line) {
             Ok(Answer::Refused { status, code, text, hint }) => {
                 let code = Code::from_name(&code).unwrap_or(Code::Storage);
@@ -233,16 +267,23 @@ impl Helper {
     ///
     /// # Errors
     /// Those of [`Helper::answer`].
-    pub async fn finish(mut self, is_whole: bool) -> Result<Answer, Refusal> {
+    pub async fn finish(&mut self, is_whole: bool) -> Result<Answer, Refusal> {
         if is_whole {
             // Where it takes no more it has said why.
             let _ = self.send(&[]).await;
         }
         self.stdin = None;
         let answer = self.answer().await;
-        let _ = timeout(self.patience, self.child.wait()).await;
+        let _ = timeout(self.piece_patience, self.child.wait()).await;
         answer
     }
+}
+
+fn late() -> Refusal {
+    tracing::warn!("an upload's own process did not answer in time");
+    Error::new(Code::Storage, "the file was not stored in time")
+        .with_hint("see what holds up the file system of the account's home directory on the host, then start again")
+        .into()
 }
 
 fn broken(error: &io::Error) -> Refusal {

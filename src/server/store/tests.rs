@@ -219,6 +219,45 @@ fn what_a_killed_server_has_left_behind_a_wrapper_goes_with_an_upload_a_day_late
     assert_eq!(names, [".tstunnel-part-young", "file", "of the account's"]);
 }
 
+/// The rest of a body, and what stood where when it was asked for.
+struct Rest<'a> {
+    pieces: Pieces<'a>,
+    part: PathBuf,
+    held_when_wanted: Option<u64>,
+}
+
+impl Body for Rest<'_> {
+    fn want(&mut self) {
+        self.held_when_wanted = Some(held(&self.part));
+    }
+
+    fn next(&mut self) -> Piece<'_> {
+        self.pieces.next()
+    }
+}
+
+#[test]
+fn a_body_is_asked_for_once_what_is_held_has_been_copied() {
+    let home = tempfile::tempdir().unwrap();
+    let content = [7; 1000];
+    broken(&order(home.path(), &content), &content[..600]);
+    let order = Order { offset: 600, ..order(home.path(), &content) };
+    let pieces = Pieces { rest: &content[600..], end: Piece::End };
+    let mut rest = Rest { pieces, part: home.path().join(PART), held_when_wanted: None };
+    store(&order, &mut rest).unwrap();
+    assert_eq!(rest.held_when_wanted, Some(600));
+}
+
+#[test]
+fn a_body_that_cannot_be_gone_on_with_is_not_asked_for() {
+    let home = tempfile::tempdir().unwrap();
+    let order = Order { offset: 600, ..order(home.path(), &[7; 1000]) };
+    let pieces = Pieces { rest: &[], end: Piece::End };
+    let mut rest = Rest { pieces, part: home.path().join(PART), held_when_wanted: None };
+    store(&order, &mut rest).unwrap_err();
+    assert_eq!(rest.held_when_wanted, None);
+}
+
 #[test]
 fn a_task_and_its_body_go_through_the_process_as_they_were() {
     let home = tempfile::tempdir().unwrap();

@@ -28,6 +28,7 @@ pub(super) fn store(order: &Order, body: &mut dyn Body) -> Result<Stored, Refusa
     let mut writing = Wrapped::start(order, WRITE, &[&format!("{PART_PREFIX}*")], Stdio::piped())?;
     let Some(stdin) = writing.0.stdin.take() else { return Err(storage(&io::ErrorKind::BrokenPipe.into())) };
     let mut part: Part<ChildStdin> = Part::new(stdin, order);
+    body.want();
     let received = receive(&mut part, order, body).and_then(|()| part.complete(order));
     // The end of its stdin.
     drop(part);
