@@ -53,18 +53,18 @@ impl Default for Disturbances {
     }
 }
 
-/// Waits until `fd` has something, and takes all of it. An error is news too: `ECANCELED` of a clock that was set,
-/// `ENOBUFS` of more changes than fit.
+/// Waits until `fd` has something, and takes all of it. An error is news too, and may be said only once: `ECANCELED` of a clock that was
+/// set, `ENOBUFS` of more changes than fit.
 async fn readable(fd: &Option<AsyncFd<OwnedFd>>, mut read: impl FnMut(&OwnedFd) -> rustix::io::Result<()>) {
     let Some(fd) = fd else { return std::future::pending().await };
-    let mut has_read = false;
-    loop {
+    let mut is_news = false;
+    while !is_news {
         let Ok(mut guard) = fd.readable().await else { return std::future::pending().await };
-        while guard.try_io(|fd| read(fd.get_ref()).map_err(io::Error::from)).is_ok_and(|result| result.is_ok()) {
-            has_read = true;
-        }
-        if has_read || !matches!(read(fd.get_ref()), Err(rustix::io::Errno::AGAIN)) {
-            return;
+        while let Ok(result) = guard.try_io(|fd| read(fd.get_ref()).map_err(io::Error::from)) {
+            is_news = true;
+            if result.is_err() {
+                break;
+            }
         }
     }
 }
@@ -87,4 +87,27 @@ fn arm(timer: &OwnedFd) -> rustix::io::Result<Itimerspec> {
     let never = Timespec { tv_sec: NEVER, tv_nsec: 0 };
     let once = Itimerspec { it_interval: Timespec { tv_sec: 0, tv_nsec: 0 }, it_value: never };
     timerfd_settime(timer, TimerfdTimerFlags::ABSTIME | TimerfdTimerFlags::CANCEL_ON_SET, &once)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    use rustix::io::Errno;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn an_error_that_is_said_once_is_news() {
+        let (readable_end, mut other) = UnixStream::pair().unwrap();
+        readable_end.set_nonblocking(true).unwrap();
+        other.write_all(b"x").unwrap();
+        let fd = Some(register(OwnedFd::from(readable_end)).unwrap());
+        // What a timer says that was cancelled.
+        let mut said = [Errno::CANCELED].into_iter();
+        let waited = readable(&fd, |_| Err(said.next().unwrap_or(Errno::AGAIN)));
+        tokio::time::timeout(Duration::from_secs(1), waited).await.expect("the error was passed over");
+    }
 }
