@@ -522,6 +522,25 @@ fn nonsense_at_the_control_socket_costs_its_own_line_only() {
 }
 
 #[test]
+fn server_can_be_replaced_after_a_moment_without_descriptors() {
+    let mut replaced = Replaced::start(Plan::any());
+    let id = replaced.site.server_id().to_string();
+    let limit = |soft: &str| {
+        let arguments = ["--pid", &id, &format!("--nofile={soft}:")];
+        assert!(Command::new(process::program("prlimit")).args(arguments).status().unwrap().success());
+    };
+    // Fewer than it has.
+    limit("3");
+    let waiting = UnixStream::connect(replaced.sockets().remove(0)).unwrap();
+    let said = "the control socket cannot accept";
+    wait_until("it says so", SOON, || replaced.site.server_log().contains(said));
+    drop(waiting);
+    limit("1024");
+    let mut before = replaced.site.server().succeed();
+    assert_ends_well(&mut before);
+}
+
+#[test]
 fn idle_connection_of_a_server_that_was_replaced_is_served_to_its_end() {
     let mut replaced = Replaced::start(Plan::any());
     let mut tls = fake::connect(&replaced.site, &replaced.client);

@@ -6,6 +6,7 @@ use std::io;
 use std::num::NonZeroUsize;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -21,6 +22,10 @@ const PER_SESSION: usize = 6;
 const PER_REQUEST: usize = 3;
 /// What an agent has that was started ahead: three pipes, and the process.
 const PER_POOLED: usize = 4;
+/// Pause after an accept that failed for want of something.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How often that is logged.
+const FAILURE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The limit that the server was started with.
 static ORIGINAL: OnceLock<Rlimit> = OnceLock::new();
@@ -89,6 +94,21 @@ pub fn is_exhaustion(error: &io::Error) -> bool {
     let errno = Errno::from_io_error(error);
     // EAGAIN is how fork(2) says that there are too many processes.
     matches!(errno, Some(Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM | Errno::AGAIN))
+}
+
+/// What a listener does when it cannot accept for want of something.
+#[derive(Debug, Default)]
+pub struct Shortage(Option<Instant>);
+
+impl Shortage {
+    /// Says now and then that `listener` cannot accept, and waits a moment.
+    pub async fn wait(&mut self, listener: &str, error: &io::Error) {
+        if self.0.is_none_or(|last| last.elapsed() >= FAILURE_INTERVAL) {
+            tracing::warn!(%error, "{listener} cannot accept");
+            self.0 = Some(Instant::now());
+        }
+        tokio::time::sleep(ACCEPT_PAUSE).await;
+    }
 }
 
 /// How many connections there may be: more are closed as soon as they are accepted.

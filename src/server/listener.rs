@@ -5,7 +5,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
@@ -14,6 +13,7 @@ use tokio::sync::watch;
 use crate::error::{Code, Error, Result};
 use crate::server::admission::Counted;
 use crate::server::audit::record::{Event, Record, Text};
+use crate::server::descriptors::Shortage;
 use crate::server::gate::{Closed, Pass};
 use crate::server::handshake::{Failure, Peer, Stream};
 use crate::server::metrics::Held;
@@ -29,10 +29,6 @@ const BACKLOG: u32 = 4096;
 /// The part of all handshakes that are let in before those that were are heard: fewer than it takes for one of them to
 /// lose its place meanwhile.
 const BATCH_SHARE: usize = 8;
-/// Pause after an accept that failed for want of something.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How often that is logged.
-const FAILURE_INTERVAL: Duration = Duration::from_secs(60);
 
 /// The sockets that the server listens on.
 #[derive(Debug)]
@@ -258,7 +254,7 @@ impl Listeners {
 
 /// Accepts connections until the other end of `stop` has something to say or is gone, each served in a task of its own.
 async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stop: watch::Receiver<bool>) {
-    let mut last_failure: Option<Instant> = None;
+    let mut shortage = Shortage::default();
     let mut unheard = 0;
     loop {
         let accepted = tokio::select! {
@@ -267,13 +263,7 @@ async fn accept(listener: TcpListener, shared: Arc<Shared>, mut stop: watch::Rec
         };
         match accepted {
             Ok((tcp, address)) => admit(&shared, tcp, address),
-            Err(error) if descriptors::is_exhaustion(&error) => {
-                if last_failure.is_none_or(|last| last.elapsed() >= FAILURE_INTERVAL) {
-                    tracing::warn!(%error, "cannot accept");
-                    last_failure = Some(Instant::now());
-                }
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-            }
+            Err(error) if descriptors::is_exhaustion(&error) => shortage.wait("the server", &error).await,
             // The connection's own failure: accept(2) passes it on.
             Err(error) => tracing::debug!(%error, "a connection failed before it was accepted"),
         }

@@ -23,6 +23,7 @@ use tokio::task::JoinSet;
 use crate::error::Result;
 use crate::protocol::MAX_HEAD_BYTES;
 use crate::server::audit::Audit;
+use crate::server::descriptors::Shortage;
 use crate::server::listener::{Bound, Given};
 use crate::server::metrics::{self, Metrics};
 use crate::server::registry::Registry;
@@ -32,8 +33,6 @@ use crate::server::{Shared, Stop};
 const MAX_CONNECTIONS: usize = 16;
 /// From accept to the end of the answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause after a failed accept: it fails for want of descriptors, which only time brings back.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// What the answers are made from.
 #[derive(Clone, Debug)]
@@ -99,6 +98,7 @@ impl Monitor {
 
     /// Answers whoever connects, for ever.
     pub async fn serve(self, listener: TcpListener) {
+        let mut shortage = Shortage::default();
         loop {
             let Ok(place) = self.places.clone().acquire_owned().await else { return };
             match listener.accept().await {
@@ -109,10 +109,7 @@ impl Monitor {
                         drop(place);
                     });
                 }
-                Err(error) => {
-                    tracing::warn!(%error, "cannot accept for the monitor");
-                    tokio::time::sleep(ACCEPT_PAUSE).await;
-                }
+                Err(error) => shortage.wait("the monitor", &error).await,
             }
         }
     }

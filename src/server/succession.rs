@@ -187,7 +187,8 @@ impl Predecessors {
     /// Offers a client that wants to resume `token` to each; returns how many frames the session has received, and the way to it.
     ///
     /// # Errors
-    /// The refusal of the one that knows the session, and `session-lost` where none does.
+    /// The refusal of the one that knows the session, and `session-lost` where none does; `overloaded` where one that may know it cannot be
+    /// reached just now.
     pub async fn offer(
         &self,
         peer: &Peer,
@@ -201,7 +202,8 @@ impl Predecessors {
             server_name: peer.server_name.clone(),
             chain: peer.chain.iter().map(|certificate| BASE64.encode(certificate)).collect(),
         });
-        for (path, mut line) in self.lines().await {
+        let (lines, are_all) = self.lines().await;
+        for (path, mut line) in lines {
             match ask(&mut line, &resume).await {
                 Ok(Answer::Granted { received }) => return Ok((received, line.into_stream())),
                 Ok(Answer::Refused { status, code, text, hint }) => {
@@ -213,12 +215,16 @@ impl Predecessors {
                 other => tracing::warn!(path = %path.display(), ?other, "an earlier server takes no resume"),
             }
         }
-        Err(Error::new(Code::SessionLost, "there is no such session").into())
+        Err(match are_all {
+            true => Error::new(Code::SessionLost, "there is no such session"),
+            false => Error::new(Code::Overloaded, "an earlier server cannot be asked for the session now"),
+        }
+        .into())
     }
 
     /// Has each read its configuration again.
     pub async fn reload(&self) {
-        for (_, mut line) in self.lines().await {
+        for (_, mut line) in self.lines().await.0 {
             let process = line.process().unwrap_or_default();
             match ask(&mut line, &Ask::Reload).await {
                 Ok(Answer::Done) => tracing::info!("process {process} has reloaded too"),
@@ -234,7 +240,7 @@ impl Predecessors {
     pub async fn end(&self, at_once: bool) {
         let question = if at_once { Ask::Kill } else { Ask::Stop };
         let mut ending = JoinSet::new();
-        for (_, mut line) in self.lines().await {
+        for (_, mut line) in self.lines().await.0 {
             let question = question.clone();
             ending.spawn(async move {
                 if ask(&mut line, &question).await.is_ok() {
@@ -245,19 +251,26 @@ impl Predecessors {
         ending.join_all().await;
     }
 
-    async fn lines(&self) -> Vec<(PathBuf, Line)> {
+    /// A line to each that can be reached, and whether those are all that have not ended.
+    async fn lines(&self) -> (Vec<(PathBuf, Line)>, bool) {
         let paths = self.0.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let mut lines = Vec::new();
+        let mut are_all = true;
         for path in paths {
             match folder::connect(&path).await {
                 Ok(line) => lines.push((path, line)),
-                Err(error) => {
+                Err(error) if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) => {
                     tracing::debug!(path = %path.display(), %error, "an earlier server has ended");
                     self.0.lock().unwrap_or_else(PoisonError::into_inner).retain(|other| *other != path);
                 }
+                // One of the two lacks something, such as descriptors, which time brings back.
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "an earlier server cannot be reached now");
+                    are_all = false;
+                }
             }
         }
-        lines
+        (lines, are_all)
     }
 }
 
@@ -271,4 +284,26 @@ pub async fn relay(mut client: impl Connection, leftover: Bytes, session: UnixSt
         Err(error) => tracing::debug!(%error, "a relayed connection was lost"),
     }
     drop(working);
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_predecessor_is_forgotten_only_when_it_has_ended() {
+        let folder = tempfile::tempdir().unwrap();
+        let [ended, removed, file] = ["ended", "removed", "file"].map(|name| folder.path().join(name));
+        drop(UnixListener::bind(&ended).unwrap());
+        std::fs::write(&file, "").unwrap();
+        let unreachable = file.join("socket");
+        let predecessors = Predecessors(Mutex::new(vec![ended, unreachable.clone(), removed]));
+        for _ in 0..2 {
+            let (lines, are_all) = predecessors.lines().await;
+            assert!(lines.is_empty() && !are_all);
+            assert_eq!(*predecessors.0.lock().unwrap(), std::slice::from_ref(&unreachable));
+        }
+    }
 }

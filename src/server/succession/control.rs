@@ -16,6 +16,7 @@ use super::Sockets;
 use super::wire::{Answer, Ask, Line, Resume};
 use crate::error::{Code, Error, Result, printable};
 use crate::server::Shared;
+use crate::server::descriptors::Shortage;
 use crate::server::handshake::Peer;
 use crate::server::refusal::Refusal;
 use crate::server::routes::{self, Claim};
@@ -78,7 +79,15 @@ impl Drop for Control {
 }
 
 async fn listen(listener: UnixListener, shared: Arc<Shared>, orders: mpsc::Sender<Order>) {
-    while let Ok((stream, _)) = listener.accept().await {
+    let mut shortage = Shortage::default();
+    loop {
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                shortage.wait("the control socket", &error).await;
+                continue;
+            }
+        };
         let line = match Line::new(stream) {
             Ok(line) => line,
             Err(error) => {
