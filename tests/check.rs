@@ -375,13 +375,11 @@ fn an_account_that_nobody_may_use_is_warned_of_and_refuses() {
         site(&format!("{host}[[grant]]\nprincipal = \"*\"\nhosts = [\"*\"]\naccounts = [\"no-such-account\"]\n"));
     let said = check(&site, &[]).ok().text();
     assert_eq!(warnings(&said), ["the account `no-such-account` does not exist on the host"]);
-    for command in ["id", "upload:notes"] {
+    for command in ["id", "upload:notes", "stream:"] {
         let ran = check(&site, &["--as", PRINCIPAL, "web", command]);
         assert_eq!(ran.code(), Some(1));
         let said = ran.text();
         assert!(said.starts_with("refused [unauthorized]: the account `no-such-account` does not exist"), "{said}");
         assert!(said.contains("\nby grant 1 `*` on `*`; "), "{said}");
     }
-    // A stream runs and stores nothing.
-    assert_eq!(check(&site, &["--as", PRINCIPAL, "web", "stream:"]).code(), Some(0));
 }

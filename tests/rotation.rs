@@ -252,9 +252,13 @@ fn the_old_certificate_is_revoked_by_its_file_and_all_of_a_name_by_the_name() {
     let said = machine.pki(&["revoke", "--dir", "old", "old/ann.crt"]);
     assert!(said.ends_with("\n1 certificate of ann revoked; still good: 1\n"), "{said}");
     let said = machine.pki(&["revoke", "--dir", "old", "ann"]);
-    let end =
-        "\n2 certificates of ann revoked; none is left: make a new one with `tstunnel pki client --dir old ann`\n";
+    let end = "\n2 certificates of ann revoked; none is left: move its files away and make a new one with `tstunnel pki client --dir old ann`\n";
     assert!(said.ends_with(end), "{said}");
     let said = machine.pki(&["revoke", "--dir", "old", DOMAIN]);
-    assert!(said.ends_with("none is left: make a new one with `tstunnel pki server --dir old NAME...`\n"), "{said}");
+    assert!(
+        said.ends_with(
+            "none is left: move its files away and make a new one with `tstunnel pki server --dir old NAME...`\n"
+        ),
+        "{said}"
+    );
 }
