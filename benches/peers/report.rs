@@ -237,9 +237,9 @@ fn digits(value: f64) -> String {
     format!("{value:.places$}")
 }
 
-/// How many samples there are of tstunnel.
+/// How many samples there are of whoever has most: everybody is measured as often, or not at all.
 fn count(row: &Row) -> String {
-    row.of(TSTUNNEL).len().to_string()
+    row.samples.iter().map(|(_, samples)| samples.len()).max().unwrap_or(0).to_string()
 }
 
 /// A peer's median, with how many times better tstunnel is; nothing where it was not measured.
