@@ -309,6 +309,21 @@ fn a_session_that_rests_on_an_answer_can_be_resumed_from_where_it_is_granted() {
 }
 
 #[test]
+fn a_session_waits_for_a_command_that_fails_while_it_is_resumed() {
+    let elsewhere = Elsewhere::start("echo '{}'", Plan::any());
+    let relay = Relay::to(elsewhere.site.address());
+    elsewhere.site.configure_as("bob", relay.address(), "");
+    let mut session = echo_there(&elsewhere.site);
+    elsewhere.answers("exit 1");
+    relay.reset();
+    session.write(b"still here\n");
+    wait_until("the command has failed twice", SOON, || elsewhere.asked().len() >= 3);
+    fails(&mut elsewhere.site.exec(&["echo", "hello"]), 255, "host-unknown");
+    elsewhere.answers("echo '{}'");
+    session.wait_for_output("still here\n");
+}
+
+#[test]
 fn a_server_does_not_start_with_a_command_that_others_can_change() {
     let elsewhere = Elsewhere::start("echo '{}'", Plan::any());
     let serve = || elsewhere.site.tstunnel(&["serve", "--config", text(&elsewhere.site.root.join("server.toml"))]);

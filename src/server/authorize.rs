@@ -48,7 +48,14 @@ pub struct Authorize {
 }
 
 /// The answer that all who ask the same question wait for.
-type Asking = OnceCell<Option<Arc<Authorized>>>;
+type Asking = OnceCell<Answered>;
+
+/// What the command grants.
+type Answered = Result<Option<Arc<Authorized>>, Failed>;
+
+/// The command has said neither yes nor no. That is no grant, but the same question may have an answer in a moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Failed;
 
 impl Authorize {
     /// Gets ready to ask the command of `config`, for a server that runs as `account`; of one principal up to `max_waiting` questions
@@ -71,16 +78,19 @@ impl Authorize {
 
     /// What the command grants to `asker` on `host`; `serial` is the certificate's. Cancel-safe: who else asks the
     /// same goes on.
+    ///
+    /// # Errors
+    /// [`Failed`], which is logged.
     pub async fn grant(
         &self,
         asker: &Asker,
         host: &HostId,
         request: &Request,
         serial: Option<&str>,
-    ) -> Option<Arc<Authorized>> {
+    ) -> Answered {
         let key = Key::new(asker, host, request);
         if let Some(known) = lock(&self.cache).find(&key, asker.now) {
-            return Some(known);
+            return Ok(Some(known));
         }
         let question: Arc<str> = Question::new(asker, host, request, serial).to_json().into();
         let asking = self.join(&question);
@@ -88,22 +98,22 @@ impl Authorize {
     }
 
     /// Waits for a place, and asks the command.
-    async fn ask(&self, question: &str, key: &Key) -> Option<Arc<Authorized>> {
+    async fn ask(&self, question: &str, key: &Key) -> Answered {
         let (principal, host) = (&key.principal, &key.host);
-        let refuse = |why: &str| {
+        let fail = |why: &str| {
             tracing::warn!(%principal, %host, reason = %printable(why), "`authorize` grants nothing");
-            None
+            Err(Failed)
         };
         let of_principal = self.places_of(principal);
         if Arc::strong_count(&of_principal) > self.max_waiting {
-            return refuse("this principal has too many questions waiting");
+            return fail("this principal has too many questions waiting");
         }
         let (Ok(_place), Ok(_place_of_all)) = (of_principal.acquire().await, self.running.acquire().await) else {
-            return None;
+            return Err(Failed);
         };
         // Somebody may have been told meanwhile.
         if let Some(known) = lock(&self.cache).find(key, SystemTime::now()) {
-            return Some(known);
+            return Ok(Some(known));
         }
         let answer = match self.command.ask(question).await {
             Ok(written) => Answer::parse(&written, self.only_account.as_deref()),
@@ -113,13 +123,13 @@ impl Authorize {
             Ok(Some(Answer { terms, cache })) => {
                 let granted = Arc::new(Authorized { principal: principal.clone(), host: host.clone(), terms });
                 lock(&self.cache).keep(key, &granted, Instant::now().checked_add(cache));
-                Some(granted)
+                Ok(Some(granted))
             }
             Ok(None) => {
                 tracing::info!(%principal, %host, "`authorize` grants nothing");
-                None
+                Ok(None)
             }
-            Err(why) => refuse(&why),
+            Err(why) => fail(&why),
         }
     }
 

@@ -164,7 +164,7 @@ pub async fn answer(path: &Path, question: Question) -> Result<(bool, String)> {
     let mut text = String::new();
     if let (Some(command), Some(closed)) = (&state.authorize, state.policy.closed(&asker, host.as_str())) {
         if authorize {
-            asker.authorized = command.grant(&asker, &closed, &request, None).await;
+            asker.authorized = command.grant(&asker, &closed, &request, None).await.unwrap_or_default();
             // Asking has taken its time.
             asker.now = SystemTime::now();
         } else {
@@ -192,7 +192,7 @@ fn with_account(permit: Permit) -> Result<Permit, Refused> {
     if matches!(permit.action(), Action::Command { .. } | Action::Copy { .. } | Action::Stream { .. })
         && let Err(error) = Login::find(permit.account(), permit.home_override())
     {
-        return Err(Refused { error, rule: permit.rule().to_owned() });
+        return Err(Refused::by(permit.rule(), error));
     }
     Ok(permit)
 }

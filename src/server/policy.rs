@@ -223,6 +223,15 @@ pub struct Refused {
     pub error: Error,
     /// What refuses it: a grant, or that there is none. Not for the client.
     pub rule: String,
+    /// Whether that is for lack of a decision: whoever else was asked has not answered.
+    pub is_undecided: bool,
+}
+
+impl Refused {
+    /// One that `rule` refuses.
+    pub fn by(rule: impl Into<String>, error: Error) -> Refused {
+        Refused { error, rule: rule.into(), is_undecided: false }
+    }
 }
 
 impl Policy {
@@ -269,11 +278,11 @@ impl Policy {
                     });
                 }
                 Err(error) => {
-                    first.get_or_insert(Refused { error, rule });
+                    first.get_or_insert(Refused::by(rule, error));
                 }
             }
         }
-        Err(first.unwrap_or_else(|| Refused { error: unknown(asker, server_name), rule: "no grant".to_owned() }))
+        Err(first.unwrap_or_else(|| Refused::by("no grant", unknown(asker, server_name))))
     }
 
     /// Finds the host that `server_name` stands for, where any grant opens it, for whatever that may be.
@@ -299,11 +308,11 @@ impl Policy {
         {
             let error =
                 Error::new(Code::Unauthorized, "the client certificate's SPIFFE ID is of a foreign trust domain");
-            return Err(Refused { error, rule: "trust_domains".to_owned() });
+            return Err(Refused::by("trust_domains", error));
         }
         let host = server_name_to_host(server_name, self.domain.as_deref(), &self.hosts);
         host.and_then(|host| self.hosts.get(&host).map(|config| (host, config)))
-            .ok_or_else(|| Refused { error: unknown(asker, server_name), rule: "no such host".to_owned() })
+            .ok_or_else(|| Refused::by("no such host", unknown(asker, server_name)))
     }
 
     /// The grants that are there for a request to `host`: those of the configuration, and then what was granted elsewhere.

@@ -77,10 +77,12 @@ impl State {
         let decided = self.policy.judge(asker, &peer.server_name, asked);
         let Some((authorize, host)) = self.to_be_asked(peer, asker) else { return decided };
         let serial = peer.chain.first().and_then(principal::serial);
-        let authorized = authorize.grant(asker, &host, asked, serial.as_deref()).await;
+        let answered = authorize.grant(asker, &host, asked, serial.as_deref()).await;
+        let is_undecided = answered.is_err();
         // Asking has taken its time.
-        let asker = Asker { authorized, now: SystemTime::now(), ..asker.clone() };
-        self.policy.judge(&asker, &peer.server_name, asked)
+        let asker = Asker { authorized: answered.unwrap_or_default(), now: SystemTime::now(), ..asker.clone() };
+        let decided = self.policy.judge(&asker, &peer.server_name, asked);
+        decided.map_err(|refused| Refused { is_undecided, ..refused })
     }
 
     /// The command that decides on what `peer` asks, and the host that it is asked about; `None` where it need not be asked.

@@ -49,6 +49,11 @@ impl<'a> Decision<'a> {
         self.hidden.is_none().then_some(&self.host)
     }
 
+    /// The peer has shown that it knows of the host.
+    pub(super) fn show(&mut self) {
+        self.hidden = None;
+    }
+
     /// Decides on `asked`.
     ///
     /// # Errors
@@ -57,7 +62,7 @@ impl<'a> Decision<'a> {
         self.is_made = true;
         let decided = self.state.judge(self.peer, &self.asker, asked).await;
         if !decided.as_ref().is_err_and(|refused| refused.error.code == Code::HostUnknown) {
-            self.hidden = None;
+            self.show();
         }
         decided
     }

@@ -252,8 +252,13 @@ pub(super) async fn claim(
         return Err(Error::new(Code::SessionLost, "the server is stopping").into());
     }
     let Found { task, session } = shared.registry.find(token, &decision.asker().principal, decision.host())?;
+    decision.show();
     // From where and by which certificate it is asked for may be new.
-    let permit = decision.on(&session.asked).await.map_err(|refused| refused.error)?;
+    let permit = decision.on(&session.asked).await.map_err(|refused| match refused.is_undecided {
+        // The session is kept for a while, and the client asks again.
+        true => Error::new(Code::Overloaded, "whether the session may go on cannot be decided now"),
+        false => refused.error,
+    })?;
     let (reply, granted) = oneshot::channel();
     task.send(Message::Resume { peer_received, reply }).await.map_err(|_| lost())?;
     let grant = granted
