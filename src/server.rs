@@ -19,6 +19,7 @@ pub mod gate;
 pub mod handshake;
 pub mod life;
 pub mod listener;
+mod memory;
 pub mod metrics;
 pub mod monitor;
 pub mod policy;

@@ -81,13 +81,7 @@ impl Authorize {
     ///
     /// # Errors
     /// [`Failed`], which is logged.
-    pub async fn grant(
-        &self,
-        asker: &Asker,
-        host: &HostId,
-        request: &Request,
-        serial: Option<&str>,
-    ) -> Answered {
+    pub async fn grant(&self, asker: &Asker, host: &HostId, request: &Request, serial: Option<&str>) -> Answered {
         let key = Key::new(asker, host, request);
         if let Some(known) = lock(&self.cache).find(&key, asker.now) {
             return Ok(Some(known));

@@ -26,9 +26,10 @@ use crate::server::succession::control::{Control, Order};
 use crate::server::succession::folder::REMEDY;
 use crate::server::succession::successor::Successor;
 use crate::server::systemd::Manager;
-use crate::server::{Phase, Shared, process};
+use crate::server::{Phase, Shared, memory, process};
 
-/// How often live sessions are asked about again where nothing but time has passed: a grant may have expired.
+/// How often live sessions are asked about again where nothing but time has passed: a grant may have expired. And how often what was
+/// freed is given back.
 const REVIEW: Duration = Duration::from_secs(10);
 /// How long the last answers may take, and the ends of processes that were killed.
 const GOODBYE: Duration = Duration::from_secs(1);
@@ -129,6 +130,7 @@ impl Life {
                 _ = time.tick() => {
                     self.shared.review(Scope::Request);
                     self.say_status();
+                    memory::give_back();
                     Then::GoOn
                 }
                 () = nothing_left(&self.shared), if self.is_retired => {

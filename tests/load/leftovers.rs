@@ -1,13 +1,16 @@
 //! Sessions that have ended leave nothing behind in the server, nor does a server that is killed.
 
 use std::fs;
+use std::io::Write;
 use std::process::Stdio;
 
-use crate::figures::Figures;
+use crate::figures::{Figures, memory_kib};
 use crate::support::script;
 use crate::support::wait::{SOON, wait_until};
 use crate::support_net::child::{Watched, run};
-use crate::support_net::site::{Plan, Site};
+use crate::support_net::fake::{self, ClientTls};
+use crate::support_net::frames::{self, frame};
+use crate::support_net::site::{PRINCIPAL, Plan, Site};
 use crate::turn;
 
 /// How many sessions come one after another, and how many at once.
@@ -19,6 +22,9 @@ const SLACK_KIB: u64 = 1 << 10;
 const SLACK_AT_ONCE_KIB: u64 = 6 << 10;
 /// What it may keep in all after many at once, the threads that serve them from then on included.
 const KEPT_KIB: u64 = 24 << 10;
+/// How many sessions have a command that does not read what it is sent, and how much each is sent.
+const UNREAD: usize = 20;
+const UNREAD_BYTES: usize = 8 << 20;
 /// Where an agent is.
 const AGENT: &str = ".mutagen/agents/0.18.1/mutagen-agent";
 
@@ -93,6 +99,37 @@ fn sessions_at_once_leave_nothing() {
     check("at once", before, after);
     assert!(after[1].memory_kib <= after[0].memory_kib + SLACK_AT_ONCE_KIB, "memory was left over");
     assert!(after[1].memory_kib <= before.memory_kib + KEPT_KIB, "memory is kept");
+}
+
+#[test]
+fn what_sessions_have_held_at_once_goes_back_to_the_system() {
+    let _turn = turn();
+    let site = Site::start(&plan());
+    let server = site.server_id();
+    let before_kib = memory_kib(server);
+    let mut sessions: Vec<ClientTls> = (0..UNREAD).map(|_| unread(&site)).collect();
+    let all_kib = (UNREAD * UNREAD_BYTES / 1024) as u64;
+    wait_until("the server holds what nobody reads", SOON, || memory_kib(server) > before_kib + all_kib / 2);
+    // One that stays has some of its memory behind theirs.
+    for session in &mut sessions[..UNREAD - 1] {
+        session.write_all(&frame(frames::CLOSE, b"")).unwrap();
+        session.flush().unwrap();
+    }
+    wait_until("the memory is given back", SOON, || memory_kib(server) < before_kib + all_kib / 4);
+}
+
+/// A session that has sent more than its command reads.
+fn unread(site: &Site) -> ClientTls {
+    let mut tls = fake::connect(site, &site.clients.client(PRINCIPAL));
+    let fields = "Connection: Upgrade\r\nUpgrade: tstunnel/1\r\n";
+    let answer = fake::post(&mut tls, "/tinyscale/v1/command", fields, "{\"command\": \"exec sleep 1000\"}");
+    assert!(answer.starts_with("HTTP/1.1 101"), "{answer}");
+    let data = frame(frames::STDIN, &[b'x'; 60 << 10]);
+    for _ in 0..UNREAD_BYTES / data.len() {
+        tls.write_all(&data).unwrap();
+    }
+    tls.flush().unwrap();
+    tls
 }
 
 /// Starts as many sessions as there may be at once, and waits until all of them answer.

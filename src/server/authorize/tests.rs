@@ -77,7 +77,10 @@ fn command(line: &str) -> Request {
 }
 
 async fn ask(authorize: &Authorize, principal: &str, line: &str) -> Option<Arc<Authorized>> {
-    authorize.grant(&asker(principal), &HostId::parse("web").unwrap(), &command(line), Some("0a")).await.unwrap_or_default()
+    authorize
+        .grant(&asker(principal), &HostId::parse("web").unwrap(), &command(line), Some("0a"))
+        .await
+        .unwrap_or_default()
 }
 
 #[tokio::test]
