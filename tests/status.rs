@@ -64,8 +64,10 @@ impl Client {
         assert!(back == bytes);
     }
 
-    fn row(&self) -> Option<Value> {
-        row(self.pid())
+    /// What `status` says of it, once its process has had the time to answer.
+    #[track_caller]
+    fn row(&self) -> Value {
+        wait_for("the client answers", SOON, || row(self.pid()))
     }
 
     /// The names that its process listens on, less the NUL.
@@ -114,14 +116,16 @@ fn row(pid: u32) -> Option<Value> {
     rows().into_iter().find(|row| row["pid"] == pid)
 }
 
-/// A process's line of the table, with single spaces.
+/// A process's line of the table, with single spaces, once it has had the time to answer.
 #[track_caller]
 fn line(pid: u32) -> String {
-    let table = String::from_utf8(status(&[]).stdout).unwrap();
-    assert!(table.starts_with("HOST "), "{table}");
     let pid = pid.to_string();
-    let line = table.lines().find(|line| line.split_ascii_whitespace().any(|word| word == pid)).unwrap();
-    line.split_whitespace().collect::<Vec<_>>().join(" ")
+    wait_for("the process has a line", SOON, || {
+        let table = String::from_utf8(status(&[]).stdout).unwrap();
+        let line = table.lines().find(|line| line.split_ascii_whitespace().any(|word| word == pid))?;
+        assert!(table.starts_with("HOST "), "{table}");
+        Some(line.split_whitespace().collect::<Vec<_>>().join(" "))
+    })
 }
 
 /// Runs a program as an account that owns nothing.
@@ -148,7 +152,7 @@ fn live_session_is_listed_with_its_bytes() {
     let mut client = Client::start(&remote, &[]);
     client.echo(b"hello");
 
-    let row = client.row().unwrap();
+    let row = client.row();
     assert_eq!(row["host"], remote.host());
     assert_eq!(row["command"], "cat -u");
     assert_eq!((&row["sent_bytes"], &row["received_bytes"]), (&json!(5), &json!(5)));
@@ -169,7 +173,7 @@ fn live_session_is_listed_with_its_bytes() {
     assert!(rest.starts_with("- ") || rest.contains(" ms connected "), "{line}");
 
     client.echo(&vec![b'x'; 1 << 20]);
-    assert_eq!(client.row().unwrap()["received_bytes"], (1 << 20) + 5);
+    assert_eq!(client.row()["received_bytes"], (1 << 20) + 5);
 }
 
 #[test]
@@ -177,7 +181,7 @@ fn stream_without_frames_is_listed_too() {
     let remote = remote();
     let mut client = Client::start(&remote, &["--raw"]);
     client.echo(b"hello");
-    let row = client.row().unwrap();
+    let row = client.row();
     assert_eq!((&row["sent_bytes"], &row["received_bytes"]), (&json!(5), &json!(5)));
     assert_eq!((&row["round_trip_ms"], &row["silence_seconds"]), (&Value::Null, &Value::Null));
 }
@@ -252,12 +256,14 @@ fn silence_of_a_server_is_told_while_it_lasts() {
     let remote = Setup::new(Transport::Tstunnel).with_any_command().behind_relay().start();
     let mut client = Client::start(&remote, &[]);
     client.echo(b"before");
-    let silence = |client: &Client| client.row().unwrap()["silence_seconds"].as_u64().unwrap();
+    let silence = |client: &Client| client.row()["silence_seconds"].as_u64().unwrap();
     remote.relay().darken(true);
     wait_until("nothing has been heard for two seconds", SOON, || silence(&client) >= 2);
     remote.relay().darken(false);
-    client.echo(b"after");
-    assert!(silence(&client) < 2);
+    wait_until("it is told to be over", SOON, || {
+        client.echo(b"after");
+        silence(&client) < 2
+    });
 }
 
 #[test]
@@ -268,14 +274,15 @@ fn interruption_is_shown_while_it_lasts_and_after() {
 
     remote.relay().refuse(true);
     remote.relay().cut();
-    let row = wait_for("the session is interrupted", SOON, || client.row().filter(|row| row["state"] == "interrupted"));
+    let row =
+        wait_for("the session is interrupted", SOON, || row(client.pid()).filter(|row| row["state"] == "interrupted"));
     assert_eq!(row["interruptions"], 0);
     let since = row["last_interruption"].clone();
     assert!(since.is_string(), "{row}");
 
     remote.relay().refuse(false);
     client.echo(b"after");
-    let row = client.row().unwrap();
+    let row = client.row();
     assert_eq!((&row["state"], &row["interruptions"]), (&json!("connected"), &json!(1)));
     assert_eq!(row["last_interruption"], since);
     assert_eq!(row["sent_bytes"], 11);
@@ -290,7 +297,7 @@ fn killed_client_leaves_nothing() {
     client.child.kill().unwrap();
     client.child.wait().unwrap();
     assert_eq!(client.names(), Vec::<String>::new());
-    assert_eq!(client.row(), None);
+    assert_eq!(row(client.pid()), None);
 }
 
 #[test]
@@ -300,7 +307,7 @@ fn ended_session_is_gone() {
     client.echo(b"hello");
     drop(client.stdin.take());
     assert!(client.child.wait().unwrap().success());
-    assert_eq!(client.row(), None);
+    assert_eq!(row(client.pid()), None);
 }
 
 #[test]
@@ -326,7 +333,7 @@ fn another_account_sees_nothing_and_is_told_nothing() {
     assert!(asked.status.success() && asked.stdout.is_empty(), "{asked:?}");
 
     client.echo(b"again");
-    assert_eq!(client.row().unwrap()["sent_bytes"], 10, "the session answers its own account as before");
+    assert_eq!(client.row()["sent_bytes"], 10, "the session answers its own account as before");
 }
 
 #[test]
@@ -392,9 +399,10 @@ fn process_that_does_not_answer_holds_nobody_up() {
     assert!(begun.elapsed() < BOUNDED, "{:?}", begun.elapsed());
     assert!(output.status.success(), "{output:?}");
     let rows: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
-    assert!(rows.iter().any(|row| row["pid"] == client.pid()) && rows.iter().all(|row| row["pid"] != me));
+    assert!(rows.iter().all(|row| row["pid"] != me), "{rows:?}");
     let said = String::from_utf8(output.stderr).unwrap();
     assert_eq!(said.matches(&format!("process {me} has a tunnel, but gives no answer")).count(), 2, "{said}");
+    assert_eq!(client.row()["sent_bytes"], 5, "whoever answers is listed beside them");
 }
 
 #[test]
@@ -404,9 +412,12 @@ fn twenty_sessions_are_listed_at_once() {
     for (index, client) in clients.iter_mut().enumerate() {
         client.echo(&vec![b'x'; index + 1]);
     }
-    let rows = rows();
-    for (index, client) in clients.iter().enumerate() {
-        let row = rows.iter().find(|row| row["pid"] == client.pid()).unwrap();
+    let listed = wait_for("one listing has them all", SOON, || {
+        let rows = rows();
+        let of = |client: &Client| rows.iter().find(|row| row["pid"] == client.pid()).cloned();
+        clients.iter().map(of).collect::<Option<Vec<Value>>>()
+    });
+    for (index, row) in listed.iter().enumerate() {
         assert_eq!(row["sent_bytes"], index + 1);
     }
 }
@@ -418,9 +429,9 @@ fn whoever_asks_and_never_reads_does_not_hold_the_session_up() {
     client.echo(b"hello");
     let unread: Vec<UnixStream> = (0..100).map(|_| client.connect()).collect();
     client.echo(&vec![b'x'; 1 << 20]);
-    assert!(client.row().is_some());
+    assert_eq!(client.row()["sent_bytes"], (1 << 20) + 5);
     let name = client.names();
     drop(unread);
-    wait_until("it still listens, and answers", SOON, || client.names() == name && client.row().is_some());
+    wait_until("it still listens, and answers", SOON, || client.names() == name && row(client.pid()).is_some());
     client.echo(b"again");
 }
