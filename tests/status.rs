@@ -367,8 +367,10 @@ fn name_of_another_process_is_not_believed() {
     listener.set_nonblocking(true).unwrap();
     let output = status(&["--json"]);
     assert!(output.status.success());
-    let told = String::from_utf8(output.stdout).unwrap() + &String::from_utf8(output.stderr).unwrap();
-    assert!(!told.contains(&sleeper.id().to_string()), "{told}");
+    let rows: Vec<Value> = serde_json::from_slice(&output.stdout).unwrap();
+    assert!(rows.iter().all(|row| row["pid"] != sleeper.id()), "{rows:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert!(!said.contains(&format!("process {} ", sleeper.id())), "{said}");
     sleeper.kill().unwrap();
     sleeper.wait().unwrap();
 }
