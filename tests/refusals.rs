@@ -1246,10 +1246,11 @@ fn a_server_that_stays_silent_in_the_middle_is_a_lost_network() {
 
 #[test]
 fn a_connection_that_sends_nothing_is_closed_by_the_server() {
-    let site = Site::start(&Plan::any().limit("handshake_timeout = \"1s\"").limit("head_timeout = \"1s\""));
+    let site = Site::start(&Plan::any().limit("handshake_timeout = \"1s\""));
     let mut silent = TcpStream::connect(site.address()).unwrap();
     silent.set_read_timeout(Some(SOON)).unwrap();
     assert_eq!(silent.read(&mut [0; 16]).unwrap(), 0);
+    let site = Site::start(&Plan::any().limit("head_timeout = \"1s\""));
     let mut tls = fake::connect(&site, &site.clients.client(PRINCIPAL));
     tls.write_all(b"GET /tinyscale/v1/ho").unwrap();
     tls.flush().unwrap();
