@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 use aws_lc_rs::digest::{SHA256, digest};
 use rustix::fs::{CWD, FileType, Mode, OFlags, fcntl_getfl, mknodat};
 use rustix::pipe::PipeFlags;
-use support::process::{Signal, program};
+use support::process::{self, Signal, program};
 use support::relay::Relay;
 use support::serve::{TSTUNNEL, records};
 use support::wait::{SOON, wait_until};
@@ -452,6 +452,8 @@ fn the_number_of_a_group_that_had_more_than_its_leader_is_nobody_elses_before_th
 fn a_signal_after_the_commands_end_reaches_nothing_that_it_has_left() {
     let site = site();
     let (mut tls, _, received) = ended_for_a_silent_client(&site, "sleep 1000 >/dev/null 2>&1 </dev/null &");
+    // Until execve(2) has returned, /proc may show it without a command line.
+    wait_until("it sleeps", SOON, || process::with_home(&site.home).iter().any(|left| left.arguments[0] == "sleep"));
     tls.write_all(&[frame(frames::SIGNAL, b"KILL"), frame(frames::PING, &[0; 8])].concat()).unwrap();
     tls.flush().unwrap();
     while read_frame(&mut tls).unwrap().0 != frames::PONG {}
