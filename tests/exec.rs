@@ -752,7 +752,7 @@ fn a_server_that_stops_makes_no_success_and_no_failure_of_its_own() {
     let mut site = site();
     // By itself within the second, at SIGTERM with a 0, by the client's own end of stdin.
     let lines = [
-        "cat; echo bye; exit 3",
+        "trap '' TERM; cat; echo bye; exit 3",
         "trap 'echo bye; exit 0' TERM; sleep 1000 & wait",
         "trap '' TERM; cat; echo end; sleep 0.5; exit 0",
     ];
@@ -760,11 +760,19 @@ fn a_server_that_stops_makes_no_success_and_no_failure_of_its_own() {
     let mut stdins: Vec<_> = sessions.iter_mut().map(Watched::stdin).collect();
     drop(stdins.pop());
     sessions[2].wait_for_output("end");
+    let sent = Instant::now();
     site.server().signal(Signal::TERM);
-    let ran: Vec<Ran> = sessions.into_iter().map(|session| session.wait_within(LADDER)).collect();
+    let mut ends = sessions.into_iter().map(|session| session.wait_within(LADDER));
+    let mut ran = vec![ends.next().unwrap()];
+    let took = sent.elapsed();
+    ran.extend(ends);
     for ran in &ran[..2] {
-        assert_eq!((ran.code(), ran.text().as_str()), (Some(255), "here\nbye\n"), "{}", ran.stderr);
-        error_line("the session", &ran.stderr, "overloaded");
+        assert_eq!(ran.text(), "here\nbye\n", "{}", ran.stderr);
+        // The first has a status of its own where it was held up until SIGTERM, which it ignores.
+        if ran.code() != Some(3) || took < Duration::from_secs(1) {
+            assert_eq!(ran.code(), Some(255), "{}", ran.stderr);
+            error_line("the session", &ran.stderr, "overloaded");
+        }
     }
     assert_eq!((ran[2].code(), ran[2].stderr.as_str()), (Some(0), ""));
 }
