@@ -876,7 +876,7 @@ fn an_upload_that_is_refused_in_its_middle_can_be_sent_whole() {
     let written = written.and_then(|()| tls.flush());
     assert!(written.is_ok() || started.elapsed() > Duration::from_millis(900), "{written:?}");
     let mut answer = [0; 12];
-    tls.read_exact(&mut answer).unwrap();
+    fake::read_only(&mut tls, &mut answer).unwrap();
     assert_eq!(&answer, b"HTTP/1.1 415");
 }
 
@@ -901,7 +901,7 @@ fn a_refused_upgrade_ends_properly_and_can_be_sent_whole() {
     let written = tls.write_all((head + &large).as_bytes()).and_then(|()| tls.flush());
     assert!(written.is_ok() || started.elapsed() > Duration::from_millis(900), "{written:?}");
     let mut answer = [0; 12];
-    tls.read_exact(&mut answer).unwrap();
+    fake::read_only(&mut tls, &mut answer).unwrap();
     assert_eq!(&answer, b"HTTP/1.1 413");
 }
 

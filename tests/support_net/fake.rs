@@ -171,6 +171,26 @@ pub(crate) fn post(tls: &mut ClientTls, path: &str, fields: &str, body: &str) ->
     String::from_utf8(answer).unwrap()
 }
 
+/// Reads the beginning of an answer, and sends nothing more: what is left of a request would be answered with a reset, where the
+/// server has stopped reading it.
+pub(crate) fn read_only(tls: &mut ClientTls, answer: &mut [u8]) -> io::Result<()> {
+    let mut filled = 0;
+    while filled < answer.len() {
+        match tls.conn.reader().read(&mut answer[filled..]) {
+            Ok(0) => return Err(io::ErrorKind::UnexpectedEof.into()),
+            Ok(count) => filled += count,
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                if tls.conn.read_tls(&mut tls.sock)? == 0 {
+                    return Err(io::ErrorKind::UnexpectedEof.into());
+                }
+                tls.conn.process_new_packets().map_err(io::Error::other)?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
 /// Opens a stream with frames to a target that resets it, reads all that the server says of it, and hangs up without having
 /// acknowledged any of it. The site's host must allow the target.
 pub(crate) fn leave_a_stream_that_has_ended(site: &Site, identity: &Identity) {
