@@ -9,8 +9,7 @@ mod support_net;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
-use std::time::{Duration, SystemTime};
+use std::process::Stdio;
 
 use serde_json::Value;
 use support::pki::Identity;
@@ -274,15 +273,15 @@ fn a_live_session_is_asked_about_again_after_a_reload() {
 
 #[test]
 fn a_live_session_is_asked_about_again_when_its_grant_has_expired() {
-    let elsewhere = Elsewhere::start(&expiring(3), Plan::any());
+    let elsewhere = Elsewhere::start(EXPIRING, Plan::any());
     let session = echo(&elsewhere.site);
     elsewhere.answers("echo null");
     let ran = ended(session);
     let said = error_line("exec", &ran.stderr, "host-unknown");
     assert!(said.contains("no longer allowed"), "{said}");
-    elsewhere.answers(&expiring(3));
+    elsewhere.answers(EXPIRING);
     let mut session = echo(&elsewhere.site);
-    elsewhere.answers(&expiring(3600));
+    elsewhere.answers("echo '{\"expires\": \"2100-01-01T00:00:00Z\"}'");
     let before = elsewhere.asked().len();
     wait_until("the command is asked again", SOON, || elsewhere.asked().len() > before);
     session.write(b"still here\n");
@@ -359,13 +358,8 @@ fn a_check_says_that_the_command_would_be_asked_and_asks_it_only_where_that_is_w
     assert_eq!(elsewhere.asked().len(), 2, "nobody asks about a host that is not there");
 }
 
-/// An answer that is good for so many seconds from now.
-fn expiring(seconds: u64) -> String {
-    let end = SystemTime::now() + Duration::from_secs(seconds);
-    let end = end.duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-    let date = run(Command::new(program("date")).args(["-u", "-d", &format!("@{end}"), "+%Y-%m-%dT%H:%M:%SZ"]));
-    format!("echo '{{\"expires\": \"{}\"}}'", date.ok().text().trim())
-}
+/// An answer that is good for three seconds from when it is asked for, and not from when the test has written it.
+const EXPIRING: &str = "date -u -d '+3 seconds' '+{\"expires\": \"%Y-%m-%dT%H:%M:%SZ\"}'";
 
 /// Bob's session that echoes.
 fn echo(site: &Site) -> Watched {
