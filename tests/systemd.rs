@@ -78,12 +78,12 @@ fn manager_hears_of_the_start_each_reload_and_the_end() {
 
 #[test]
 fn watchdog_hears_of_the_runtime_twice_in_its_time_and_nothing_of_one_that_hangs() {
+    // What a test that is late reads at once has come in all the time since then.
+    let since = Instant::now();
     let managed = Managed::start(&Plan::any(), Some(Duration::from_millis(400)));
     let watchdog = || while managed.any() != ["WATCHDOG=1"] {};
-    watchdog();
-    let since = Instant::now();
-    (0..5).for_each(|_| watchdog());
-    assert!(since.elapsed() >= Duration::from_millis(800), "{:?}", since.elapsed());
+    (0..11).for_each(|_| watchdog());
+    assert!(since.elapsed() >= Duration::from_millis(1800), "{:?}", since.elapsed());
     let id = rustix::process::Pid::from_raw(i32::try_from(managed.site.server_id()).unwrap()).unwrap();
     rustix::process::kill_process(id, Signal::STOP).unwrap();
     managed.news.set_nonblocking(true).unwrap();
