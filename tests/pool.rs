@@ -130,6 +130,7 @@ fn an_agent_that_has_ended_meanwhile_is_not_used() {
     for process in idle(&site) {
         process.signal(Signal::KILL);
     }
+    wait_until("they have ended", SOON, || idle(&site).iter().all(|process| !kept.contains(&process.pid)));
     assert!(!kept.contains(&session(&site, &SYNCHRONIZER)));
     wait_for_idle(&site, 2);
 }
