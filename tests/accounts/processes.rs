@@ -12,7 +12,7 @@ use nix::sys::fanotify::{EventFFlags, Fanotify, FanotifyResponse, InitFlags, Mar
 
 use crate::machine::{ANN, BOB, Machine, TEAM, mode};
 use crate::support::serve::records;
-use crate::support::wait::{SOON, wait_until};
+use crate::support::wait::{SOON, wait_for, wait_until};
 use crate::support::{process, script};
 use crate::support_net::child::{Watched, run};
 use crate::support_net::report::{check, fails};
@@ -195,8 +195,11 @@ fn every_process_of_a_servers_life_belongs_to_the_account_it_works_for() {
             session.write(b"hello\n");
             session.wait_for_output("hello");
         }
-        let alive = process::descendants(server);
-        assert_eq!(alive.len(), 4, "{alive:?}");
+        // What has stored the file may outlive its answer.
+        let alive = wait_for("both sessions alone run", SOON, || {
+            let alive = process::descendants(server);
+            (alive.len() == 4).then_some(alive)
+        });
         for process in alive {
             let words: Vec<_> = process.arguments.iter().map(|word| word.to_string_lossy()).collect();
             assert_eq!(uids(process.pid), [id; 4].map(|id| id.to_string()).join(" "), "{account}: {process:?}");
