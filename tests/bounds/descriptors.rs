@@ -70,7 +70,8 @@ fn sessions_that_descriptors_have_no_room_for_are_refused_and_live_ones_go_on() 
 
 #[test]
 fn a_server_without_any_descriptor_left_keeps_its_sessions() {
-    let mut site = site(&Plan::any(), 4096, 4096);
+    // A server that looks at its files has one of them open for a moment.
+    let mut site = site(&Plan::any().top("watch = false"), 4096, 4096);
     let mut held = [(); 3].map(|()| held_session(&site));
     let id = site.server().id();
     // Where the limit is the first that is free, none is left; where it is the third, two are.
