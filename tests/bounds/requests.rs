@@ -11,6 +11,7 @@ use rustix::net::sockopt::set_socket_linger;
 
 use crate::raw::{assert_goes_on, held_session};
 use crate::support::pki::Identity;
+use crate::support::serve::records;
 use crate::support::wait::{SOON, wait_for, wait_until};
 use crate::support_net::child::run;
 use crate::support_net::fake::{self, ClientTls};
@@ -101,13 +102,17 @@ fn request(method: &str, name: &str, digit: u8, fields: &str) -> String {
     )
 }
 
-/// Sends half of a file and hangs up.
+/// Sends half of a file and hangs up, and waits until the server has seen that.
 fn break_off(site: &Site, name: &str, digit: u8) {
+    let ends = || records(&site.server_log(), "end").len();
+    let before = ends();
     let mut tls = fake::connect(site, &site.clients.client(PRINCIPAL));
     let head = request("POST", name, digit, "Content-Length: 2000\r\n");
     tls.write_all(head.as_bytes()).and_then(|()| tls.write_all(&[b'x'; 1000])).unwrap();
     tls.conn.send_close_notify();
     tls.flush().unwrap();
+    // To ask what is held before the server has begun would find nothing.
+    wait_until("the server has seen the end", SOON, || ends() > before);
 }
 
 /// How much of a file is held.
