@@ -52,7 +52,8 @@ fn settled(site: &Site, server: u32, before: &Figures) -> Figures {
 fn check(name: &str, before: Figures, after: [Figures; 2]) {
     println!("{name}: before {before:?}, after one round {:?}, after another {:?}", after[0], after[1]);
     for after in after {
-        assert_eq!((after.descriptors, after.children), (before.descriptors, before.children));
+        // The connection of the session before may have been open for a moment longer than that.
+        assert!(after.descriptors <= before.descriptors && after.children <= before.children);
     }
 }
 
