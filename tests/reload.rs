@@ -405,9 +405,12 @@ fn files_that_change_are_noticed_without_a_signal() {
     let session = echo(&site, "client", &[]);
     // A key by itself does not fit, and is waited for: this is how most tools replace the two.
     let new = site.servers.server(&[&format!("*.{DOMAIN}")]);
+    let began = Instant::now();
     site.write(&new, "server");
+    let took = began.elapsed();
     wait_until("the new pair is taken", SOON, || site.server_log().contains(RELOADED));
-    assert!(!site.server_log().contains(REFUSED), "{}", site.server_log());
+    // Less than the server waits, unless this test has been held up.
+    assert!(!site.server_log().contains(REFUSED) || took > Duration::from_millis(200), "{}", site.server_log());
     // What has nothing to do with it is passed over.
     fs::write(site.root.join("another.crt"), "").unwrap();
     replace(&site.root.join("clients.crl"), &site.clients.revoke(&[&ann], Validity::Now));
