@@ -51,8 +51,9 @@ fn bytes_survive_closes_and_refusals_in_turn() {
 #[test]
 fn upload_survives_connections_that_never_last_and_handshakes_that_break() {
     let remote = host().behind_relay().start();
-    remote.relay().cut_after(Some(3_000_000));
-    let (file, bytes) = (remote.folder().join("file"), noise(20_000_000, 16));
+    // So that it takes more than two seconds, by the pauses alone, until the handshakes are done with.
+    remote.relay().cut_after(Some(1_000_000));
+    let (file, bytes) = (remote.folder().join("file"), noise(40_000_000, 16));
     std::fs::write(&file, &bytes).unwrap();
     let mut upload = Command::new(TSTUNNEL);
     upload.arg("upload").arg(&file).arg(format!("{}:uploaded", remote.host()));
@@ -67,6 +68,7 @@ fn upload_survives_connections_that_never_last_and_handshakes_that_break() {
         wait_until("a handshake has broken", SOON, || remote.relay().accepted() > connections + 2);
         remote.relay().refuse(false);
     }
+    remote.relay().cut_after(Some(3_000_000));
     let status = wait_for("the upload ends", SOON * 2, || upload.ended());
     let said = std::fs::read_to_string(remote.folder().join("said")).unwrap();
     assert!(
