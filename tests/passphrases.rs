@@ -148,7 +148,7 @@ fn in_batch_mode_nobody_is_asked() {
 
 #[test]
 fn whoever_answers_late_is_connected_all_the_same() {
-    let site = Site::start(&Plan::any().limit("handshake_timeout = \"1s\""));
+    let site = Site::start(&Plan::any().limit("handshake_timeout = \"4s\""));
     encrypt(&site.root.join("client.key"));
     let answer = site.root.join("answer");
     let waits = format!("until [ -e '{0}' ]; do :; done; cat '{0}'", text(&answer));
