@@ -6,10 +6,10 @@ mod support;
 mod support_net;
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 
 use support::process::{self, Process, Signal};
+use support::script;
 use support::wait::{SOON, wait_for, wait_until};
 use support_net::child::{Watched, run};
 use support_net::site::{DOMAIN, HOST, Plan, Site};
@@ -19,7 +19,7 @@ const SYNCHRONIZER: [&str; 2] = [AGENT, "synchronizer"];
 const FORWARDER: [&str; 2] = [AGENT, "forwarder"];
 
 /// An agent that says its number, and then what it is sent.
-const SCRIPT: &str = "#!/bin/sh\necho \"agent $$\"\nexec cat\n";
+const SCRIPT: &str = "echo \"agent $$\"\nexec cat";
 
 fn site(pool: &str, plan: Plan) -> Site {
     let site = Site::start(&plan.host(pool));
@@ -28,12 +28,11 @@ fn site(pool: &str, plan: Plan) -> Site {
 }
 
 /// Puts another file in the agent's place.
-fn install(site: &Site, script: &str) {
+fn install(site: &Site, body: &str) {
     let folder = site.home.join(".mutagen/agents/0.18.1");
     fs::create_dir_all(&folder).unwrap();
     let new = folder.join("new");
-    fs::write(&new, script).unwrap();
-    fs::set_permissions(&new, fs::Permissions::from_mode(0o755)).unwrap();
+    script::write(&new, body);
     fs::rename(new, folder.join("mutagen-agent")).unwrap();
 }
 
@@ -105,7 +104,7 @@ fn an_agent_whose_file_was_replaced_is_not_used() {
     let site = site("pool = 2", Plan::mutagen());
     session(&site, &SYNCHRONIZER);
     let kept = wait_for_idle(&site, 2);
-    install(&site, &format!("{SCRIPT}# another version\n"));
+    install(&site, &format!("{SCRIPT}\n# another version"));
     assert!(!kept.contains(&session(&site, &SYNCHRONIZER)));
     wait_until("the old ones are gone", SOON, || idle(&site).iter().all(|process| !kept.contains(&process.pid)));
 }
@@ -116,9 +115,10 @@ fn an_agent_that_was_written_into_is_not_used() {
     session(&site, &SYNCHRONIZER);
     let kept = wait_for_idle(&site, 1);
     let file = site.home.join(AGENT);
-    let text = SCRIPT.replace("agent $$", "agent 0$$");
-    // In the same file; its agent runs `cat` by now, so it may be written.
-    fs::write(&file, text).unwrap();
+    let new = site.root.join("new");
+    script::write(&new, &SCRIPT.replace("agent $$", "agent 0$$"));
+    // In the same file; its agent runs `cat` by now, so it may be written. By a process of its own, as script.rs says.
+    process::run(Command::new("cp").arg(&new).arg(&file));
     assert!(!kept.contains(&session(&site, &SYNCHRONIZER)));
 }
 

@@ -1,12 +1,12 @@
 //! A daemon that is running already, without tstunnel.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
 use std::process::Stdio;
 
 use crate::support::mutagen::{Daemon, programs};
 use crate::support::process::{Group, Signal, run};
+use crate::support::script;
 use crate::support::tree::{self, assert_same};
 use crate::support::user::User;
 use crate::support::wait::{SOON, wait_for, wait_until};
@@ -23,13 +23,11 @@ fn user(daemon: &Daemon) -> User {
     user_of(daemon, programs().join("mutagen"))
 }
 
-/// A `mutagen` that does `script` first, which knows the real one as `$mutagen`.
-fn scripted(daemon: &Daemon, script: &str) -> PathBuf {
+/// A `mutagen` that does `body` first, which knows the real one as `$mutagen`.
+fn scripted(daemon: &Daemon, body: &str) -> PathBuf {
     let file = daemon.folder("scripted");
     let mutagen = programs().join("mutagen");
-    fs::write(&file, format!("#!/bin/sh\nmutagen='{}'\n{script}\nexec \"$mutagen\" \"$@\"\n", mutagen.display()))
-        .unwrap();
-    fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
+    script::write(&file, &format!("mutagen='{}'\n{body}\nexec \"$mutagen\" \"$@\"", mutagen.display()));
     file
 }
 
