@@ -22,6 +22,7 @@ use support::serve::TSTUNNEL;
 use support::wait::{SOON, wait_for, wait_until};
 use support_net::child::{Watched, run, run_with_input};
 use support_net::fake::{self, tcp_server};
+use support_net::frames::{self, read_frame};
 use support_net::site::{DOMAIN, HOST, PRINCIPAL, Plan, SERVER_NAME, Site, text};
 
 const MONITOR: &str = "[monitor]\nlisten = [\"127.0.0.1:0\"]";
@@ -266,20 +267,23 @@ fn no_label_is_a_peers_choice() {
 
 #[test]
 fn a_server_that_drains_is_healthy_and_not_ready_and_still_tells_its_metrics() {
-    let mut site = Site::start(&Plan::any().tables(MONITOR));
+    let mut site = Site::start(&Plan::any().limit("drain_timeout = \"60s\"").tables(MONITOR));
     let address = monitor(&site);
     assert_eq!(get(address, "/healthz"), (200, "healthy\n".to_owned()));
     assert_eq!(get(address, "/readyz"), (200, "ready\n".to_owned()));
-    // One that ends neither with its stdin nor at SIGTERM takes the whole ladder.
-    let mut client = site.exec(&["trap '' TERM; echo hello; while :; do sleep 0.1; done"]);
-    let mut client = Watched::start(client.stdin(Stdio::piped()));
-    client.wait_for_output("hello\n");
+    // A client that does not say that it has heard of its command's end is waited for.
+    let mut client = fake::connect(&site, &site.clients.client(PRINCIPAL));
+    let fields = "Connection: Upgrade\r\nUpgrade: tstunnel/1\r\n";
+    let answer = fake::post(&mut client, "/tinyscale/v1/command", fields, "{\"command\": \"true\"}");
+    assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+    while read_frame(&mut client).unwrap().0 != frames::EXIT {}
     site.server().signal(Signal::TERM);
     wait_until("it is not ready any more", SOON, || get(address, "/readyz").0 == 503);
     assert_eq!(get(address, "/readyz").1, "the server is stopping\n");
     assert_eq!(get(address, "/healthz").0, 200);
     let alive = format!("tstunnel_sessions{{host=\"{HOST}\",kind=\"command\"}}");
     assert_eq!(scrape(&site).find(&alive), Some(1.0), "it is still there");
+    drop(client);
     wait_until("the server has stopped", SOON, || site.server().ended().is_some());
     assert!(TcpStream::connect(address).is_err());
 }

@@ -1261,16 +1261,20 @@ fn a_connection_that_sends_nothing_is_closed_by_the_server() {
 
 #[test]
 fn a_server_that_stops_takes_no_new_sessions() {
-    let mut site = Site::start(&Plan::any());
-    let mut held = Watched::start(site.exec(&["trap '' TERM; echo here; cat; sleep 2"]).stdin(Stdio::piped()));
-    held.wait_for_output("here");
+    let mut site = Site::start(&Plan::any().limit("drain_timeout = \"60s\""));
+    // It waits for a client that does not say that it has heard of its command's end.
+    let mut held = fake::connect(&site, &site.clients.client(PRINCIPAL));
+    let answer = fake::post(&mut held, "/tinyscale/v1/command", ASKS_FOR_FRAMES, "{\"command\": \"true\"}");
+    assert!(answer.starts_with("HTTP/1.1 101 "), "{answer}");
+    while read_frame(&mut held).unwrap().0 != frames::EXIT {}
     site.server().signal(Signal::TERM);
     wait_until("the server stops", SOON, || site.server_log().contains("stopping"));
     // It goes on answering, so that nobody takes it for a network that is down.
     every_command_fails(&site, HOST, "overloaded");
     let answer = run(&mut site.curl("/host")).ok().text();
     assert!(answer.starts_with("HTTP/1.1 503 ") && answer.to_lowercase().contains("\r\nretry-after: "), "{answer}");
-    let _ = held.wait();
+    drop(held);
+    wait_until("the server ends", SOON, || site.server().ended().is_some());
 }
 
 // --- classify -----------------------------------------------------------------------------------------------------------
