@@ -27,8 +27,8 @@ use support_net::fake;
 use support_net::report::{check, error_line, fails};
 use support_net::site::{DOMAIN, HOST, PRINCIPAL, Plan, SERVER_NAME, Site, text};
 
-/// From the signal to the end of what was revoked.
-const AT_ONCE: Duration = Duration::from_secs(2);
+/// From the signal to the end of what was revoked: sooner than the server looks again by itself, which is every ten seconds.
+const AT_ONCE: Duration = Duration::from_secs(8);
 
 const BOB: &str = "spiffe://tunnel.test/users/bob";
 
@@ -119,7 +119,7 @@ fn revoked_principal_loses_its_live_sessions_and_nobody_else_does() {
     replace(&site.root.join("clients.crl"), &site.clients.revoke(&[&ann], Validity::Now));
     let sent = Instant::now();
     site.server().signal(Signal::HUP);
-    wait_until("both have ended", AT_ONCE, || framed.ended().is_some() && raw.ended().is_some());
+    wait_until("both have ended", SOON, || framed.ended().is_some() && raw.ended().is_some());
     assert!(sent.elapsed() < AT_ONCE, "{:?}", sent.elapsed());
 
     let (said, advice) = withdrawn_with_hint(framed, "unauthorized");

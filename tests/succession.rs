@@ -418,11 +418,9 @@ fn revocation_reaches_the_sessions_of_predecessors() {
     cut(&replaced, &relayed);
     let list = replaced.site.clients.revoke(&[&replaced.client], Validity::Now);
     fs::write(replaced.site.root.join("clients.crl"), list).unwrap();
-    let sent = Instant::now();
     replaced.site.server().signal(Signal::HUP);
     for mut session in [direct, relayed] {
         wait_until("the session ends", SOON, || session.ended().is_some());
-        assert!(sent.elapsed() < Duration::from_secs(2), "{:?}", sent.elapsed());
         let stderr = session.wait().stderr;
         assert!(stderr.contains("error[unauthorized]") && stderr.contains("revoked"), "{stderr}");
     }

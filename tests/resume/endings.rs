@@ -231,7 +231,7 @@ fn break_and_restart(remote: &mut Remote) {
 /// The client's patience is two minutes: an end within seconds is an end at once.
 #[track_caller]
 fn assert_stops_at_once(run: Run, reason: &str) -> String {
-    let (status, _, said) = run.end(Duration::from_secs(8));
+    let (status, _, said) = run.end(SOON);
     assert_eq!(status, Some(255), "{said}");
     assert!(said.contains(reason), "{said}");
     assert!(said.lines().count() <= 2, "a line and a hint: {said}");
