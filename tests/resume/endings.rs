@@ -18,6 +18,9 @@ fn until(file: &Path) -> String {
     format!("echo $$; while ! test -e '{file}'; do sleep 0.05; done; echo last words; echo and these >&2; exit 9")
 }
 
+/// How long a certificate is good that is to expire under a session: longer than a server and a client take to begin it.
+const LIFETIME: Duration = Duration::from_secs(10);
+
 /// One that ends with its stdin.
 const WAIT: &str = "echo $$; exec cat";
 
@@ -129,7 +132,7 @@ fn revoked_client_is_not_let_back_in() {
 #[test]
 fn client_whose_certificate_expires_keeps_its_session_but_not_after_a_break() {
     let remote = host().behind_relay().start();
-    let end = since_1970() + Duration::from_secs(4);
+    let end = since_1970() + LIFETIME;
     let clients = remote.clients();
     clients.issue_until(Usage::Client, end, uri_params(&[PRINCIPAL])).write(&remote.folder(), "client");
     let mut run = Run::start(&remote, "", WAIT);
@@ -147,7 +150,7 @@ fn client_whose_certificate_expires_keeps_its_session_but_not_after_a_break() {
 #[test]
 fn client_that_has_renewed_its_certificate_resumes_with_it() {
     let remote = host().behind_relay().start();
-    let end = since_1970() + Duration::from_secs(4);
+    let end = since_1970() + LIFETIME;
     let (clients, folder) = (remote.clients(), remote.folder());
     clients.issue_until(Usage::Client, end, uri_params(&[PRINCIPAL])).write(&folder, "client");
     let mut run = Run::start(&remote, "", WAIT);
@@ -169,7 +172,7 @@ fn client_that_has_renewed_its_certificate_resumes_with_it() {
 #[test]
 fn session_whose_path_was_only_slow_outlives_the_servers_certificate() {
     let mut remote = host().behind_relay().start();
-    let end = since_1970() + Duration::from_secs(6);
+    let end = since_1970() + LIFETIME;
     let authority = Authority::new("the servers' authority");
     fs::write(remote.folder().join("servers-ca.crt"), authority.certificate()).unwrap();
     authority.issue_until(Usage::Server, end, params(&[&format!("*.{DOMAIN}")])).write(&remote.folder(), "server");
