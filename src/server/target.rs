@@ -1,6 +1,7 @@
 //! A permitted target → a connection to it as the account, made before the request is answered.
 
 use std::io;
+use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::Path;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -22,22 +23,28 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
 /// What an echo holds: enough that neither direction waits for the other at every turn.
 const ECHO_BYTES: usize = 256 << 10;
 
-/// Connects to `target` as `login`, where the echo sends back at most `max_echo_bytes`.
+/// Connects to `target` as `login`, where the echo sends back at most `max_echo_bytes`. A thread that a name or a file system holds up
+/// goes on when nobody waits for it any more: until it is done it has `place`, so that there are no more of them than of places.
 ///
 /// # Errors
 /// `target-unreachable`.
-pub async fn connect(target: &Target, login: &Login, max_echo_bytes: u64) -> Result<(Reader, Writer)> {
+pub async fn connect(
+    target: &Target,
+    login: &Login,
+    max_echo_bytes: u64,
+    place: &(impl Clone + Send + 'static),
+) -> Result<(Reader, Writer)> {
     let unreachable = |why: String| Error::new(Code::TargetUnreachable, format!("cannot reach {target}: {why}"));
     let connecting = async {
         match target {
             Target::Tcp { host, port } => {
-                let stream = connect_tcp(host, *port, login).await?;
+                let stream = connect_tcp(host, *port, login, place.clone()).await?;
                 stream.set_nodelay(true)?;
                 let (reader, writer) = stream.into_split();
                 Ok((Box::new(reader) as Reader, Box::new(writer) as Writer))
             }
             Target::Unix(path) => {
-                let (reader, writer) = connect_unix(Path::new(path), login).await?.into_split();
+                let (reader, writer) = connect_unix(Path::new(path), login, place.clone()).await?.into_split();
                 Ok((Box::new(reader) as Reader, Box::new(writer) as Writer))
             }
             Target::Echo => {
@@ -53,12 +60,12 @@ pub async fn connect(target: &Target, login: &Login, max_echo_bytes: u64) -> Res
 }
 
 /// Tries each address of `host` in turn.
-async fn connect_tcp(host: &str, port: u16, login: &Login) -> io::Result<TcpStream> {
-    let addresses: Vec<_> = tokio::net::lookup_host((host, port)).await?.collect();
+async fn connect_tcp(host: &str, port: u16, login: &Login, place: impl Send + 'static) -> io::Result<TcpStream> {
+    let addresses = look_up(host, port, place).await?;
     let (login, families) = (login.clone(), addresses.clone());
     let open = move || {
         let open = || {
-            let socket = |address: &std::net::SocketAddr| {
+            let socket = |address: &SocketAddr| {
                 if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }
             };
             Ok(families.iter().map(socket).collect::<Vec<_>>())
@@ -79,15 +86,31 @@ async fn connect_tcp(host: &str, port: u16, login: &Login) -> io::Result<TcpStre
     Err(last)
 }
 
+async fn look_up(host: &str, port: u16, place: impl Send + 'static) -> io::Result<Vec<SocketAddr>> {
+    if let Ok(address) = host.parse() {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    let host = host.to_owned();
+    let looking_up = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        Ok((host.as_str(), port).to_socket_addrs()?.collect())
+    });
+    looking_up.await.unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
 /// With the account's rights to each folder on the way, and to what a link of its leads to.
-async fn connect_unix(path: &Path, login: &Login) -> io::Result<UnixStream> {
+async fn connect_unix(path: &Path, login: &Login, place: impl Send + 'static) -> io::Result<UnixStream> {
     let (path, login) = (path.to_owned(), login.clone());
     let connect = move || {
         let socket = Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?;
         socket.connect(&SockAddr::unix(path)?)?;
         Ok(socket)
     };
-    let socket = child::aside(move || login.with_sockets(connect)).await?;
+    let connecting = child::aside(move || {
+        let _place = place;
+        login.with_sockets(connect)
+    });
+    let socket = connecting.await?;
     UnixStream::from_std(std::os::fd::OwnedFd::from(socket).into())
 }
 
@@ -119,14 +142,14 @@ mod tests {
     #[tokio::test]
     async fn an_echo_gives_back_what_it_gets_and_not_more_than_its_bound() {
         let login = Login { name: "dev".into(), home: "/".into(), shell: "/bin/sh".into(), identity: None };
-        let (mut reader, mut writer) = connect(&Target::Echo, &login, 5).await.unwrap();
+        let (mut reader, mut writer) = connect(&Target::Echo, &login, 5, &()).await.unwrap();
         writer.write_all(b"hello").await.unwrap();
         let mut heard = [0; 5];
         reader.read_exact(&mut heard).await.unwrap();
         assert_eq!(&heard, b"hello");
         writer.write_all(b"!").await.unwrap();
         assert_eq!(reader.read(&mut heard).await.unwrap_err().kind(), io::ErrorKind::QuotaExceeded);
-        let (mut reader, mut writer) = connect(&Target::Echo, &login, 5).await.unwrap();
+        let (mut reader, mut writer) = connect(&Target::Echo, &login, 5, &()).await.unwrap();
         writer.shutdown().await.unwrap();
         assert_eq!(reader.read(&mut heard).await.unwrap(), 0);
     }

@@ -5,10 +5,13 @@ use std::os::fd::AsFd;
 use std::os::unix::fs::{chown, lchown, symlink};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
+
+use rustix::process::Signal;
 
 use crate::machine::{ANN, Machine, mode};
-use crate::support_net::child::{Ran, run};
+use crate::support::wait::{SOON, wait_until};
+use crate::support_net::child::{Ran, Watched, run};
 use crate::support_net::site::Plan;
 
 /// Listens at `path`, and tells whoever connects which user the kernel takes them for (`SO_PEERCRED`).
@@ -74,4 +77,34 @@ fn a_locked_account_has_no_streams() {
         let ran = connect(&machine, name, &socket);
         assert_eq!(ran.text(), "", "{name}: {}", ran.stderr);
     }
+}
+
+/// Mounts a file system (fuse(4)) over the folder that it is given, as somebody with this user id would who lets others look, and answers
+/// nothing that is asked of it.
+const UNANSWERED: &str = "import ctypes, os, signal, sys; fd = os.open('/dev/fuse', os.O_RDWR); \
+    how = f'fd={fd},rootmode=40755,user_id={sys.argv[2]},group_id={sys.argv[2]},allow_other'; \
+    sys.exit(1) if ctypes.CDLL(None).mount(b'fuse', sys.argv[1].encode(), b'fuse', 0, how.encode()) else print('mounted', flush=True); \
+    signal.pause()";
+
+#[test]
+fn a_file_system_that_does_not_answer_holds_up_no_more_streams_than_there_may_be_sessions() {
+    let limit = Plan::any().limit("max_sessions_per_principal = 2");
+    let machine = Machine::start("\"mutagen\"\ntargets = [\"unix:/*/app.sock\"]", limit);
+    let (home, server) = (machine.home("ann"), machine.site.server_id().to_string());
+    let mut mounting = Command::new("nsenter");
+    mounting.args(["--mount", "--target", &server, "python3", "-c", UNANSWERED]);
+    let mut mounted = Watched::start(mounting.arg(&home).arg(ANN.to_string()));
+    mounted.wait_for_output("mounted");
+    let refused = |code: &str| {
+        let ran = connect(&machine, "ann", &home.join("app.sock"));
+        ran.stderr.contains(&format!("error[{code}]"))
+    };
+    let [first, second] = std::thread::scope(|scope| {
+        [(); 2].map(|()| scope.spawn(|| refused("target-unreachable"))).map(|ran| ran.join().unwrap())
+    });
+    // Nobody waits for those two any more, but each has a thread.
+    let third = refused("too-many");
+    mounted.signal(Signal::KILL);
+    assert_eq!([first, second, third], [true; 3]);
+    wait_until("their threads are done, and their places free", SOON, || refused("target-unreachable"));
 }

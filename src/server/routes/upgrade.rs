@@ -147,7 +147,7 @@ pub(super) async fn stream(
         return Err(Error::new(Code::Internal, "this permit is not for a stream").into());
     };
     let login = super::login(&permit).await?;
-    let ends = target::connect(target, &login, state.config.limits.max_upload_bytes.get()).await?;
+    let ends = target::connect(target, &login, state.config.limits.max_upload_bytes.get(), &trail).await?;
     let opened = Opened::new(shared, &permit, protocol, trail.ticket())?;
     let (window_bytes, ending) = (opened.window_bytes, trail.ticket().ending());
     let answer = opened.answer()?;
