@@ -147,12 +147,18 @@ fn serve(path: &std::path::Path) -> Result<u8> {
     result.map(|()| 0)
 }
 
+/// How many threads for what blocks a server may have. Each session may have one that a file system holds up, and how many sessions there
+/// may be is the configuration's to say: a reload must not wait behind them.
+#[cfg(feature = "server")]
+const MAX_BLOCKING_THREADS: usize = 1 << 16;
+
 /// What runs the server. Its threads for what blocks last as long as it does: a process ends with the thread that started it.
 #[cfg(feature = "server")]
 fn server_runtime() -> Result<tokio::runtime::Runtime> {
     descriptors::ensure()?;
     let mut builder = tokio::runtime::Builder::new_multi_thread();
-    builder.enable_all().thread_keep_alive(std::time::Duration::MAX).build().map_err(no_runtime)
+    builder.enable_all().thread_keep_alive(std::time::Duration::MAX).max_blocking_threads(MAX_BLOCKING_THREADS);
+    builder.build().map_err(no_runtime)
 }
 
 fn stand_in(ours: Ours, env: &Environment) -> Result<u8> {
@@ -186,4 +192,28 @@ fn block_on<T>(future: impl Future<Output = Result<T>>) -> Result<T> {
 
 fn print(text: &(impl AsRef<[u8]> + ?Sized)) -> Result<u8> {
     stdio::ended(std::io::stdout().write_all(text.as_ref()), 0)
+}
+
+#[cfg(all(test, feature = "server"))]
+#[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
+mod tests {
+    use std::sync::{Arc, Barrier};
+
+    use super::*;
+
+    #[test]
+    fn however_many_sessions_a_file_system_holds_up_what_else_blocks_goes_on() {
+        let runtime = server_runtime().unwrap();
+        // More than the runtime's own bound, of 512.
+        let held = Arc::new(Barrier::new(601));
+        for _ in 0..600 {
+            let held = held.clone();
+            runtime.spawn_blocking(move || held.wait());
+        }
+        let reload = runtime.spawn_blocking(|| ());
+        let limit = std::time::Duration::from_secs(10);
+        let waited = runtime.block_on(async { tokio::time::timeout(limit, reload).await });
+        held.wait();
+        waited.unwrap().unwrap();
+    }
 }
