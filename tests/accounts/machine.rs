@@ -146,7 +146,7 @@ pub(crate) fn mode(path: &Path, bits: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(bits)).unwrap();
 }
 
-fn append(path: &Path, text: &str) {
+pub(crate) fn append(path: &Path, text: &str) {
     let whole = fs::read_to_string(path).unwrap() + text;
     fs::write(path, whole).unwrap();
 }

@@ -1,6 +1,7 @@
 //! What a stream may reach on the server's machine: what the account itself may, and no more.
 
 use std::io::Write;
+use std::net::TcpListener;
 use std::os::fd::AsFd;
 use std::os::unix::fs::{chown, lchown, symlink};
 use std::os::unix::net::UnixListener;
@@ -9,9 +10,10 @@ use std::process::{Command, Stdio};
 
 use rustix::process::Signal;
 
-use crate::machine::{ANN, Machine, mode};
+use crate::machine::{ANN, Machine, append, mode};
 use crate::support::wait::{SOON, wait_until};
 use crate::support_net::child::{Ran, Watched, run};
+use crate::support_net::report::fails;
 use crate::support_net::site::Plan;
 
 /// Listens at `path`, and tells whoever connects which user the kernel takes them for (`SO_PEERCRED`).
@@ -107,4 +109,15 @@ fn a_file_system_that_does_not_answer_holds_up_no_more_streams_than_there_may_be
     mounted.signal(Signal::KILL);
     assert_eq!([first, second, third], [true; 3]);
     wait_until("their threads are done, and their places free", SOON, || refused("target-unreachable"));
+}
+
+#[test]
+fn a_name_that_begins_like_an_address_is_no_way_to_another() {
+    let machine = Machine::start("\"mutagen\"\ntargets = [\"tcp:10.0.0.*:*\"]", Plan::any());
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.set_nonblocking(true).unwrap();
+    append(&machine.site.root.join("etc/hosts"), "127.0.0.1 10.0.0.1.evil.example\n");
+    let target = format!("tcp:10.0.0.1.evil.example:{}", listener.local_addr().unwrap().port());
+    fails(&mut machine.site.tstunnel(&["connect", "ann", "--target", &target]), 255, "command-denied");
+    assert!(listener.accept().is_err(), "what is for this machine alone was reached");
 }

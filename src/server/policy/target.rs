@@ -1,6 +1,7 @@
 //! What `/stream` may reach: the configuration's `targets` → [`TargetPattern`]. No I/O.
 
 use std::fmt;
+use std::net::Ipv4Addr;
 
 use serde::Deserialize;
 
@@ -16,7 +17,8 @@ const ALL: &str = "; write `tcp:*:*` for every host and port, `unix:/*` for ever
 pub enum TargetPattern {
     /// One target; the first of these in a list is the default.
     One(Target),
-    /// A pattern for the whole text of a target in its one form. `*` crosses dots and slashes.
+    /// A pattern for the whole text of a target in its one form. `*` crosses dots and slashes; but where the host is written like an
+    /// IPv4 address, no name is covered that only begins like one: whoever owns a domain can make such names, and have them lead anywhere.
     Pattern(String),
 }
 
@@ -25,9 +27,22 @@ impl TargetPattern {
     pub fn allows(&self, target: &Target) -> bool {
         match self {
             TargetPattern::One(allowed) => allowed == target,
-            TargetPattern::Pattern(pattern) => pattern::matches(pattern, &target.to_string()),
+            TargetPattern::Pattern(pattern) => {
+                pattern::matches(pattern, &target.to_string()) && (!is_of_addresses(pattern) || is_address(target))
+            }
         }
     }
+}
+
+/// Whether the host of a pattern is digits, dots and wildcards, as an IPv4 address is written.
+fn is_of_addresses(pattern: &str) -> bool {
+    let host = pattern.strip_prefix("tcp:").and_then(|rest| rest.rsplit_once(':')).map_or("", |(host, _)| host);
+    let is_part = |byte: u8| byte.is_ascii_digit() || matches!(byte, b'.' | b'*' | b'?');
+    host.bytes().all(is_part) && host.contains(|character: char| character.is_ascii_digit())
+}
+
+fn is_address(target: &Target) -> bool {
+    matches!(target, Target::Tcp { host, .. } if host.parse::<Ipv4Addr>().is_ok())
 }
 
 impl fmt::Display for TargetPattern {
@@ -120,6 +135,15 @@ mod tests {
         assert!(!allows("unix:/run/app/*.sock", "unix:/run/other/x.sock"));
         assert!(!allows("unix:/run/x.sock", "unix:/run/X.sock"));
         assert!(!allows("unix:/*", "tcp:localhost:80"));
+    }
+
+    #[test]
+    fn an_entry_of_addresses_allows_no_name_that_begins_like_one() {
+        for entry in ["tcp:10.0.0.*:*", "tcp:10.*:22", "tcp:10.0.0.?*:22", "tcp:*.0.0.*:22", "tcp:1*:22"] {
+            assert!(allows(entry, "tcp:10.0.0.1:22"), "{entry}");
+            assert!(!allows(entry, "tcp:10.0.0.1.evil.example:22"), "{entry}");
+        }
+        assert!(allows("tcp:*.*:22", "tcp:10.0.0.1.evil.example:22") && allows("tcp:db1*:22", "tcp:db1.internal:22"));
     }
 
     #[test]
