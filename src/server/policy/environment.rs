@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 
 use crate::config::pattern;
 
-/// Never taken from a client, whatever the patterns say: they choose what is run and as whom, or what a shell runs first.
-const FORBIDDEN: [&str; 16] = [
+/// Never taken from a client, whatever the patterns say: they choose what is run and as whom, or what a shell runs first (zsh and fish
+/// before each command, too).
+const FORBIDDEN: [&str; 19] = [
     "PATH",
     "HOME",
     "SHELL",
@@ -16,6 +17,9 @@ const FORBIDDEN: [&str; 16] = [
     "OLDPWD",
     "IFS",
     "ENV",
+    "ZDOTDIR",
+    "XDG_CONFIG_HOME",
+    "XDG_DATA_DIRS",
     "BASH_ENV",
     "BASHOPTS",
     "SHELLOPTS",
@@ -76,6 +80,9 @@ mod tests {
             "LD_PRELOAD",
             "LD_LIBRARY_PATH",
             "DYLD_INSERT_LIBRARIES",
+            "ZDOTDIR",
+            "XDG_CONFIG_HOME",
+            "XDG_DATA_DIRS",
         ]);
         assert!(kept(&dangerous, &["*"]).is_empty());
         let exactly = dangerous.clone();
