@@ -20,8 +20,8 @@ pub const DEFAULT_SHELL: &str = "/bin/sh";
 /// Whoever is not root is refused while this file is there (nologin(5)).
 const NOLOGIN: &str = "/etc/nologin";
 const SHADOW: &str = "/etc/shadow";
-/// Shells that let nobody in (nologin(8), false(1)).
-const NO_SHELLS: [&str; 2] = ["nologin", "false"];
+/// Shells that let nobody in (nologin(8), false(1), true(1)).
+const NO_SHELLS: [&str; 3] = ["nologin", "false", "true"];
 const SECONDS_A_DAY: u64 = 86_400;
 /// Whether it was asked for or is the host's own: a client cannot mend it.
 const HINT: &str =
@@ -245,7 +245,9 @@ mod tests {
 
     #[test]
     fn a_shell_that_lets_nobody_in_is_refused() {
-        for shell in ["/usr/sbin/nologin", "/sbin/nologin", "/bin/false", "/no/such/shell", "/etc", "/etc/passwd"] {
+        for shell in
+            ["/usr/sbin/nologin", "/sbin/nologin", "/bin/false", "/bin/true", "/no/such/shell", "/etc", "/etc/passwd"]
+        {
             assert!(check_shell(Path::new(shell)).is_err(), "{shell}");
         }
         for shell in ["/bin/sh", ""] {
