@@ -203,6 +203,23 @@ fn a_file_behind_a_wrapper_appears_whole_or_not_at_all() {
 }
 
 #[test]
+fn a_link_in_the_files_place_is_replaced_behind_a_wrapper_wherever_it_leads() {
+    for place in ["folder", "precious", "missing"] {
+        let home = tempfile::tempdir().unwrap();
+        fs::create_dir(home.path().join("folder")).unwrap();
+        fs::write(home.path().join("precious"), "precious").unwrap();
+        std::os::unix::fs::symlink(place, home.path().join("file")).unwrap();
+        let wrapper = ["env", "-C", home.path().to_str().unwrap()].map(str::to_owned).to_vec();
+        let order = Order { wrapper, ..order(home.path(), b"content") };
+        wrapped::store(&order, &mut Pieces { rest: b"content", end: Piece::End }).unwrap();
+        assert!(home.path().join("file").symlink_metadata().unwrap().is_file(), "{place}");
+        assert_eq!(fs::read(home.path().join("file")).unwrap(), b"content", "{place}");
+        assert_eq!(fs::read(home.path().join("precious")).unwrap(), b"precious");
+        assert_eq!(fs::read_dir(home.path().join("folder")).unwrap().count(), 0);
+    }
+}
+
+#[test]
 fn what_a_killed_server_has_left_behind_a_wrapper_goes_with_an_upload_a_day_later() {
     let home = tempfile::tempdir().unwrap();
     let wrapper = ["env", "-C", home.path().to_str().unwrap()].map(str::to_owned).to_vec();
