@@ -66,7 +66,9 @@ fn log(default: LevelFilter) -> Result<()> {
         return Ok(());
     }
     // What was asked has been set up before a stand-in's own `-v` is read, and stays.
-    let _ = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false).try_init();
+    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false);
+    // That there is no room for a line, or nobody to read it, is said nowhere: by itself this panics where stderr cannot be written.
+    let _ = log.log_internal_errors(false).try_init();
     Ok(())
 }
 
