@@ -3,6 +3,7 @@
 //! Data flows down this list; nothing points up:
 //!
 //! - [`error`]: what can go wrong, and how it is said
+//! - [`log`]: what is logged → stderr, which holds nothing up
 //! - [`cli`]: argv → a command, no I/O; [`cli::openssh`] is OpenSSH's own grammar
 //! - [`config`]: files, environment, URL and options → one resolved host
 //! - [`protocol`]: heads, frames and the session, no I/O
@@ -23,6 +24,7 @@ pub mod client;
 pub mod config;
 pub mod descriptors;
 pub mod error;
+pub mod log;
 #[cfg(feature = "server")]
 pub mod pki;
 pub mod protocol;

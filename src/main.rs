@@ -13,6 +13,7 @@ use tstunnel::client::{check, classify, connect, exec, mutagen, status, upload};
 use tstunnel::config::{self, Environment, Overrides, WeakDefaults};
 use tstunnel::descriptors;
 use tstunnel::error::{Code, Error, Result};
+use tstunnel::log;
 use tstunnel::protocol::CommandRequest;
 use tstunnel::stdio;
 
@@ -26,7 +27,7 @@ fn main() -> ExitCode {
     let args: Vec<_> = args.collect();
     let is_standin = cli::stands_in(&argv0, &args);
     let result = cli::parse(&argv0, args).and_then(|command| {
-        log(default_level(&command))?;
+        log_from(default_level(&command))?;
         dispatch(command)
     });
     let status = result.unwrap_or_else(|error| fail(&error, is_standin));
@@ -52,7 +53,7 @@ fn default_level(command: &Command) -> LevelFilter {
 }
 
 /// Logs go to stderr, from `default` on where nothing else is asked.
-fn log(default: LevelFilter) -> Result<()> {
+fn log_from(default: LevelFilter) -> Result<()> {
     let asked = std::env::var("TSTUNNEL_LOG").ok().filter(|level| !level.is_empty());
     let level = match &asked {
         None => default,
@@ -66,9 +67,7 @@ fn log(default: LevelFilter) -> Result<()> {
         return Ok(());
     }
     // What was asked has been set up before a stand-in's own `-v` is read, and stays.
-    let log = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr).with_ansi(false);
-    // That there is no room for a line, or nobody to read it, is said nowhere: by itself this panics where stderr cannot be written.
-    let _ = log.log_internal_errors(false).try_init();
+    log::set_up(level);
     Ok(())
 }
 
@@ -165,7 +164,7 @@ fn server_runtime() -> Result<tokio::runtime::Runtime> {
 
 fn stand_in(ours: Ours, env: &Environment) -> Result<u8> {
     if ours.is_verbose() {
-        log(LevelFilter::DEBUG)?;
+        log_from(LevelFilter::DEBUG)?;
     }
     block_on(standin::run(ours, env))
 }

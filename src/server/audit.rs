@@ -24,6 +24,7 @@ use serde::Deserialize;
 use tokio::sync::oneshot;
 
 use crate::error::{Code, Error, Result};
+use crate::log;
 use crate::server::lock;
 use crate::server::metrics::Metrics;
 use journal::Journal;
@@ -305,7 +306,7 @@ impl Sink {
     fn write(&mut self, record: &Record) -> io::Result<()> {
         match self {
             Sink::Off => Ok(()),
-            Sink::Stderr => io::stderr().lock().write_all(record.line()?.as_bytes()),
+            Sink::Stderr => log::write(&record.line()?),
             Sink::Journal(journal) => journal.send(record),
             Sink::File { file, is_torn } => {
                 let mut line = record.line()?;
