@@ -22,6 +22,7 @@ pub mod listener;
 mod memory;
 pub mod metrics;
 pub mod monitor;
+pub mod orphans;
 pub mod policy;
 pub mod pool;
 pub mod principal;

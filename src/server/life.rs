@@ -19,6 +19,7 @@ use crate::server::audit::record::{Event, Record};
 use crate::server::config::Account;
 use crate::server::listener::{Listeners, Listening};
 use crate::server::monitor::Monitors;
+use crate::server::orphans::{self, Orphans};
 use crate::server::reload::Source;
 use crate::server::review::Scope;
 use crate::server::succession::Sockets;
@@ -45,6 +46,7 @@ pub struct Life {
     phase: watch::Sender<Phase>,
     control: Option<Control>,
     successor: Successor,
+    orphans: Orphans,
     is_retired: bool,
     manager: Manager,
 }
@@ -98,8 +100,20 @@ impl Life {
         let mut listeners = Listeners::new(shared.clone(), listening.is_given);
         listeners.exchange(listening.bound, &state.config.listen)?;
         let successor = Successor::new();
-        let manager = Manager::default();
-        Ok(Life { shared, source, listeners, monitors, signals, phase, control, successor, is_retired: false, manager })
+        let (orphans, manager) = (Orphans::of_process(), Manager::default());
+        Ok(Life {
+            shared,
+            source,
+            listeners,
+            monitors,
+            signals,
+            phase,
+            control,
+            successor,
+            orphans,
+            is_retired: false,
+            manager,
+        })
     }
 
     /// Lives until it is told to stop, or a successor has taken over and nothing is left to do.
@@ -127,6 +141,11 @@ impl Life {
                     Then::GoOn
                 }
                 order = next(&mut self.control) => self.obey(order).await,
+                // A successor is this thread's own, and waited for above.
+                () = self.orphans.ended(), if !self.successor.is_on_its_way() => {
+                    orphans::bury();
+                    Then::GoOn
+                }
                 _ = time.tick() => {
                     self.shared.review(Scope::Request);
                     self.say_status();

@@ -1,12 +1,12 @@
-//! What is left of a server that was killed: nothing, whatever its commands think of their stdin's end.
+//! What is left of a server that was killed, and of commands in a container whose first process it is: nothing.
 
 use std::process::Stdio;
 
 use crate::machine::Machine;
 use crate::support::process;
 use crate::support::wait::{SOON, wait_until};
-use crate::support_net::child::Watched;
-use crate::support_net::site::Plan;
+use crate::support_net::child::{Watched, run};
+use crate::support_net::site::{Plan, Site};
 
 #[test]
 fn a_killed_server_leaves_no_process_of_an_account_behind() {
@@ -32,4 +32,19 @@ fn a_killed_server_leaves_no_process_of_an_account_behind() {
     for process in homes.iter().flat_map(|home| process::with_home(home)) {
         process.signal(process::Signal::KILL);
     }
+}
+
+#[test]
+fn a_server_that_is_the_first_process_of_a_container_buries_what_commands_leave_behind() {
+    let mut site = Site::new();
+    site.serve_by(&Plan::any(), &["unshare", "--pid", "--fork", "--kill-child", "--mount-proc"].map(str::to_owned));
+    for status in 1..10 {
+        let leave = "setsid sleep 0.1 <&- >&- 2>&- & (setsid sleep 0.2 <&- >&- 2>&- &)";
+        assert_eq!(run(&mut site.exec(&[&format!("{leave}; exit {status}")])).code(), Some(status));
+    }
+    wait_until("there is no zombie", SOON, || {
+        let processes = run(&mut site.exec(&["cat /proc/[0-9]*/stat; true"])).ok().text();
+        assert!(processes.starts_with("1 (tstunnel) "), "{processes}");
+        !processes.contains(") Z ")
+    });
 }

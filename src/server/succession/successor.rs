@@ -59,6 +59,11 @@ impl Successor {
         Ok(id)
     }
 
+    /// Whether there is one that has neither arrived nor failed.
+    pub fn is_on_its_way(&self) -> bool {
+        self.started.is_some()
+    }
+
     /// The file that the program's name leads to now, as it did at the start: relative to a folder or by `PATH`.
     fn program(&self) -> PathBuf {
         let name = Path::new(&self.name);
