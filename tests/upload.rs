@@ -7,12 +7,13 @@ mod support_net;
 
 use std::ffi::OsString;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, Output};
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
+use std::time::Duration;
 
 use support::remote::{Remote, Setup, Transport};
 use support::serve::TSTUNNEL;
@@ -208,6 +209,38 @@ fn a_server_does_not_wait_for_a_file_to_be_read() {
     let output = upload(&user, &["--no-compress", "file", "host123:there"]).output().unwrap();
     assert_refused(&output, 1, "error[bad-request]: the file is larger than ");
     assert!(remote.relay().accepted() - before > 1);
+}
+
+#[test]
+fn a_file_that_grows_is_uploaded_as_it_was_when_it_was_read() {
+    let remote = setup().start();
+    let user = user_of(&remote, "xterm");
+    let mut file = File::create(user.home().join("log")).unwrap();
+    file.set_len(64 << 20).unwrap();
+    file.seek(SeekFrom::End(0)).unwrap();
+    let has_ended = AtomicBool::new(false);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            while !has_ended.load(Ordering::Relaxed) {
+                file.write_all(b"another line\n").unwrap();
+                thread::sleep(Duration::from_micros(100));
+            }
+        });
+        let output = upload(&user, &["log", "host123"]).output();
+        has_ended.store(true, Ordering::Relaxed);
+        assert!(output.as_ref().unwrap().status.success(), "{output:?}");
+    });
+    let (grown, there) = (fs::read(user.home().join("log")).unwrap(), fs::read(remote.home().join("log")).unwrap());
+    assert!(there.len() >= 64 << 20 && grown.starts_with(&there), "{} of {}", there.len(), grown.len());
+}
+
+/// The system says that a file of /proc has no bytes.
+#[test]
+fn a_file_is_uploaded_whole_whatever_the_system_says_of_its_size() {
+    let remote = setup().start();
+    let user = user_of(&remote, "xterm");
+    assert_eq!(in_pipe(&mut upload(&user, &["/proc/version", "host123:version"])), "");
+    assert_eq!(fs::read(remote.home().join("version")).unwrap(), fs::read("/proc/version").unwrap());
 }
 
 #[test]

@@ -212,8 +212,8 @@ impl Source {
                     return Err(unreadable(&shown, "it is not a regular file"));
                 }
                 progress.reading("reading", Some(metadata.len()));
-                let sha256 = sha256(&mut file, &progress).map_err(failed)?;
-                (file, metadata.len(), sha256, metadata.permissions().mode())
+                let (sha256, size) = sha256(&mut file, &progress).map_err(failed)?;
+                (file, size, sha256, metadata.permissions().mode())
             }
             Content::Stdin => {
                 progress.reading("reading stdin", None);
@@ -403,13 +403,14 @@ fn own_name(content: &Content) -> Result<String> {
     })
 }
 
-fn sha256(file: &mut File, progress: &Progress) -> std::io::Result<digest::Digest> {
+/// The digest of all that there is by now, and how much that is: the system may say less, of a file that grows or of one in /proc.
+fn sha256(file: &mut File, progress: &Progress) -> std::io::Result<(digest::Digest, u64)> {
     let mut context = digest::Context::new(&digest::SHA256);
     let mut chunk = vec![0; CHUNK_BYTES];
     let mut position = 0;
     loop {
         match file.read(&mut chunk)? {
-            0 => return Ok(context.finish()),
+            0 => return Ok((context.finish(), position)),
             count => {
                 context.update(chunk.get(..count).unwrap_or_default());
                 position += count as u64;
