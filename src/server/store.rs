@@ -175,21 +175,29 @@ pub fn sweep(home: &Path, end: SystemTime, known: &[PathBuf]) {
     }
 }
 
-/// Gives the file its mode and name, and makes sure that it is this file that has got it.
+/// Gives the file its mode and name, and makes sure that it is this file that has got it. What stands in the part's place by now is somebody
+/// else's: a server that has taken this one's place may have gone on with the upload.
 fn publish(file: &File, part: &Path, order: &Order) -> Result<(), Refusal> {
     let path = order.home.join(&order.name);
-    let give = || {
-        file.set_permissions(fs::Permissions::from_mode(order.mode & 0o777))?;
-        file.sync_all()?;
-        fs::rename(part, &path)?;
-        let (stored, named) = (file.metadata()?, fs::symlink_metadata(&path)?);
-        let is_same = (stored.dev(), stored.ino()) == (named.dev(), named.ino());
-        if is_same { Ok(()) } else { Err(io::Error::from(io::ErrorKind::ResourceBusy)) }
-    };
-    give().map_err(|error| {
-        remove(part);
+    let failed = |error: io::Error| {
+        if is_at(file, part) {
+            remove(part);
+        }
         storage(&error)
-    })
+    };
+    file.set_permissions(fs::Permissions::from_mode(order.mode & 0o777)).map_err(failed)?;
+    file.sync_all().map_err(failed)?;
+    if !is_at(file, part) {
+        return Err(Error::new(Code::TooMany, "another connection has taken this upload over").into());
+    }
+    fs::rename(part, &path).map_err(failed)?;
+    if is_at(file, &path) { Ok(()) } else { Err(failed(io::ErrorKind::ResourceBusy.into())) }
+}
+
+/// Whether `path` is a name of `file`.
+fn is_at(file: &File, path: &Path) -> bool {
+    let found = file.metadata().and_then(|open| Ok((open, fs::symlink_metadata(path)?)));
+    found.is_ok_and(|(open, named)| (open.dev(), open.ino()) == (named.dev(), named.ino()))
 }
 
 /// Writes the body into `part`, decoded.

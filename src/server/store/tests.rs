@@ -321,6 +321,35 @@ fn a_file_that_stands_in_a_parts_place_is_never_written_into() {
     assert_eq!(fs::read(&victim).unwrap(), b"fir");
 }
 
+/// A whole body, at whose end another server has begun to go on with the same upload.
+struct TakenOver<'a> {
+    body: Pieces<'a>,
+    part: PathBuf,
+}
+
+impl Body for TakenOver<'_> {
+    fn next(&mut self) -> Piece<'_> {
+        if self.body.rest.is_empty() {
+            fs::remove_file(&self.part).unwrap();
+            fs::write(&self.part, "not yet wh").unwrap();
+        }
+        self.body.next()
+    }
+}
+
+#[test]
+fn an_upload_that_another_server_has_gone_on_with_is_left_to_that() {
+    let home = tempfile::tempdir().unwrap();
+    let (part, file) = (home.path().join(PART), home.path().join("file"));
+    fs::write(&file, "before").unwrap();
+    let body = Pieces { rest: b"not yet whole", end: Piece::End };
+    let refusal =
+        store(&order(home.path(), b"not yet whole"), &mut TakenOver { body, part: part.clone() }).unwrap_err();
+    assert_eq!(refusal.error.code, Code::TooMany, "it is no failure of the disk's, and nothing to clean up after");
+    assert_eq!(fs::read(&file).unwrap(), b"before");
+    assert_eq!(fs::read(&part).unwrap(), b"not yet wh");
+}
+
 #[test]
 fn a_pipe_or_a_folder_in_a_parts_place_holds_nobody_up() {
     let home = tempfile::tempdir().unwrap();
