@@ -7,7 +7,7 @@
 //! as it is. What cannot be opened again is pumped by a thread.
 
 use std::fs::File;
-use std::io::{self, IoSlice};
+use std::io::{self, BufReader, IoSlice, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::OpenOptionsExt;
 use std::pin::Pin;
@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::{Duration, Instant};
 
+use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{FileType, OFlags};
 use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::unix::AsyncFd;
@@ -162,12 +163,12 @@ fn reopen(fd: &OwnedFd, direction: Direction) -> io::Result<OwnedFd> {
 /// Moves bytes between a descriptor that must block and a socket pair, in a thread that ends with either side.
 fn pump(fd: OwnedFd, direction: Direction) -> io::Result<Stdio> {
     let (ours, theirs) = std::os::unix::net::UnixStream::pair()?;
-    let mut file = File::from(fd);
+    let mut file = Waiting(File::from(fd));
     std::thread::Builder::new().name("stdio".to_owned()).spawn(move || {
         let mut theirs = theirs;
         let result = match direction {
-            Direction::Read => io::copy(&mut file, &mut theirs),
-            Direction::Write => io::copy(&mut theirs, &mut file),
+            Direction::Read => io::copy(&mut BufReader::with_capacity(FRAME_BYTES, file), &mut theirs),
+            Direction::Write => io::copy(&mut BufReader::with_capacity(FRAME_BYTES, theirs), &mut file),
         };
         if let Err(error) = result {
             tracing::debug!(%error, "standard stream ended");
@@ -175,6 +176,42 @@ fn pump(fd: OwnedFd, direction: Direction) -> io::Result<Stdio> {
     })?;
     ours.set_nonblocking(true)?;
     Ok(Stdio::Thread(tokio::net::UnixStream::from_std(ours)?))
+}
+
+/// A file that is waited for also where somebody who shares it has made it non-blocking.
+struct Waiting(File);
+
+impl Waiting {
+    fn until(&self, ready: PollFlags) -> io::Result<()> {
+        rustix::io::retry_on_intr(|| poll(&mut [PollFd::new(&self.0, ready)], None))?;
+        Ok(())
+    }
+}
+
+impl Read for Waiting {
+    fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+        loop {
+            match self.0.read(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.until(PollFlags::IN)?,
+                result => return result,
+            }
+        }
+    }
+}
+
+impl Write for Waiting {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        loop {
+            match self.0.write(bytes) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => self.until(PollFlags::OUT)?,
+                result => return result,
+            }
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 fn poll_ready_io<T>(
@@ -343,5 +380,38 @@ impl AsyncWrite for Stdout {
         ready!(Pin::new(&mut self.0).poll_shutdown(cx))?;
         rustix::stdio::dup2_stdout(File::options().write(true).open("/dev/null")?)?;
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    /// As of a pipe of another account's, which cannot be opened again.
+    #[tokio::test]
+    async fn what_is_pumped_is_whole_where_somebody_has_made_it_non_blocking() {
+        let (mut to_it, from_it) = tokio::net::unix::pipe::pipe().unwrap();
+        let mut stdin = pump(from_it.into_nonblocking_fd().unwrap(), Direction::Read).unwrap();
+        let (write, mut from_us) = tokio::net::unix::pipe::pipe().unwrap();
+        let mut stdout = pump(write.into_nonblocking_fd().unwrap(), Direction::Write).unwrap();
+        let bytes = vec![b'x'; 1 << 20];
+        let (mut read, mut written) = (Vec::new(), Vec::new());
+        let feed = async {
+            for piece in bytes.chunks(100_000) {
+                to_it.write_all(piece).await.unwrap();
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            drop(to_it);
+        };
+        let give = async {
+            stdout.write_all(&bytes).await.unwrap();
+            stdout.shutdown().await.unwrap();
+        };
+        let (_, taken, (), got) =
+            tokio::join!(feed, stdin.read_to_end(&mut read), give, from_us.read_to_end(&mut written));
+        assert_eq!((taken.unwrap(), got.unwrap()), (bytes.len(), bytes.len()));
+        assert!(read == bytes && written == bytes);
     }
 }
