@@ -90,7 +90,15 @@ fn wrong_usage_of_what_stands_in_for_a_process_is_status_255() {
 fn a_file_that_is_not_there_cannot_be_uploaded() {
     let site = Site::start(&Plan::any());
     assert!(fails(&mut site.tstunnel(&["upload", "/no/such/file", HOST]), 2, "usage").contains("/no/such/file"));
-    assert!(fails(&mut site.tstunnel(&["upload", "/", &format!("{HOST}:x")]), 2, "usage").contains("regular file"));
+}
+
+#[test]
+fn what_is_no_file_to_upload_is_told_how_it_gets_there() {
+    let site = Site::start(&Plan::any());
+    for (what, said, hint) in [("/", "it is a folder", "mutagen sync create"), ("/dev/null", "regular file", "upload - ")] {
+        let ran = run(&mut site.tstunnel(&["upload", what, &format!("{HOST}:x")]));
+        assert!(check(what, &ran, 2, "usage").contains(said) && ran.stderr.contains(hint), "{}", ran.stderr);
+    }
 }
 
 #[test]

@@ -208,8 +208,13 @@ impl Source {
                 let failed = |error: std::io::Error| unreadable(&shown, &reason(&error));
                 let mut file = File::open(path).map_err(failed)?;
                 let metadata = file.metadata().map_err(failed)?;
+                if metadata.is_dir() {
+                    return Err(unreadable(&shown, "it is a folder")
+                        .with_hint("use `mutagen sync create` for a folder, or put an archive of it there"));
+                }
                 if !metadata.is_file() {
-                    return Err(unreadable(&shown, "it is not a regular file"));
+                    return Err(unreadable(&shown, "it is not a regular file")
+                        .with_hint("give what is read from it on stdin: `tstunnel upload - HOST:NAME`"));
                 }
                 progress.reading("reading", Some(metadata.len()));
                 let (sha256, size) = sha256(&mut file, &progress).map_err(failed)?;
