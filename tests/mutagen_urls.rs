@@ -151,6 +151,24 @@ fn a_url_that_lacks_something_is_refused_before_mutagen_runs() {
 }
 
 #[test]
+fn a_url_whose_scheme_is_misspelt_is_no_host_of_sshs() {
+    let user = user();
+    let url = "tstunel://host123/app?endpoint=localhost";
+    for mut command in [
+        sync(&user, &user.home(), url),
+        user.tstunnel(["exec", url, "true"]),
+        user.tstunnel(["ssh", url, "true"]),
+        user.tstunnel(["upload", "/etc/passwd", url]),
+    ] {
+        let output = command.output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(stderr.starts_with("tstunnel: error[usage]: the URL's `tstunel://` is not tstunnel://\n"), "{stderr}");
+        assert!(!output.status.success());
+    }
+    assert!(!user.home().join(".mutagen").exists());
+}
+
+#[test]
 fn a_mutagen_that_is_not_there_is_reported() {
     let folder = tempfile::tempdir().unwrap();
     let user = User::with(vec![("PATH", folder.path().into())]);

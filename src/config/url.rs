@@ -52,9 +52,14 @@ impl Target {
     }
 }
 
-/// Whether `text` is meant as a `tstunnel://` URL; upper case is fine.
+/// What ends a URL's scheme.
+const MARK: &str = "://";
+
+/// Whether `text` is meant as a `tstunnel://` URL; upper case is fine, and [`TunnelUrl::parse`] says what is misspelt.
 pub fn is_tunnel_url(text: &str) -> bool {
-    text.get(..PREFIX.len()).is_some_and(|start| start.eq_ignore_ascii_case(PREFIX))
+    let is_scheme = |scheme: &str| scheme.bytes().all(|byte| byte.is_ascii_alphabetic());
+    let scheme = text.split_once(MARK).map(|(scheme, _)| scheme).filter(|scheme| is_scheme(scheme));
+    scheme.is_some_and(|scheme| nearest(scheme, PREFIX.strip_suffix(MARK)).is_some())
 }
 
 impl TunnelUrl {
@@ -63,10 +68,12 @@ impl TunnelUrl {
     /// # Errors
     /// `usage` where the text is not such a URL, names no host, or has an unknown, repeated or empty parameter.
     pub fn parse(text: &str) -> Result<TunnelUrl> {
-        if !is_tunnel_url(text) {
-            return Err(wrong(format!("`{text}` does not begin with {PREFIX}")));
+        let (prefix, rest) = text.split_at_checked(PREFIX.len()).unwrap_or((text, ""));
+        if !prefix.eq_ignore_ascii_case(PREFIX) {
+            // What stands behind the scheme may hold a password.
+            let shown = text.find(MARK).and_then(|at| text.get(..at + MARK.len())).unwrap_or(text);
+            return Err(wrong(format!("the URL's `{shown}` is not {PREFIX}")));
         }
-        let rest = text.get(PREFIX.len()..).unwrap_or_default();
         if rest.contains('#') {
             return Err(wrong("a tstunnel URL has no fragment: write a `#` as %23"));
         }
@@ -243,8 +250,8 @@ mod tests {
     #[test]
     fn what_is_wrong_is_refused_with_a_reason() {
         for (url, reason) in [
-            ("https://h", "does not begin"),
-            ("tstunnel:h", "does not begin"),
+            ("https://h", "`https://` is not tstunnel://"),
+            ("tstunnel:h", "`tstunnel:h` is not tstunnel://"),
             ("tstunnel://", "no host"),
             ("tstunnel:///path", "no host"),
             ("tstunnel://user@/path", "no host"),
@@ -273,9 +280,22 @@ mod tests {
     }
 
     #[test]
+    fn a_scheme_that_is_near_in_spelling_is_meant_as_the_scheme_and_refused_as_that() {
+        for url in ["tstunel://h/p", "tstunnnel://h", "stunnel://h", "TSTUNEL://h"] {
+            assert!(is_tunnel_url(url) && refusal(url).contains("is not tstunnel://"), "{url}");
+        }
+        assert!(is_tunnel_url("TSTUNNEL://h") && TunnelUrl::parse("TSTUNNEL://h").is_ok());
+        for other in ["ssh://h", "docker://h/p", "https://h", "tstunel", "/tstunel://h", "tstunnel:/p", "h:/p", "://"] {
+            assert!(!is_tunnel_url(other), "{other}");
+        }
+    }
+
+    #[test]
     fn a_password_is_refused_and_not_repeated() {
-        let error = TunnelUrl::parse("tstunnel://ann:hunter2@h/x").unwrap_err();
-        assert!(!error.report().contains("hunter2"));
+        for scheme in ["tstunnel", "tstunel"] {
+            let error = TunnelUrl::parse(&format!("{scheme}://ann:hunter2@h/x")).unwrap_err();
+            assert!(!error.report().contains("hunter2"));
+        }
     }
 
     proptest! {
