@@ -24,12 +24,12 @@ pub(super) fn server_names(names: &[String]) -> Result<Vec<SanType>> {
         let alternative = match name.parse::<IpAddr>() {
             Ok(address) => SanType::IpAddress(address),
             Err(_) => {
-                // A wildcard for a whole top-level domain is one that no client accepts.
-                let is_name = match name.strip_prefix("*.") {
-                    Some(rest) => is_dns_name(rest) && rest.contains('.'),
-                    None => is_dns_name(name),
-                };
-                if !is_name {
+                let rest = name.strip_prefix("*.");
+                if rest.is_some_and(|rest| is_dns_name(rest) && !rest.contains('.')) {
+                    let why = "is a wildcard for a whole top-level domain, which no client accepts";
+                    return Err(refused(name, why).with_hint("name each server: `tstunnel pki server NAME...`"));
+                }
+                if !is_dns_name(rest.unwrap_or(name)) {
                     return Err(refused(name, "is neither a DNS name (perhaps with `*.` before it) nor an IP address"));
                 }
                 let folded = name.to_ascii_lowercase();
@@ -135,6 +135,13 @@ mod tests {
             assert!(error.text.len() < 200);
         }
         assert!(server_names(&["a.net".into(), "A.net".into()]).is_err());
+    }
+
+    #[test]
+    fn a_wildcard_below_a_single_label_is_told_from_what_is_no_name() {
+        let error = server_names(&["localhost".into(), "*.localhost".into()]).unwrap_err();
+        assert!(error.text.starts_with("`*.localhost` is a wildcard for a whole top-level domain"), "{error}");
+        assert!(error.hint().contains("`tstunnel pki server NAME...`"));
     }
 
     #[test]
