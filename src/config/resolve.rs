@@ -151,6 +151,10 @@ fn gather(host_or_url: &str, overrides: &Overrides, env: &Environment) -> Result
         url.host
     } else {
         let (user, alias) = split_user(host_or_url);
+        if alias.is_empty() {
+            return Err(Error::new(Code::Usage, "the host is empty")
+                .with_hint("name a host of the configuration; a variable that was meant may not be set"));
+        }
         let user = Overrides { user: user.map(str::to_owned), ..Overrides::default() };
         sources.push(read(Origin::Destination, &user, env)?);
         match recall(alias, env)? {

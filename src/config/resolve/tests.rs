@@ -267,6 +267,15 @@ fn a_host_that_no_entry_is_for_is_told_so_with_the_name_that_was_meant() {
 }
 
 #[test]
+fn a_host_without_a_name_is_told_as_that() {
+    let machine = Machine::new().user_file(COMPLETE);
+    for host in ["", "ann@"] {
+        let error = machine.resolve(host).unwrap_err();
+        assert_eq!((error.code, error.text.as_str()), (Code::Usage, "the host is empty"), "{host}");
+    }
+}
+
+#[test]
 fn what_only_a_pattern_matches_may_have_been_meant_for_another_entry() {
     let machine = Machine::new().user_file("[host.host123]\nendpoint = \"a\"\n[host.\"*\"]\ncert = \"c\"\nkey = \"k\"");
     assert!(machine.resolve("host123").is_ok());
@@ -377,7 +386,7 @@ fn a_star_makes_every_host_ours() {
 #[test]
 fn an_alias_that_is_no_host_id_needs_one_configured() {
     let machine = Machine::new().user_file(COMPLETE);
-    for alias in ["a b", "it's", "ä", "", "a_b", "\u{0}"] {
+    for alias in ["a b", "it's", "ä", "a_b", "\u{0}"] {
         assert!(machine.is_ours(alias), "{alias:?}");
         let error = machine.resolve(alias).unwrap_err();
         assert_eq!(error.code, Code::Config);
