@@ -366,9 +366,11 @@ fn missing(gathered: &Gathered, env: &Environment) -> Error {
     });
     let matching: Vec<&str> = matching.collect();
     let is_name = |pattern: &&str| !pattern::has_wildcard(pattern);
-    let unknown = match matching.is_empty() && !others.is_empty() {
-        true => ", and no entry of the configuration is named so",
-        false => "",
+    let has_user_file = env.user_file().is_some() || overrides.config.is_some() || env.config.is_some();
+    let unknown = match matching.is_empty() {
+        true if !has_user_file => ", and HOME, below which the user's file is, is not set",
+        true if !others.is_empty() => ", and no entry of the configuration is named so",
+        _ => "",
     };
     // A pattern for every host says nothing about whether there is this one.
     let meant = match matching.iter().any(is_name) {

@@ -267,6 +267,20 @@ fn a_host_that_no_entry_is_for_is_told_so_with_the_name_that_was_meant() {
 }
 
 #[test]
+fn a_home_that_is_not_known_is_told_where_a_file_of_the_users_may_be_missed() {
+    let told = |env: &Environment, config: Option<PathBuf>| {
+        let overrides = Overrides { config, ..Overrides::default() };
+        resolve("h", &overrides, &WeakDefaults::default(), env).unwrap_err().text.contains("HOME")
+    };
+    let machine = Machine::new();
+    let homeless = Environment { home: None, ..machine.env.clone() };
+    assert!(told(&homeless, None) && !told(&machine.env, None));
+    let file = machine.folder.path().join("c.toml");
+    machine.write(&file, "");
+    assert!(!told(&homeless, Some(file)));
+}
+
+#[test]
 fn a_host_without_a_name_is_told_as_that() {
     let machine = Machine::new().user_file(COMPLETE);
     for host in ["", "ann@"] {
