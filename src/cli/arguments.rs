@@ -129,7 +129,9 @@ impl Given {
         let stray = [Opt::As, Opt::User, Opt::Source, Opt::Authorize].into_iter().any(|option| self.has(option));
         let mut words = words.into_iter();
         match (self.has(Opt::Check), self.text(Opt::As)?, words.next()) {
-            (false, _, Some(_)) | (true, None, Some(_)) => {
+            (false, _, Some(word)) | (true, None, Some(word)) => {
+                let file = format!("did you mean `--config {word}`? {hint}");
+                let hint = if self.has(Opt::Config) { hint } else { file.as_str() };
                 Err(usage("`serve` takes a host only with --check --as", hint))
             }
             (false, ..) if stray => Err(usage("`serve` asks questions only with --check", hint)),

@@ -257,6 +257,15 @@ fn the_servers_commands_are_read() {
     assert!(page(&["help", "pki"]).contains("revoke [NAME]"));
 }
 
+#[cfg(feature = "server")]
+#[test]
+fn a_servers_file_without_its_option_is_told_the_option() {
+    for line in [&["serve", "server.toml"][..], &["serve", "--check", "server.toml"]] {
+        assert!(refused(line).hint().starts_with("did you mean `--config server.toml`? "), "{line:?}");
+    }
+    assert!(refused(&["serve", "--config", "s", "host"]).hint().starts_with("see "));
+}
+
 #[cfg(not(feature = "server"))]
 #[test]
 fn the_servers_commands_are_refused_in_words() {
