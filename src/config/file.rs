@@ -173,9 +173,9 @@ impl Source<'_> {
                 "sni" => settings.sni = Some(self.parsed(key, value, value::server_name)?),
                 "user" => settings.user = Some(self.parsed(key, value, value::user)?),
                 "proxy" => settings.proxy = Some(self.parsed(key, value, Proxy::parse_key)?),
-                "connect_timeout" => settings.connect_timeout = Some(self.parsed(key, value, some_time)?),
-                "answer_timeout" => settings.answer_timeout = Some(self.parsed(key, value, some_time)?),
-                "alive_interval" => settings.alive_interval = Some(self.parsed(key, value, some_time)?),
+                "connect_timeout" => settings.connect_timeout = Some(self.time(key, value)?),
+                "answer_timeout" => settings.answer_timeout = Some(self.time(key, value)?),
+                "alive_interval" => settings.alive_interval = Some(self.time(key, value)?),
                 "alive_count" => settings.alive_count = Some(self.count(key, value)?),
                 "resume" => settings.resume = Some(self.resume(key, value)?),
                 "min_tls" => settings.min_tls = Some(self.parsed(key, value, min_tls)?),
@@ -221,6 +221,12 @@ impl Source<'_> {
             .ok()
             .filter(|count| (1..=1000).contains(count))
             .ok_or_else(|| self.bad(key, value, "it must be from 1 to 1000"))
+    }
+
+    fn time(&self, key: &Key<'_>, value: &Value<'_>) -> Result<Duration> {
+        let wanted = "a duration such as \"10s\"";
+        let text = value.get_ref().as_str().ok_or_else(|| self.mistyped(key, value, wanted))?;
+        some_time(text).map_err(|why| self.bad(key, value, &why))
     }
 
     fn resume(&self, key: &Key<'_>, value: &Value<'_>) -> Result<Option<Duration>> {
@@ -369,7 +375,7 @@ mod tests {
             ("user = \"\"", 2, "not a user"),
             ("proxy = \"ftp://ann:secret@x\"", 2, "`proxy`: `x` is not a proxy: its URL begins with http://"),
             ("proxy = false", 2, "`proxy` must be a string, not a boolean"),
-            ("connect_timeout = 5", 2, "`connect_timeout` must be a string, not an integer"),
+            ("connect_timeout = 5", 2, "`connect_timeout` must be a duration such as \"10s\", not an integer"),
             ("connect_timeout = \"5\"", 2, "not a duration"),
             ("answer_timeout = \"0s\"", 2, "longer than nothing"),
             ("alive_count = 0", 2, "from 1 to 1000"),

@@ -155,6 +155,9 @@ fn hint(why: &str, source: &str) -> Option<String> {
             source.trim_matches(['"', '\'']).split_whitespace().map(|word| format!("\"{word}\"")).collect();
         return Some(format!("write a list: [{}]", words.join(", ")));
     }
+    if expected == "a string" && found.starts_with("integer") {
+        return Some(format!("write it in quotes; a duration has a unit, as in \"{source}s\""));
+    }
     if expected != "a sequence" {
         return None;
     }
@@ -253,6 +256,12 @@ mod tests {
         ] {
             assert_eq!(refusal(text).hint(), hint, "{text:?}");
         }
+    }
+
+    #[test]
+    fn a_number_in_a_strings_place_is_told_how_a_duration_is_written() {
+        let error = refusal("size = 1\n[inner]\nname = 120");
+        assert_eq!(error.hint(), "write it in quotes; a duration has a unit, as in \"120s\"");
     }
 
     #[test]
