@@ -192,6 +192,10 @@ fn unusable_pair(cert: &Path, key: &Path, error: &rustls::Error) -> Error {
             format!("{}: the private key is not that of the certificate in {}", key.display(), cert.display()),
         )
         .with_hint("name the two files that belong together; in the certificate's file its own certificate comes first, then those of its issuers"),
+        rustls::Error::InvalidCertificate(why) if failure::is_of_another_version(why) => {
+            Error::new(Code::Config, format!("{}: the certificate is not of version 3 of X.509", cert.display()))
+                .with_hint("get one with alternative names, which make it one: `openssl x509 -req` takes them by -extfile")
+        }
         rustls::Error::InvalidCertificate(why) => {
             Error::new(Code::Config, format!("{}: the certificate cannot be used: {why}", cert.display()))
         }

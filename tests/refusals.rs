@@ -95,7 +95,9 @@ fn a_file_that_is_not_there_cannot_be_uploaded() {
 #[test]
 fn what_is_no_file_to_upload_is_told_how_it_gets_there() {
     let site = Site::start(&Plan::any());
-    for (what, said, hint) in [("/", "it is a folder", "mutagen sync create"), ("/dev/null", "regular file", "upload - ")] {
+    for (what, said, hint) in
+        [("/", "it is a folder", "mutagen sync create"), ("/dev/null", "regular file", "upload - ")]
+    {
         let ran = run(&mut site.tstunnel(&["upload", what, &format!("{HOST}:x")]));
         assert!(check(what, &ran, 2, "usage").contains(said) && ran.stderr.contains(hint), "{}", ran.stderr);
     }

@@ -158,13 +158,24 @@ fn classify_certificate(why: &CertificateError, host: &Host) -> Error {
             certificate(Code::TlsUntrusted, "is not one for a server")
                 .with_hint("ask whoever runs the endpoint for a certificate with the extended key usage serverAuth")
         }
-        // rustls hands on webpki's own error here, whose type is not part of its interface.
-        CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
+        other if is_webpkis(other, "CaUsedAsEndEntity") => {
             certificate(Code::TlsUntrusted, "is an authority's own, not one for a server")
                 .with_hint("ask whoever runs the endpoint for a certificate that is not an authority (CA:FALSE)")
         }
+        other if is_of_another_version(other) => certificate(Code::TlsUntrusted, "is not of version 3 of X.509")
+            .with_hint("ask whoever runs the endpoint for a certificate with alternative names, which make it one"),
         other => certificate(Code::TlsUntrusted, &format!("cannot be verified: {other}")),
     }
+}
+
+/// Whether a certificate is of a version before 3, as those are that `openssl x509 -req` makes where it is given no extension.
+pub(super) fn is_of_another_version(why: &CertificateError) -> bool {
+    is_webpkis(why, "UnsupportedCertVersion")
+}
+
+/// rustls hands on webpki's own errors here, whose type is not part of its interface.
+fn is_webpkis(why: &CertificateError, name: &str) -> bool {
+    matches!(why, CertificateError::Other(other) if other.to_string().contains(name))
 }
 
 /// Which `sni` the certificate would be right for, where its authority was chosen for this endpoint: of the system's, anybody has

@@ -2,6 +2,16 @@
 
 use super::*;
 
+/// What `openssl x509 -req` makes without an extension.
+const OF_VERSION_1: &str = "-----BEGIN CERTIFICATE-----\n\
+    MIIBBTCBrAIBATAKBggqhkjOPQQDAjAOMQwwCgYDVQQDDANhbm4wIBcNMjAwMTAx\n\
+    MDAwMDAwWhgPMjEyMDAxMDEwMDAwMDBaMA4xDDAKBgNVBAMMA2FubjBZMBMGByqG\n\
+    SM49AgEGCCqGSM49AwEHA0IABDhCfnAOo+jE39BXti0OeVD4GgyK3w8n5YUBaPfC\n\
+    km5cR3fydsAbbD52UtLAS7gvIbRX3LEaGxyvJz+WTv54TUMwCgYIKoZIzj0EAwID\n\
+    SAAwRQIhANPDTo8fIjBw40Wxgcj1jpF1wq8CpyfshOKYzgodMch9AiBzGZzv/SXr\n\
+    jBaNss3ag1+CdF3c2WkAaZjZeCCDNTs0BQ==\n\
+    -----END CERTIFICATE-----\n";
+
 /// What is wrong with the client's files.
 fn complaint(scene: &Scene) -> Error {
     let error = client_config(&scene.host, &mut ask_nobody).unwrap_err();
@@ -53,6 +63,15 @@ fn a_key_or_certificate_that_is_malformed_inside_is_refused() {
     scene.files.write("servers-ca.crt", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n");
     let scene = scene.with_client(&Authority::new("x").client("x.test"));
     assert!(complaint(&scene).text.contains("servers-ca.crt: no certificate in it can be a trust anchor"));
+}
+
+#[test]
+fn a_certificate_of_another_version_is_told_what_makes_it_one_of_the_third() {
+    let scene = Scene::new();
+    scene.files.write("client.crt", OF_VERSION_1);
+    let error = complaint(&scene);
+    assert!(error.text.ends_with("client.crt: the certificate is not of version 3 of X.509"), "{error}");
+    assert!(error.hint().contains("-extfile"), "{}", error.hint());
 }
 
 #[test]
