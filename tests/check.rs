@@ -364,6 +364,20 @@ fn what_ends_in_a_day_is_told_in_hours() {
 }
 
 #[test]
+fn a_wrapper_that_is_not_there_is_warned_of() {
+    let site = site_without_doubts("");
+    let file = site.root.join("server.toml");
+    let whole = fs::read_to_string(&file).unwrap();
+    for (wrapper, expected) in [("env", None), ("/bin/sh", None), ("no-such-wrapper", Some("no-such-wrapper"))] {
+        fs::write(&file, whole.replace("[[grant]]", &format!("wrapper = [\"{wrapper}\"]\n[[grant]]"))).unwrap();
+        let said = check(&site, &[]).ok().text();
+        let expected =
+            expected.map(|program| format!("the `wrapper` of `web` cannot be run: there is no program `{program}`"));
+        assert_eq!(warnings(&said), expected.as_slice(), "{said}");
+    }
+}
+
+#[test]
 fn an_account_that_nobody_may_use_is_warned_of_and_refuses() {
     if !rustix::process::geteuid().is_root() {
         // Only root serves other accounts: here the file itself is wrong.

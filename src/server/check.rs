@@ -14,6 +14,7 @@ use crate::server::config::{Account, Commands, HostConfig, ServerConfig};
 use crate::server::policy::grant::Grant;
 use crate::server::policy::{Action, Asker, CommandLine, Permit, Refused, Request};
 use crate::server::principal::{SPIFFE_PREFIX, check_principal_text, check_spiffe_id};
+use crate::server::process;
 use crate::server::state::State;
 use crate::server::succession::folder::{self, IS_ALONE, NO_PLACE, Usual};
 use crate::tls;
@@ -93,6 +94,11 @@ fn doubts(state: &State) -> Result<Vec<String>> {
                 doubts.push(format!("the account `{name}` has no home directory: {}", login.home.display()));
             }
             Ok(_) => {}
+        }
+    }
+    for (id, host) in &state.config.hosts {
+        if let Some(program) = host.wrapper.first().filter(|program| !process::is_there(program)) {
+            doubts.push(format!("the `wrapper` of `{id}` cannot be run: there is no program `{program}`"));
         }
     }
     Ok(doubts)

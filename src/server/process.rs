@@ -203,6 +203,12 @@ fn files(program: &str, home: &Path) -> Vec<PathBuf> {
     PATH.split(':').map(|folder| Path::new(folder).join(program)).collect()
 }
 
+/// Whether there is such a program for every account; of one that is named relative to a home that is not asked.
+pub fn is_there(program: &str) -> bool {
+    let is_relative = program.contains('/') && !program.starts_with('/');
+    is_relative || files(program, Path::new("/")).iter().any(|file| file.is_file())
+}
+
 /// The file that an agent's name leads to, links resolved, with the account's rights; it must be one below [`AGENTS`], which is no
 /// link itself. A home that cannot be entered is no missing agent: nothing could be installed there.
 fn agent_file(program: &str, login: &Login) -> Result<(PathBuf, FileVersion), StartFailure> {

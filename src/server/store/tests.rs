@@ -220,6 +220,15 @@ fn a_link_in_the_files_place_is_replaced_behind_a_wrapper_wherever_it_leads() {
 }
 
 #[test]
+fn a_wrapper_that_is_not_there_is_told_as_that() {
+    let home = tempfile::tempdir().unwrap();
+    let order = Order { wrapper: vec!["/no/such/wrapper".to_owned()], ..order(home.path(), b"content") };
+    let refused = wrapped::store(&order, &mut Pieces { rest: b"content", end: Piece::End }).unwrap_err().error;
+    assert_eq!(refused.text, "the host's wrapper `/no/such/wrapper` cannot be run: no such file or directory");
+    assert!(refused.hint().contains("`wrapper`"), "{}", refused.hint());
+}
+
+#[test]
 fn what_a_killed_server_has_left_behind_a_wrapper_goes_with_an_upload_a_day_later() {
     let home = tempfile::tempdir().unwrap();
     let wrapper = ["env", "-C", home.path().to_str().unwrap()].map(str::to_owned).to_vec();

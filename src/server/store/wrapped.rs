@@ -7,7 +7,7 @@ use std::io;
 use std::process::{Child, ChildStdin, Command, Stdio};
 
 use super::{Body, Order, PART_PREFIX, Part, Stored, receive, storage};
-use crate::error::{Code, Error};
+use crate::error::{Code, Error, reason};
 use crate::server::refusal::Refusal;
 
 /// Writes the part. `$1` is its name, here and below. Where there is a find(1), parts like `$2` that nobody has written to for a day go
@@ -56,7 +56,11 @@ impl Wrapped {
         let mut command = Command::new(program);
         command.args(words).args(["/bin/sh", "-c", script, "sh", &order.part]).args(arguments);
         command.current_dir("/").stdin(stdin).stdout(Stdio::null());
-        command.spawn().map(Wrapped).map_err(|error| storage(&error))
+        command.spawn().map(Wrapped).map_err(|error| {
+            let text = format!("the host's wrapper `{program}` cannot be run: {}", reason(&error));
+            let hint = "ask whoever runs the endpoint to look at the host's `wrapper`, and at what is on its PATH";
+            Error::new(Code::Storage, text).with_hint(hint).into()
+        })
     }
 
     fn end(mut self) -> Result<(), Refusal> {
