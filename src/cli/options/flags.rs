@@ -54,7 +54,8 @@ pub const OPTIONS: &[OptionRow] = &[
         value: Some("NAME[=VALUE]"),
         sentence: "send a variable that the host allows; repeatable",
         manual: "Sends the variable NAME, with VALUE, or with the value that it has here. May be given again, for other \
-             variables. The host keeps those that its configuration allows and drops the others without a word.",
+             variables. LANG and LC_* are sent anyhow, also by `ssh`. The host keeps those that its configuration allows and drops \
+             the others without a word.",
         commands: On::These(&[Exec]),
     },
     OptionRow {
