@@ -22,7 +22,7 @@ use rustix::net::{RecvFlags, SendFlags};
 use tokio::io::unix::AsyncFd;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, reason};
 use crate::protocol::frame::FRAME_BYTES;
 
 /// Bytes that a pipe of ours or of a child holds, where the system allows it: a quarter of what an account may ask for.
@@ -114,7 +114,7 @@ pub fn ended(written: io::Result<()>, status: u8) -> Result<u8> {
 pub fn untaken(error: io::Error) -> Result<u8> {
     match error.kind() {
         io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionReset => Ok(STATUS_PIPE),
-        _ => Err(Error::new(Code::Storage, format!("stdout cannot be written: {error}"))
+        _ => Err(Error::new(Code::Storage, format!("stdout cannot be written: {}", reason(&error)))
             .with_hint("free space where it goes, or let it go elsewhere")),
     }
 }

@@ -349,7 +349,7 @@ fn a_server_that_cannot_be_replaced_is_told_so_at_the_start_and_in_the_check() {
     let server = Watched::start(&mut serve(&[], Some(Path::new("/no/such"))));
     wait_until("it listens", SOON, || server.stderr().contains("listening on "));
     let log = server.stderr();
-    let what = format!("{cannot}: the run folder /no/such/tstunnel cannot be used: No such file or directory");
+    let what = format!("{cannot}: the run folder /no/such/tstunnel cannot be used: no such file or directory");
     assert!(log.contains(&what) && log.contains("; set `run_dir` to a folder of this account's alone\n"), "{log}");
 }
 

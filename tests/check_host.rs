@@ -188,7 +188,7 @@ configuration   failed   config: ROOT/config.toml:3: unknown key `endpiont`
         status: 3,
         after: "",
         said: "\
-configuration   failed   config: cannot read ROOT/servers-ca.crt: No such file or directory (os error 2)
+configuration   failed   config: cannot read ROOT/servers-ca.crt: no such file or directory
                          hint: check the path, and that this account may read the file
 ",
         provoke: || {
@@ -665,7 +665,7 @@ fn a_full_disk_behind_stdout_is_a_failure() {
         let mut command = site.tstunnel(args);
         let ran = Watched::start_with(command.stdin(Stdio::null()).stdout(full).stderr(Stdio::piped())).wait();
         let said = support_net::report::error_line(&format!("{args:?}"), &ran.stderr, "storage");
-        assert!(said.starts_with("stdout cannot be written: No space left"), "{said}");
+        assert!(said.starts_with("stdout cannot be written: no space left"), "{said}");
     }
 }
 

@@ -354,7 +354,7 @@ fn a_full_disk_behind_stdout_ends_the_command_with_a_failure() {
         command.args([HOST, "yes"]).stdin(Stdio::null()).stdout(full).stderr(Stdio::piped());
         let ran = Watched::start_with(&mut command).wait();
         let said = error_line(&format!("{how:?}"), &ran.stderr, "storage");
-        assert!(said.starts_with("stdout cannot be written: No space left"), "{said}");
+        assert!(said.starts_with("stdout cannot be written: no space left"), "{said}");
         assert_eq!(ran.code(), Some(255), "{how:?}");
         site.wait_until_idle();
     }

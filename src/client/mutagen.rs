@@ -22,7 +22,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use crate::config::{self, Environment};
-use crate::error::{Code, Error, Result, printable};
+use crate::error::{Code, Error, Result, printable, reason};
 use daemon::{Daemon, Need, Standins};
 use restart::Restart;
 
@@ -76,7 +76,7 @@ fn not_started(program: &OsStr, error: &io::Error) -> Error {
     match error.kind() {
         io::ErrorKind::NotFound => Error::new(Code::Config, format!("the program `{program}` is not there"))
             .with_hint("install Mutagen (https://mutagen.io), or set TSTUNNEL_MUTAGEN to its file"),
-        _ => Error::new(Code::Config, format!("`{program}` cannot be started: {error}"))
+        _ => Error::new(Code::Config, format!("`{program}` cannot be started: {}", reason(error)))
             .with_hint("set TSTUNNEL_MUTAGEN to Mutagen's file"),
     }
 }
@@ -207,7 +207,7 @@ fn standins(surroundings: &Surroundings<'_>) -> Result<PathBuf> {
     let folder = folder_of_standins(surroundings)?;
     if packaged_standins(surroundings).is_none() {
         link_all(&folder, &surroundings.program).map_err(|error| {
-            Error::new(Code::Config, format!("{} cannot be made: {error}", folder.display()))
+            Error::new(Code::Config, format!("{} cannot be made: {}", folder.display(), reason(&error)))
                 .with_hint("make that folder writable, or set XDG_DATA_HOME to another")
         })?;
     }

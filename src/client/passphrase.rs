@@ -17,7 +17,7 @@ use rustix::process::getpgrp;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
 use zeroize::Zeroizing;
 
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, reason};
 
 /// The longest answer, as OpenSSH has it.
 const MAX_ANSWER_BYTES: usize = 1023;
@@ -98,7 +98,7 @@ fn ask_by_program(variables: &Variables, prompt: &str) -> Result<Answer> {
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
-        .map_err(|error| failed(format!("cannot be run: {error}")))?;
+        .map_err(|error| failed(format!("cannot be run: {}", reason(&error))))?;
     let mut answer = Answer::new(Vec::with_capacity(MAX_ANSWER_BYTES + 1));
     let read = match child.stdout.take() {
         Some(stdout) => stdout.take(MAX_ANSWER_BYTES as u64 + 1).read_to_end(&mut answer),

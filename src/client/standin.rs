@@ -16,7 +16,7 @@ use crate::client::dial::Dialler;
 use crate::client::session::{Offer, without_stdin};
 use crate::client::{connect, exec, upload};
 use crate::config::{self, Environment, Overrides, WeakDefaults};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, reason};
 use crate::protocol::CommandRequest;
 use crate::stdio;
 
@@ -158,7 +158,7 @@ fn hand_over(program: &str, host: Option<&str>, args: &[OsString]) -> Error {
     }
     tracing::debug!(real = %real.display(), "handing over");
     let error = std::process::Command::new(&real).args(args).exec();
-    Error::new(Code::Config, format!("cannot run {}: {error}", real.display()))
+    Error::new(Code::Config, format!("cannot run {}: {}", real.display(), reason(&error)))
 }
 
 /// The first `program` on `path` that is not this program.

@@ -15,7 +15,7 @@ use serde::Deserialize;
 
 use crate::config::url::TunnelUrl;
 use crate::config::{Environment, Parameters, proxy, toml_file};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, reason};
 use crate::protocol::encoding::{hex, percent_encode};
 
 /// The longest file name that is made of an alias; a longer alias is cut and told apart by its digest.
@@ -81,7 +81,7 @@ pub fn remember(alias: &str, remembered: &Remembered, env: &Environment) -> Resu
             .with_hint("set HOME or XDG_STATE_HOME")
     })?;
     replace(&path, remembered.to_toml().as_bytes()).map_err(|error| {
-        Error::new(Code::Config, format!("cannot write {}: {error}", path.display()))
+        Error::new(Code::Config, format!("cannot write {}: {}", path.display(), reason(&error)))
             .with_hint("make the folder writable, or set XDG_STATE_HOME to another")
     })
 }

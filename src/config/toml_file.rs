@@ -9,7 +9,7 @@ use std::path::Path;
 use serde::de::DeserializeOwned;
 use toml::de::{DeTable, DeValue};
 
-use crate::error::{Code, Error, Result, nearest};
+use crate::error::{Code, Error, Result, nearest, reason};
 
 /// Largest configuration file that is read; more is some other file.
 pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
@@ -41,7 +41,7 @@ fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
 }
 
 fn unreadable(path: &Path, cause: &io::Error) -> Error {
-    Error::new(Code::Config, format!("{}: cannot read: {cause}", path.display()))
+    Error::new(Code::Config, format!("{}: cannot read: {}", path.display(), reason(cause)))
         .with_hint("check the path, and that this account may read the file")
 }
 

@@ -11,7 +11,7 @@ use serde::{Deserialize, Deserializer};
 use time::{Date, Month, OffsetDateTime, Time};
 
 use crate::config::toml_file;
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, reason};
 
 /// A second, as certificates know it. Shown as RFC 3339: `2026-11-23T03:33:00Z`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -256,7 +256,7 @@ impl Drop for NewFiles {
 }
 
 fn failed(path: &Path, what: &str, cause: &io::Error) -> Error {
-    Error::new(Code::Config, format!("{}: {what}: {cause}", path.display()))
+    Error::new(Code::Config, format!("{}: {what}: {}", path.display(), reason(cause)))
         .with_hint("check the folder's permissions and the free space")
 }
 

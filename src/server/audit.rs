@@ -23,7 +23,7 @@ use rustix::io::Errno;
 use serde::Deserialize;
 use tokio::sync::oneshot;
 
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, reason};
 use crate::log;
 use crate::server::lock;
 use crate::server::metrics::Metrics;
@@ -323,7 +323,7 @@ impl Sink {
 }
 
 fn cannot_open(path: &Path, error: &io::Error) -> Error {
-    Error::new(Code::Config, format!("cannot open the audit log {}: {error}", path.display()))
+    Error::new(Code::Config, format!("cannot open the audit log {}: {}", path.display(), reason(error)))
         .with_hint("set `audit` to a file that this account may append to, in a folder that is there")
 }
 

@@ -10,7 +10,7 @@ use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, reason};
 use crate::server::admission::Counted;
 use crate::server::audit::record::{Event, Record, Text};
 use crate::server::descriptors::Shortage;
@@ -106,7 +106,7 @@ impl Purpose {
             ),
             _ => format!("choose another address {place}, or stop what has this one"),
         };
-        Error::new(Code::Config, format!("cannot {verb} on {address}: {cause}")).with_hint(hint)
+        Error::new(Code::Config, format!("cannot {verb} on {address}: {}", reason(cause))).with_hint(hint)
     }
 }
 

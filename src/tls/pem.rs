@@ -11,7 +11,7 @@ use rustls_pki_types::pem::{self, PemObject, SectionKind};
 use rustls_pki_types::{CertificateDer, CertificateRevocationListDer, PrivateKeyDer};
 
 use super::encrypted::{self, Ask};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, reason};
 
 const BEGIN: &[u8] = b"-----BEGIN ";
 const PRIVATE_KEY: &[u8] = b"PRIVATE KEY-";
@@ -123,7 +123,7 @@ fn read(path: &Path) -> Result<(Vec<u8>, Metadata)> {
         Ok((contents, metadata))
     };
     contents().map_err(|error| {
-        Error::new(Code::Config, format!("cannot read {}: {error}", path.display()))
+        Error::new(Code::Config, format!("cannot read {}: {}", path.display(), reason(&error)))
             .with_hint("check the path, and that this account may read the file")
     })
 }

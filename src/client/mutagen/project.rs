@@ -18,7 +18,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::rewrite::in_mutagens_terms;
 use super::yaml;
 use crate::config::{Environment, Remembered};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, reason};
 
 /// What Mutagen reads where it is not told.
 const DEFAULT_FILE: &str = "mutagen.yml";
@@ -93,7 +93,7 @@ impl Project {
     pub(super) fn copy(&self) -> Result<Copy> {
         let copy = appended(&self.file, &format!(".tstunnel-{}", std::process::id()));
         let failed = |error: io::Error| {
-            Error::new(Code::Config, format!("{} cannot be written: {error}", copy.display()))
+            Error::new(Code::Config, format!("{} cannot be written: {}", copy.display(), reason(&error)))
                 .with_hint("make that folder writable, as Mutagen itself writes there")
         };
         let link = appended(&copy, LOCK_EXTENSION);

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use rustix::fs::{FlockOperation, flock};
 
 use super::daemon::{self, Daemon, Standins};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, reason};
 
 /// How long a daemon may take to stop: it gives each of its sessions' processes two seconds to end by themselves.
 const STOPPING: Duration = Duration::from_secs(60);
@@ -42,7 +42,7 @@ impl Restart<'_> {
     pub(super) fn run(&self, say: impl FnOnce(i32)) -> Result<()> {
         let folder = self.data_directory.join("daemon");
         let failed = |error: io::Error| {
-            Error::new(Code::Config, format!("{} cannot be locked: {error}", folder.display()))
+            Error::new(Code::Config, format!("{} cannot be locked: {}", folder.display(), reason(&error)))
                 .with_hint("make that folder readable, or run `mutagen daemon stop`, then this again")
         };
         // Whoever else is at this waits, and then finds it done.

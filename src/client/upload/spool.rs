@@ -8,7 +8,7 @@ use aws_lc_rs::digest;
 
 use super::progress::Progress;
 use super::{CHUNK_BYTES, unreadable};
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, reason};
 
 /// What was spooled.
 pub(super) struct Spooled {
@@ -24,7 +24,7 @@ pub(super) struct Spooled {
 pub(super) fn spool(mut input: impl Read, progress: &Progress) -> Result<Spooled> {
     let folder = std::env::temp_dir();
     let no_place = |error: io::Error| {
-        Error::new(Code::Config, format!("stdin cannot be kept in {}: {error}", folder.display()))
+        Error::new(Code::Config, format!("stdin cannot be kept in {}: {}", folder.display(), reason(&error)))
             .with_hint("set TMPDIR to a folder with room for all of it, or upload a file")
     };
     let mut file = tempfile::tempfile_in(&folder).map_err(no_place)?;

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 
-use crate::error::{Code, Error, Result};
+use crate::error::{Code, Error, Result, reason};
 use crate::server::account::Login;
 use crate::server::child::{self, Child, Pipes};
 use crate::server::config::AuthorizeConfig;
@@ -127,7 +127,7 @@ async fn beginning(mut stderr: impl AsyncRead + Unpin) -> Result<Vec<u8>, String
 /// The file that `program` leads to, which nobody but root and this account may be able to change, or to put another in place of:
 /// what it answers is who may do what.
 fn check_program(program: &Path) -> Result<PathBuf, String> {
-    let unreadable = |error: io::Error| error.to_string();
+    let unreadable = |error: io::Error| reason(&error);
     let file = program.canonicalize().map_err(unreadable)?;
     let metadata = file.metadata().map_err(unreadable)?;
     if !metadata.is_file() || metadata.permissions().mode() & 0o111 == 0 {

@@ -17,6 +17,7 @@ use rustix::fs::{FlockOperation, flock};
 use tokio::net::UnixStream;
 
 use super::wire::Line;
+use crate::error::reason;
 use crate::protocol::encoding::hex;
 
 /// The folder's name below one that is not the server's own.
@@ -86,14 +87,14 @@ impl Folder {
         let Some(path) = place(configured, usual) else { return Ok(None) };
         let fails = |what: String| format!("the run folder {} cannot be used: {what}", path.display());
         match DirBuilder::new().mode(0o700).create(&path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(fails(error.to_string())),
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(fails(reason(&error))),
             _ => {}
         }
-        let found = path.symlink_metadata().map_err(|error| fails(error.to_string()))?;
+        let found = path.symlink_metadata().map_err(|error| fails(reason(&error)))?;
         if !found.is_dir() || found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o077 != 0 {
             return Err(fails("not a folder of this account's alone, with mode 0700".to_owned()));
         }
-        let configuration = configuration.canonicalize().map_err(|error| fails(error.to_string()))?;
+        let configuration = configuration.canonicalize().map_err(|error| fails(reason(&error)))?;
         let whole = digest(&SHA256, configuration.as_os_str().as_encoded_bytes());
         let digest = hex(whole.as_ref().get(..DIGEST_BYTES).unwrap_or_default());
         Ok(Some(Folder { path, digest }))
