@@ -61,6 +61,9 @@ fn upload_survives_connections_that_never_last_and_handshakes_that_break() {
     let mut upload = Group::spawn(
         upload.env("TSTUNNEL_CONFIG", remote.folder().join("config.toml")).env_remove("TSTUNNEL_LOG").stderr(said),
     );
+    // Before it has begun, a handshake that breaks is a failure.
+    let said = || std::fs::read_to_string(remote.folder().join("said")).unwrap();
+    wait_until("the upload was interrupted", SOON, || said().contains("the upload was interrupted"));
     for _ in 0..3 {
         let connections = remote.relay().accepted();
         wait_until("the upload was cut", SOON, || remote.relay().accepted() > connections);
@@ -70,7 +73,7 @@ fn upload_survives_connections_that_never_last_and_handshakes_that_break() {
     }
     remote.relay().cut_after(Some(3_000_000));
     let status = wait_for("the upload ends", SOON * 2, || upload.ended());
-    let said = std::fs::read_to_string(remote.folder().join("said")).unwrap();
+    let said = said();
     assert!(
         said.lines().all(|line| line.starts_with("tstunnel: the upload was interrupted and goes on at ")),
         "{said}"
