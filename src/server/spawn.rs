@@ -13,8 +13,8 @@
 //! a few by libc, over memory that was prepared before. As it shares that memory, it runs on a stack of its own, writes
 //! nowhere but there, to its failure and to `errno`, which is the waiting thread's and of no use to it then; and it has every
 //! signal blocked until no handler of the server's can run in it. What it becomes is its own: neither user id nor
-//! descriptors are shared. No process of the account that it becomes can look into that memory: the kernel makes it
-//! undumpable with the change of the user id (credentials(7), ptrace(2)). A panic cannot happen in it.
+//! descriptors are shared. No process of the account that it becomes can look into that memory, nor have it dumped: it is
+//! undumpable from the change of the user id on (credentials(7), ptrace(2)). A panic cannot happen in it.
 
 #![expect(unsafe_code, reason = "clone(2) and what the child calls")]
 
@@ -30,7 +30,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
-use rustix::process::{Pid, Resource, Rlimit, Signal, Uid, WaitId, WaitIdOptions};
+use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, Signal, Uid, WaitId, WaitIdOptions};
 
 use crate::server::account::Login;
 
@@ -179,6 +179,8 @@ impl Child<'_> {
             if become_account().is_err() || rustix::thread::set_thread_uid(Uid::ROOT).is_ok() {
                 return Err(NOT_BECOME);
             }
+            // The change of the user id sets what the system's administrator wants (`fs.suid_dumpable`, proc_sys_fs(5)).
+            rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
         }
         // Whatever changes the user id takes this back, so it comes after that; and the server may be gone by now.
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
