@@ -27,7 +27,8 @@ fn drip(siege: &Siege, start: &str, piece: &[u8]) -> (Heard, Duration) {
     let mut tls = siege.caller.connect();
     tls.write_all(start.as_bytes()).and_then(|()| tls.flush()).unwrap();
     let begin = Instant::now();
-    while begin.elapsed() < IDLE + IDLE / 2 {
+    // A server that has answered still reads for a second.
+    while begin.elapsed() < IDLE + Duration::from_millis(500) {
         let _ = tls.write_all(piece).and_then(|()| tls.flush());
         let_pass(IDLE / 20);
     }

@@ -24,7 +24,7 @@ const HANDSHAKE: u8 = 22;
 const DATA: u8 = 23;
 
 /// How long a handshake may take here.
-const TIME: Duration = Duration::from_secs(5);
+const TIME: Duration = Duration::from_secs(2);
 
 /// Both of a client's traffic secrets, as the library tells them.
 #[derive(Debug, Default)]
@@ -173,7 +173,7 @@ fn certificates(chain: &[&[u8]]) -> Vec<u8> {
 }
 
 fn siege() -> Siege {
-    Siege::of(&Plan::any().limit("handshake_timeout = \"5s\""))
+    Siege::of(&Plan::any().limit("handshake_timeout = \"2s\""))
 }
 
 /// Where a granted client would show its certificate.
