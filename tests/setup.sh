@@ -36,6 +36,8 @@ taskset:util-linux
 zstd:zstd
 gzip:gzip
 ip:iproute2
+nsenter:util-linux
+python3:python3
 mandoc:mandoc
 zsh:zsh
 fish:fish
