@@ -309,7 +309,7 @@ fn large_output_before_a_quick_exit_is_complete_through_a_slow_reader() {
 }
 
 #[test]
-fn a_grandchild_that_keeps_stdout_open_delays_the_end_only_shortly() {
+fn a_grandchild_that_keeps_stdout_open_does_not_keep_the_session_open() {
     let site = site();
     let ran = run(&mut site.exec(&["sleep 1000 & echo hello; exit 3"]));
     assert_eq!((ran.code(), ran.text().as_str()), (Some(3), "hello\n"), "{}", ran.stderr);

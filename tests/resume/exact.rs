@@ -113,14 +113,15 @@ fn a_reset_costs_a_few_round_trips() {
             run.wait_for_output(&word);
             run.wait_for_resumes(round + 1, SOON);
         }
-        let taken = run.resumes();
+        let mut taken = run.resumes();
         run.end_stdin();
         assert_eq!(run.end(SOON).0, Some(7));
         println!("round trip of {milliseconds} ms, reset: resumed in {taken:?} ms");
         // TCP, TLS and the request are three; the rest is for a busy machine.
         let limit = milliseconds * 5 + 1500;
-        // Whatever else the machine does only adds to it.
-        assert!(taken.iter().any(|time| *time < limit), "round trip of {milliseconds} ms: {taken:?}");
+        // Whatever else the machine does only adds to it, and seldom to most of them.
+        taken.sort_unstable();
+        assert!(taken[taken.len() / 2] < limit, "round trip of {milliseconds} ms: {taken:?}");
     }
 }
 
@@ -145,9 +146,9 @@ fn a_silent_path_with_traffic_is_left_in_under_three_seconds() {
             println!("round trip of {milliseconds} ms, silence: answered after {noticed:?}");
             times.push(noticed);
         }
-        // Whatever else the machine does only adds to it.
-        let least = times.iter().min().unwrap();
-        assert!(*least < Duration::from_secs(3), "round trip of {milliseconds} ms: {times:?}\n{}", run.said());
+        times.sort_unstable();
+        let median = times[times.len() / 2];
+        assert!(median < Duration::from_secs(3), "round trip of {milliseconds} ms: {times:?}\n{}", run.said());
         println!("round trip of {milliseconds} ms, silence: resumed in {:?} ms once left", run.resumes());
         run.end_stdin();
         assert_eq!(run.end(SOON).0, Some(7));
