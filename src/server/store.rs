@@ -109,7 +109,7 @@ pub fn store(order: &Order, body: &mut dyn Body) -> Result<Stored, Refusal> {
     match receive(&mut part, order, body).and_then(|()| part.complete(order)) {
         Err(refusal) if refusal.error.code == Code::NetworkLost && order.may_hold => Err(refusal),
         Err(refusal) => {
-            remove(&path);
+            remove_own(&part.sink, &path);
             Err(refusal)
         }
         Ok(stored) => {
@@ -144,7 +144,7 @@ pub fn store_known(order: &Order) -> Result<Option<Stored>, Refusal> {
         }
         Err(_) => {
             // Somebody has written into the file that shares this content.
-            remove(&path);
+            remove_own(&part.sink, &path);
             let _ = contents.remove(&digest);
             Ok(None)
         }
@@ -175,23 +175,32 @@ pub fn sweep(home: &Path, end: SystemTime, known: &[PathBuf]) {
     }
 }
 
-/// Gives the file its mode and name, and makes sure that it is this file that has got it. What stands in the part's place by now is somebody
-/// else's: a server that has taken this one's place may have gone on with the upload.
+/// Another connection goes on with an upload, here or at the server that has taken this one's place.
+pub fn taken_over() -> Error {
+    Error::new(Code::TooMany, "another connection has taken this upload over")
+}
+
+/// Gives the file its mode and name, and makes sure that it is this file that has got it.
 fn publish(file: &File, part: &Path, order: &Order) -> Result<(), Refusal> {
     let path = order.home.join(&order.name);
     let failed = |error: io::Error| {
-        if is_at(file, part) {
-            remove(part);
-        }
+        remove_own(file, part);
         storage(&error)
     };
     file.set_permissions(fs::Permissions::from_mode(order.mode & 0o777)).map_err(failed)?;
     file.sync_all().map_err(failed)?;
     if !is_at(file, part) {
-        return Err(Error::new(Code::TooMany, "another connection has taken this upload over").into());
+        return Err(taken_over().into());
     }
     fs::rename(part, &path).map_err(failed)?;
-    if is_at(file, &path) { Ok(()) } else { Err(failed(io::ErrorKind::ResourceBusy.into())) }
+    if is_at(file, &path) { Ok(()) } else { Err(taken_over().into()) }
+}
+
+/// Removes the part if it is this file: what stands in its place by now may be another server's, which goes on with the upload.
+fn remove_own(file: &File, part: &Path) {
+    if is_at(file, part) {
+        remove(part);
+    }
 }
 
 /// Whether `path` is a name of `file`.

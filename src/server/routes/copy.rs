@@ -24,7 +24,7 @@ use crate::server::policy::{Action, Permit};
 use crate::server::refusal::Refusal;
 use crate::server::state::State;
 use crate::server::store::helper::{Answer as Storing, Helper, Task};
-use crate::server::store::{Encoding, Order, Sha256, Stored};
+use crate::server::store::{Encoding, Order, Sha256, Stored, taken_over};
 use crate::server::trail::{Draft, Outcome, Trail};
 use crate::server::upload::{Left, Turn};
 
@@ -198,8 +198,7 @@ async fn carry(
         let frame = tokio::select! {
             frame = tokio::time::timeout(idle, body.frame()) => frame,
             () = turn.asked_for() => {
-                let error = Error::new(Code::TooMany, "another connection has taken this upload over");
-                break Some(Failed::Broken(error.into()));
+                break Some(Failed::Broken(taken_over().into()));
             }
             () = ending.withdrawn() => break Some(was_stopped()),
         };

@@ -13,8 +13,8 @@ use crate::server::refusal::Refusal;
 /// Writes the part. `$1` is its name, here and below. Where there is a find(1), parts like `$2` that nobody has written to for a day go
 /// first: those of a server that was killed.
 const WRITE: &str = r#"umask 077 && rm -f -- "./$1" && { find . -maxdepth 1 -type f -name "$2" -mmin +1440 -exec rm -f -- {} \; </dev/null 2>/dev/null || :; } && set -C && cat > "./$1""#;
-/// Gives it the mode `$2` and the name `$3`. A link that has this name goes first: into a folder that it leads to mv(1) would move the part.
-const PUBLISH: &str = r#"chmod "$2" "./$1" && { sync "./$1" 2>/dev/null || :; } && { [ ! -h "./$3" ] || rm -f -- "./$3"; } && [ ! -d "./$3" ] && mv -f -- "./$1" "./$3""#;
+/// Gives it the mode `$2` and the name `$3`. A link to a folder that has this name goes first: mv(1) would move the part into that.
+const PUBLISH: &str = r#"chmod "$2" "./$1" && { sync "./$1" 2>/dev/null || :; } && { [ ! -d "./$3" ] || { [ -h "./$3" ] && rm -f -- "./$3"; }; } && mv -f -- "./$1" "./$3""#;
 const REMOVE: &str = r#"rm -f -- "./$1""#;
 
 /// Stores a body. Blocks.
