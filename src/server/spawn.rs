@@ -1,4 +1,4 @@
-//! What a child does between clone(2) and execve(2): all of the server's unsafe code, and nothing beside that in it.
+//! What a child does between clone(2) and execve(2): unsafe code, and nothing beside that.
 //!
 //! The child leads a session and a process group of its own, has no signal ignored or blocked, no descriptor but its standard
 //! streams, no resource limit of the server's own, no umask but 022; it becomes the account for good, then enters its home,
@@ -13,8 +13,9 @@
 //! a few by libc, over memory that was prepared before. As it shares that memory, it runs on a stack of its own, writes
 //! nowhere but there, to its failure and to `errno`, which is the waiting thread's and of no use to it then; and it has every
 //! signal blocked until no handler of the server's can run in it. What it becomes is its own: neither user id nor
-//! descriptors are shared. No process of the account that it becomes can look into that memory, nor have it dumped: it is
-//! undumpable from the change of the user id on (credentials(7), ptrace(2)). A panic cannot happen in it.
+//! descriptors are shared. No process of the account that it becomes can look into that memory: the kernel makes it
+//! undumpable with the change of the user id (credentials(7), ptrace(2)). Where `fs.suid_dumpable` (proc_sys_fs(5)) is 2, root may look,
+//! and a signal could have it dumped, so those that do end the child instead. A panic cannot happen in it.
 
 #![expect(unsafe_code, reason = "clone(2) and what the child calls")]
 
@@ -30,7 +31,7 @@ use std::sync::atomic::{AtomicI32, Ordering};
 use nix::sys::signal::{SigSet, SigmaskHow};
 use rustix::io::Errno;
 use rustix::mm::{MapFlags, MprotectFlags, ProtFlags};
-use rustix::process::{DumpableBehavior, Pid, Resource, Rlimit, Signal, Uid, WaitId, WaitIdOptions};
+use rustix::process::{Pid, Resource, Rlimit, Signal, Uid, WaitId, WaitIdOptions};
 
 use crate::server::account::Login;
 
@@ -40,6 +41,19 @@ const UMASK: u32 = 0o022;
 const FIRST_DESCRIPTOR: u32 = 3;
 /// Highest signal number of Linux (signal(7)).
 const LAST_SIGNAL: i32 = 64;
+/// Those that by default have a process's memory dumped.
+const DUMPING: [c_int; 10] = [
+    libc::SIGQUIT,
+    libc::SIGILL,
+    libc::SIGTRAP,
+    libc::SIGABRT,
+    libc::SIGBUS,
+    libc::SIGFPE,
+    libc::SIGSEGV,
+    libc::SIGXCPU,
+    libc::SIGXFSZ,
+    libc::SIGSYS,
+];
 
 /// The error by which a child says that it could not enter its home: no step before execve(2), nor that itself, fails
 /// like this.
@@ -179,8 +193,6 @@ impl Child<'_> {
             if become_account().is_err() || rustix::thread::set_thread_uid(Uid::ROOT).is_ok() {
                 return Err(NOT_BECOME);
             }
-            // The change of the user id sets what the system's administrator wants (`fs.suid_dumpable`, proc_sys_fs(5)).
-            rustix::process::set_dumpable_behavior(DumpableBehavior::NotDumpable)?;
         }
         // Whatever changes the user id takes this back, so it comes after that; and the server may be gone by now.
         rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
@@ -321,9 +333,15 @@ fn last_error() -> Errno {
 
 /// Gives every signal its default back, one that is ignored too, which would stay so behind execve(2); then blocks none.
 fn reset_signals() -> rustix::io::Result<()> {
+    extern "C" fn end(_signal: c_int) {
+        // SAFETY: _exit(2) is async-signal-safe, and runs nothing of the server's.
+        unsafe { libc::_exit(1) }
+    }
     for signal in 1..=LAST_SIGNAL {
-        // SAFETY: signal(2) is async-signal-safe, SIG_DFL is no handler, and a number that cannot be set is refused.
-        unsafe { libc::signal(signal, libc::SIG_DFL) };
+        // A handler is the child's own, and gone with execve(2).
+        let action = if DUMPING.contains(&signal) { end as *const () as libc::sighandler_t } else { libc::SIG_DFL };
+        // SAFETY: signal(2) is async-signal-safe, so is the handler, and a number that cannot be set is refused.
+        unsafe { libc::signal(signal, action) };
     }
     SigSet::empty().thread_set_mask().map_err(|error| Errno::from_raw_os_error(error as i32))
 }
