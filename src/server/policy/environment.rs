@@ -7,7 +7,7 @@ use crate::config::pattern;
 
 /// Never taken from a client, whatever the patterns say: they choose what is run and as whom, or what a shell runs first (zsh and fish
 /// before each command, too).
-const FORBIDDEN: [&str; 19] = [
+const FORBIDDEN: [&str; 21] = [
     "PATH",
     "HOME",
     "SHELL",
@@ -20,6 +20,8 @@ const FORBIDDEN: [&str; 19] = [
     "ZDOTDIR",
     "XDG_CONFIG_HOME",
     "XDG_DATA_DIRS",
+    "XDG_DATA_HOME",
+    "FPATH",
     "BASH_ENV",
     "BASHOPTS",
     "SHELLOPTS",
@@ -29,9 +31,8 @@ const FORBIDDEN: [&str; 19] = [
     "GLIBC_TUNABLES",
 ];
 
-/// The same for every name that begins so: Mutagen's own (its agent would install itself elsewhere) and the dynamic
-/// linkers'.
-const FORBIDDEN_PREFIXES: [&str; 3] = ["MUTAGEN_", "LD_", "DYLD_"];
+/// The same for every name that begins so: Mutagen's own (its agent would install itself elsewhere), the dynamic linkers', and fish's.
+const FORBIDDEN_PREFIXES: [&str; 5] = ["MUTAGEN_", "LD_", "DYLD_", "fish_", "__fish_"];
 
 /// Keeps what `patterns` allow, sorted by name.
 pub(super) fn filtered(asked: &BTreeMap<String, String>, patterns: &[String]) -> Vec<(String, String)> {
@@ -80,9 +81,8 @@ mod tests {
             "LD_PRELOAD",
             "LD_LIBRARY_PATH",
             "DYLD_INSERT_LIBRARIES",
-            "ZDOTDIR",
-            "XDG_CONFIG_HOME",
-            "XDG_DATA_DIRS",
+            "fish_function_path",
+            "__fish_initialized",
         ]);
         assert!(kept(&dangerous, &["*"]).is_empty());
         let exactly = dangerous.clone();
