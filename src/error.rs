@@ -221,10 +221,14 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
-/// What an I/O error says, without Rust's own words around it.
+/// What an I/O error says, without Rust's own words around it. A text that is not the system's is as it was written.
 pub fn reason(error: &std::io::Error) -> String {
     let text = error.to_string();
-    let text = text.strip_prefix("failed to lookup address information: ").unwrap_or(&text);
+    let resolver = text.strip_prefix("failed to lookup address information: ");
+    if error.get_ref().is_some() && resolver.is_none() {
+        return text;
+    }
+    let text = resolver.unwrap_or(&text);
     text.split(" (os error").next().unwrap_or(text).to_lowercase()
 }
 

@@ -97,7 +97,7 @@ fn doubts(state: &State) -> Result<Vec<String>> {
         }
     }
     for (id, host) in &state.config.hosts {
-        if let Some(program) = host.wrapper.first().filter(|program| !process::is_there(program)) {
+        if let Some(program) = host.wrapper.first().filter(|program| process::is_missing(program)) {
             doubts.push(format!("the `wrapper` of `{id}` cannot be run: there is no program `{program}`"));
         }
     }

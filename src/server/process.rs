@@ -203,10 +203,12 @@ fn files(program: &str, home: &Path) -> Vec<PathBuf> {
     PATH.split(':').map(|folder| Path::new(folder).join(program)).collect()
 }
 
-/// Whether there is such a program for every account; of one that is named relative to a home that is not asked.
-pub fn is_there(program: &str) -> bool {
+/// Whether there is no such program for any account; of one that is named relative to a home that is not asked.
+pub fn is_missing(program: &str) -> bool {
     let is_relative = program.contains('/') && !program.starts_with('/');
-    is_relative || files(program, Path::new("/")).iter().any(|file| file.is_file())
+    // What this account may not look at, another one may.
+    let is_missing = |file: &PathBuf| file.metadata().is_err_and(|error| error.kind() == io::ErrorKind::NotFound);
+    !is_relative && files(program, Path::new("/")).iter().all(is_missing)
 }
 
 /// The file that an agent's name leads to, links resolved, with the account's rights; it must be one below [`AGENTS`], which is no
