@@ -3,7 +3,7 @@
 
 use std::io::{self, Write};
 use std::sync::{Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tracing::level_filters::LevelFilter;
@@ -35,8 +35,9 @@ pub fn write(line: &str) -> io::Result<()> {
         lost => (format!("\n{lost} lines of the log were lost: stderr could not be written\n{line}"), Duration::ZERO),
     };
     let mut stderr = io::stderr().lock();
+    let end = Instant::now() + patience;
     let written = text.as_bytes().chunks(PIECE_BYTES).try_for_each(|piece| {
-        wait(&stderr, patience)?;
+        wait(&stderr, end.saturating_duration_since(Instant::now()))?;
         stderr.write_all(piece)
     });
     *lost = if written.is_ok() { 0 } else { *lost + 1 };

@@ -149,7 +149,7 @@ fn serve(path: &std::path::Path) -> Result<u8> {
 }
 
 /// How many threads for what blocks a server may have. Each session may have one that a file system holds up, and how many sessions there
-/// may be is the configuration's to say: a reload must not wait behind them.
+/// may be is the configuration's to say: a reload must not wait behind them. Under systemd the unit's `TasksMax=` counts too.
 #[cfg(feature = "server")]
 const MAX_BLOCKING_THREADS: usize = 1 << 16;
 
@@ -198,7 +198,7 @@ fn print(text: &(impl AsRef<[u8]> + ?Sized)) -> Result<u8> {
 #[cfg(all(test, feature = "server"))]
 #[allow(clippy::unwrap_used, reason = "a test fails by panicking")]
 mod tests {
-    use std::sync::{Arc, Barrier};
+    use std::sync::{Arc, RwLock};
 
     use super::*;
 
@@ -206,15 +206,16 @@ mod tests {
     fn however_many_sessions_a_file_system_holds_up_what_else_blocks_goes_on() {
         let runtime = server_runtime().unwrap();
         // More than the runtime's own bound, of 512.
-        let held = Arc::new(Barrier::new(601));
+        let held = Arc::new(RwLock::new(()));
+        let holding = held.write().unwrap();
         for _ in 0..600 {
             let held = held.clone();
-            runtime.spawn_blocking(move || held.wait());
+            runtime.spawn_blocking(move || drop(held.read()));
         }
         let reload = runtime.spawn_blocking(|| ());
         let limit = std::time::Duration::from_secs(10);
         let waited = runtime.block_on(async { tokio::time::timeout(limit, reload).await });
-        held.wait();
+        drop(holding);
         waited.unwrap().unwrap();
     }
 }

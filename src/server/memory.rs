@@ -3,8 +3,8 @@
 
 #![expect(unsafe_code, reason = "malloc_trim(3)")]
 
-/// Gives back what the C library holds and nobody uses. Whoever allocates meanwhile waits for it, some milliseconds where there are
-/// hundreds of megabytes to give back.
+/// Gives back what the C library holds and nobody uses. Whoever allocates meanwhile may wait for it: tens of milliseconds where there are
+/// hundreds of megabytes to give back, and microseconds where there is nothing.
 #[cfg(target_env = "gnu")]
 pub(super) fn give_back() {
     // SAFETY: it takes the allocator's own locks, and touches nothing that is allocated.
