@@ -69,15 +69,15 @@ struct Loaded {
     files: Option<Files>,
 }
 
-/// What tells a certificate and its key from those that take their places.
-type Files = [Option<(u64, SystemTime)>; 2];
+/// What tells a certificate, its key and the authorities from those that take their places, or are added.
+type Files = [Option<(u64, u64, SystemTime)>; 3];
 
 fn files(host: &Host) -> Files {
     let look = |path: &Path| {
         let file = path.metadata().ok()?;
-        Some((file.ino(), file.modified().ok()?))
+        Some((file.ino(), file.len(), file.modified().ok()?))
     };
-    [look(&host.cert), look(&host.key)]
+    [look(&host.cert), look(&host.key), host.ca.as_deref().and_then(look)]
 }
 
 /// TLS to the server, and to the proxy where that speaks it.
@@ -199,14 +199,15 @@ impl Dialler {
         Ok(connectors)
     }
 
-    /// Loads a certificate that has been renewed, with its key, so that a session can be resumed with it that outlives the one before.
-    /// Nobody is asked for a passphrase then; where it cannot be loaded, the one before counts on.
+    /// Loads the files again where one has changed, so that a session can be resumed that outlives a certificate or an authority.
+    /// Nobody is asked for a passphrase then. Where they cannot be loaded, perhaps since one is just being written, what was loaded
+    /// before counts on.
     fn renew(&self) {
         let is_renewed = |loaded: &Loaded| loaded.files.as_ref().is_some_and(|before| *before != files(&self.host));
         if self.lock().as_ref().is_some_and(is_renewed)
             && let Err(error) = self.load(&mut passphrase::ask_nobody)
         {
-            tracing::debug!(%error, "the certificate is another one, and cannot be loaded");
+            tracing::debug!(%error, "the files have changed, and cannot be loaded");
         }
     }
 

@@ -1,6 +1,7 @@
 //! What ends a session for good, while its client is away or because it must not come back: it ends at once and says why.
 
-use std::fs;
+use std::fs::{self, OpenOptions};
+use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
@@ -163,6 +164,32 @@ fn client_that_has_renewed_its_certificate_resumes_with_it() {
 
     remote.relay().reset();
 
+    run.write(b"still here\n");
+    run.wait_for_output("still here\n");
+    run.end_stdin();
+    assert_eq!(run.end(SOON).0, Some(0));
+}
+
+#[test]
+fn client_that_is_told_of_the_servers_next_authority_resumes_under_it() {
+    let remote = host().behind_relay().start();
+    let folder = remote.folder();
+    let mut run = Run::start(&remote, "", WAIT);
+    run.pid();
+    let next = Authority::new("the servers' next authority");
+    let certificate = next.certificate();
+    let (half, rest) = certificate.split_at(certificate.len() / 2);
+    let mut file = OpenOptions::new().append(true).open(folder.join("servers-ca.crt")).unwrap();
+
+    file.write_all(half.as_bytes()).unwrap();
+    remote.relay().reset();
+    run.write(b"by what was loaded\n");
+    run.wait_for_output("by what was loaded\n");
+
+    file.write_all(rest.as_bytes()).unwrap();
+    next.server(&[&format!("*.{DOMAIN}")]).write(&folder, "server");
+    wait_until("the server shows it", SOON, || remote.server().log().contains("reloaded"));
+    remote.relay().reset();
     run.write(b"still here\n");
     run.wait_for_output("still here\n");
     run.end_stdin();
