@@ -276,11 +276,16 @@ impl Path {
 }
 
 /// Whether a later attempt may fare better. What stands between here and the server on a strange network (a portal that
-/// answers in its place) passes; what the server itself has decided does not.
+/// answers in its place) passes, and so does a wrong clock; what the server itself has decided does not.
 pub(crate) fn may_pass(error: &Error) -> bool {
     match error.code {
         Code::SessionLost => false,
-        Code::Proxy | Code::TlsUntrusted | Code::TlsName | Code::TlsHandshake | Code::NotTstunnel => true,
+        Code::Proxy
+        | Code::TlsUntrusted
+        | Code::TlsExpired
+        | Code::TlsName
+        | Code::TlsHandshake
+        | Code::NotTstunnel => true,
         code => code.retry() == Retry::Yes,
     }
 }
@@ -314,7 +319,6 @@ mod tests {
         for (code, passes) in [
             (Code::SessionLost, false),
             (Code::ClientCert, false),
-            (Code::TlsExpired, false),
             (Code::Unauthorized, false),
             (Code::HostUnknown, false),
             (Code::BadRequest, false),
@@ -323,6 +327,8 @@ mod tests {
             (Code::Dns, true),
             (Code::Overloaded, true),
             (Code::TooMany, true),
+            (Code::TlsUntrusted, true),
+            (Code::TlsExpired, true),
             (Code::TlsName, true),
             (Code::NotTstunnel, true),
         ] {

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use serde_json::json;
 
 use super::run::{Run, host};
-use crate::support::pki::{Authority, Usage, params, uri_params};
+use crate::support::pki::{Authority, Usage, Validity, params, uri_params};
 use crate::support::process::{self, Signal};
 use crate::support::remote::{DOMAIN, PRINCIPAL, Remote};
 use crate::support::wait::{SOON, wait_for, wait_until};
@@ -197,6 +197,40 @@ fn client_that_is_told_of_the_servers_next_authority_resumes_under_it() {
 }
 
 #[test]
+fn session_goes_on_after_a_certificate_that_was_not_valid() {
+    let mut remote = host().behind_relay().start();
+    let authority = certify_anew(&mut remote);
+    let mut run = Run::start(&remote, "debug", WAIT);
+    run.pid();
+    show_expired(&remote, &authority);
+    remote.relay().reset();
+    wait_until("an attempt has failed", SOON, || run.said().contains("expired"));
+
+    authority.server(&[&format!("*.{DOMAIN}")]).write(&remote.folder(), "server");
+
+    run.write(b"still here\n");
+    run.wait_for_output("still here\n");
+    run.end_stdin();
+    assert_eq!(run.end(SOON).0, Some(0));
+}
+
+#[test]
+fn server_whose_certificate_has_expired_is_told_as_that_at_once_or_when_the_time_is_over() {
+    let mut remote = host().with_client_setting("resume = \"2s\"").behind_relay().start();
+    let authority = certify_anew(&mut remote);
+    let run = Run::start(&remote, "", WAIT);
+    run.pid();
+    show_expired(&remote, &authority);
+    remote.relay().reset();
+    let (status, _, said) = run.end(SOON);
+    assert_eq!(status, Some(255));
+    assert!(said.contains("error[network-lost]") && said.contains("within 2 s; last: "), "{said}");
+    assert!(said.contains("certificate expired at 2021-01-01"), "{said}");
+
+    assert_stops_at_once(Run::start(&remote, "", WAIT), "error[tls-expired]");
+}
+
+#[test]
 fn session_whose_path_was_only_slow_outlives_the_servers_certificate() {
     let mut remote = host().behind_relay().start();
     let end = since_1970() + LIFETIME;
@@ -240,6 +274,23 @@ fn server_with_another_authority_is_not_trusted_with_the_secret() {
     assert_eq!(status, Some(255));
     assert!(said.contains("error[network-lost]") && said.contains("within 2 s"), "{said}");
     assert!(remote.server().records("refused").is_empty(), "it was never asked: {}", remote.server().log());
+}
+
+/// An authority of the test's own, which the server is certified by from now on.
+fn certify_anew(remote: &mut Remote) -> Authority {
+    let authority = Authority::new("the servers' authority");
+    fs::write(remote.folder().join("servers-ca.crt"), authority.certificate()).unwrap();
+    authority.server(&[&format!("*.{DOMAIN}")]).write(&remote.folder(), "server");
+    break_and_restart(remote);
+    authority
+}
+
+/// Lets the server show an expired certificate, as a portal does, and as it looks by a wrong clock.
+#[track_caller]
+fn show_expired(remote: &Remote, authority: &Authority) {
+    let expired = authority.issue(Usage::Server, Validity::Past, params(&[&format!("*.{DOMAIN}")]));
+    expired.write(&remote.folder(), "server");
+    wait_until("the server shows it", SOON, || remote.server().log().contains("reloaded"));
 }
 
 fn since_1970() -> Duration {
