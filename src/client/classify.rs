@@ -6,7 +6,7 @@
 
 use std::io::{Read, Write};
 
-use crate::error::{Code, Error, Result, Retry};
+use crate::error::{Code, Error, Result, Retry, printable};
 use crate::stdio;
 
 /// What a failure means.
@@ -42,7 +42,7 @@ impl Verdict {
         .to_string()
     }
 
-    /// The verdict for a person: the code, what would help, the hint.
+    /// The verdict for a person: the code, what would help, the hint, which may be a peer's words.
     pub fn to_text(&self) -> String {
         let mut text = self.code.map_or("unknown", Code::name).to_owned();
         for (is, word) in [(self.install, "install"), (self.windows, "windows"), (self.retry, "retry")] {
@@ -51,7 +51,7 @@ impl Verdict {
                 text.push_str(word);
             }
         }
-        format!("{text}\n{}", self.hint)
+        format!("{text}\n{}", printable(&self.hint))
     }
 
     fn of(code: Code, hint: Option<String>) -> Verdict {
@@ -359,6 +359,12 @@ mod tests {
         assert!(json["hint"].is_string());
         let (_, json) = run(b"tstunnel: error[dns]: x", None, true);
         assert!(json.contains("\"code\":\"dns\"") && json.contains("\"retry\":true") && json.ends_with("}\n"));
+    }
+
+    #[test]
+    fn what_a_report_says_to_do_reaches_no_terminal_as_it_is() {
+        let verdict = classify("tstunnel: error[dns]: x\ntstunnel: hint: \u{1b}[31mred\u{7}\n", None);
+        assert_eq!(verdict.to_text(), "dns retry\n\\u{1b}[31mred\\u{7}");
     }
 
     #[test]
