@@ -15,12 +15,14 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
+use support::process::run as succeed;
 use support::remote::{Remote, Setup, Transport};
 use support::serve::TSTUNNEL;
 use support::tree::noise;
 use support::user::User;
 use support::wait::{SOON, wait_until};
 use support_net::fake::{finish, upload_server};
+use support_net::report::fails;
 use support_net::site::{HOST, SERVER_NAME, Site};
 
 fn setup() -> Setup {
@@ -232,6 +234,15 @@ fn a_file_that_grows_is_uploaded_as_it_was_when_it_was_read() {
     });
     let (grown, there) = (fs::read(user.home().join("log")).unwrap(), fs::read(remote.home().join("log")).unwrap());
     assert!(there.len() >= 64 << 20 && grown.starts_with(&there), "{} of {}", there.len(), grown.len());
+}
+
+#[test]
+fn a_pipe_that_nobody_writes_to_is_refused_as_no_regular_file() {
+    let remote = setup().start();
+    let user = user_of(&remote, "xterm");
+    succeed(Command::new("mkfifo").arg(user.home().join("pipe")));
+    let said = fails(&mut upload(&user, &["pipe", "host123"]), 2, "usage");
+    assert!(said.contains("cannot read pipe: it is not a regular file"), "{said}");
 }
 
 /// The system says that a file of /proc has no bytes.

@@ -10,13 +10,14 @@ mod standing;
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use aws_lc_rs::digest;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
+use rustix::fs::OFlags;
 use tokio::time::Instant;
 
 use crate::client::dial::{Connection, Dialler};
@@ -206,7 +207,9 @@ impl Source {
         let (file, size, sha256, own_mode) = match &upload.content {
             Content::File(path) => {
                 let failed = |error: std::io::Error| unreadable(&shown, &reason(&error));
-                let mut file = File::open(path).map_err(failed)?;
+                // A pipe without a writer must not be waited for.
+                let flags = OFlags::NONBLOCK.bits() as i32;
+                let mut file = File::options().read(true).custom_flags(flags).open(path).map_err(failed)?;
                 let metadata = file.metadata().map_err(failed)?;
                 if metadata.is_dir() {
                     return Err(unreadable(&shown, "it is a folder")
