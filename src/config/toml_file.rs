@@ -19,7 +19,15 @@ pub const MAX_FILE_BYTES: u64 = 1024 * 1024;
 /// # Errors
 /// `config` with the file's name where it cannot be read, is larger than [`MAX_FILE_BYTES`] or is not UTF-8.
 pub fn read(path: &Path) -> Result<String> {
-    decode(path, read_bytes(path).map_err(|cause| unreadable(path, &cause))?)
+    read_within(path, MAX_FILE_BYTES)
+}
+
+/// The same for a file that may have `max_bytes`.
+///
+/// # Errors
+/// Those of [`read`].
+pub fn read_within(path: &Path, max_bytes: u64) -> Result<String> {
+    decode(path, read_bytes(path, max_bytes).map_err(|cause| unreadable(path, &cause))?, max_bytes)
 }
 
 /// The same for a file that need not be there.
@@ -27,16 +35,16 @@ pub fn read(path: &Path) -> Result<String> {
 /// # Errors
 /// Those of [`read`], but for a file that does not exist.
 pub fn read_if_there(path: &Path) -> Result<Option<String>> {
-    match read_bytes(path) {
-        Ok(bytes) => decode(path, bytes).map(Some),
+    match read_bytes(path, MAX_FILE_BYTES) {
+        Ok(bytes) => decode(path, bytes, MAX_FILE_BYTES).map(Some),
         Err(cause) if matches!(cause.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => Ok(None),
         Err(cause) => Err(unreadable(path, &cause)),
     }
 }
 
-fn read_bytes(path: &Path) -> io::Result<Vec<u8>> {
+fn read_bytes(path: &Path, max_bytes: u64) -> io::Result<Vec<u8>> {
     let mut bytes = Vec::new();
-    File::open(path)?.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    File::open(path)?.take(max_bytes + 1).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 
@@ -45,9 +53,10 @@ fn unreadable(path: &Path, cause: &io::Error) -> Error {
         .with_hint("check the path, and that this account may read the file")
 }
 
-fn decode(path: &Path, bytes: Vec<u8>) -> Result<String> {
-    if bytes.len() as u64 > MAX_FILE_BYTES {
-        return Err(Error::new(Code::Config, format!("{}: larger than {MAX_FILE_BYTES} bytes", path.display())));
+fn decode(path: &Path, bytes: Vec<u8>, max_bytes: u64) -> Result<String> {
+    if bytes.len() as u64 > max_bytes {
+        return Err(Error::new(Code::Config, format!("{}: larger than {max_bytes} bytes", path.display()))
+            .with_hint("check that this is the right file"));
     }
     String::from_utf8(bytes).map_err(|cause| {
         let line = 1 + cause.as_bytes()[..cause.utf8_error().valid_up_to()].iter().filter(|&&b| b == b'\n').count();
@@ -349,6 +358,7 @@ mod tests {
         refused("file:2: not UTF-8 text");
         std::fs::write(&file, vec![b'#'; MAX_FILE_BYTES as usize + 1]).unwrap();
         refused("larger than");
+        assert_eq!(read(&file).unwrap_err().hint(), "check that this is the right file");
         std::fs::write(&file, "size = 1").unwrap();
         assert_eq!(read(&file).unwrap(), "size = 1");
     }

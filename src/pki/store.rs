@@ -66,6 +66,9 @@ pub enum Kind {
     Client,
 }
 
+/// Largest `issued.toml` that is read: it grows with each certificate, and has room for some 400 000.
+const MAX_DATABASE_BYTES: u64 = 64 * 1024 * 1024;
+
 /// `issued.toml`.
 #[derive(Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -91,7 +94,7 @@ pub(super) struct Record {
 
 impl Database {
     pub(super) fn read(path: &Path) -> Result<Database> {
-        toml_file::parse(path, &toml_file::read(path)?)
+        toml_file::parse(path, &toml_file::read_within(path, MAX_DATABASE_BYTES)?)
     }
 
     pub(super) fn to_toml(&self) -> String {

@@ -437,6 +437,26 @@ fn what_is_not_this_authoritys_cannot_be_revoked() {
 }
 
 #[test]
+fn an_authority_that_has_issued_many_certificates_issues_and_revokes_on() {
+    let pki = Pki::new();
+    let (path, ann) = (pki.dir().join("issued.toml"), client(&pki.dir(), ANN).unwrap());
+    let mut database = Database::read(&path).unwrap();
+    database.certificate.extend((0..10_000).map(|number| Record {
+        serial: format!("{number:032x}"),
+        kind: Kind::Client,
+        name: format!("user{number}@example.org"),
+        not_after: ann.not_after,
+        revoked: Some(ann.not_after),
+    }));
+    let text = database.to_toml();
+    assert!(text.len() as u64 > toml_file::MAX_FILE_BYTES);
+    fs::write(&path, text).unwrap();
+    let bob = client(&pki.dir(), "bob@example.org").unwrap();
+    revoke(&pki.dir(), Some(ANN)).unwrap();
+    assert!(!pki.accepts(&ann.cert) && pki.accepts(&bob.cert));
+}
+
+#[test]
 fn two_at_once_lose_no_record() {
     let pki = Pki::new();
     let dir = pki.dir();
