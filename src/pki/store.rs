@@ -1,9 +1,9 @@
 //! The authority's folder: its files, its lock, and the record of what was issued.
 
 use std::fmt;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions};
 use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use rustix::fs::{FlockOperation, flock};
@@ -191,7 +191,7 @@ impl Folder {
         (self.path.join(format!("{stem}.crt")), self.path.join(format!("{stem}.key")))
     }
 
-    /// Puts a file in the place of another, whole or not at all.
+    /// Puts a file in the place of another, whole or not at all. It stays its owner's where root does that.
     pub(super) fn replace(&self, path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
         let mut beside = path.as_os_str().to_owned();
         beside.push(".new");
@@ -204,7 +204,13 @@ impl Folder {
             _ => {}
         }
         let mut files = NewFiles::default();
-        files.create(&beside, bytes, mode)?;
+        let file = files.create(&beside, bytes, mode)?;
+        if let Ok(old) = fs::symlink_metadata(path)
+            && old.is_file()
+            && fchown(&file, Some(old.uid()), Some(old.gid())).is_ok()
+        {
+            let _ = file.set_permissions(Permissions::from_mode(old.mode() & 0o777));
+        }
         fs::rename(&beside, path).map_err(|cause| failed(path, "cannot replace", &cause))?;
         files.keep();
         self.sync()
@@ -231,7 +237,7 @@ pub(super) struct NewFiles(Vec<PathBuf>);
 
 impl NewFiles {
     /// Creates a file that does not exist yet and writes all of it.
-    pub(super) fn create(&mut self, path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    pub(super) fn create(&mut self, path: &Path, bytes: &[u8], mode: u32) -> Result<File> {
         // O_EXCL: neither overwrites a file nor follows a link.
         let mut file = OpenOptions::new().write(true).create_new(true).mode(mode).open(path).map_err(|cause| {
             if cause.kind() == io::ErrorKind::AlreadyExists {
@@ -242,7 +248,8 @@ impl NewFiles {
             }
         })?;
         self.0.push(path.to_owned());
-        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|cause| failed(path, "cannot write", &cause))
+        file.write_all(bytes).and_then(|()| file.sync_all()).map_err(|cause| failed(path, "cannot write", &cause))?;
+        Ok(file)
     }
 
     pub(super) fn keep(mut self) {
@@ -316,6 +323,22 @@ mod tests {
         drop(files);
         assert!(!one.exists());
         assert_eq!(fs::read(&two).unwrap(), b"kept");
+    }
+
+    #[test]
+    fn a_replacement_has_the_owner_and_the_mode_of_what_it_replaces() {
+        let parent = tempfile::tempdir().unwrap();
+        let folder = Folder::open(parent.path()).unwrap();
+        let path = parent.path().join("file");
+        fs::write(&path, "one").unwrap();
+        fs::set_permissions(&path, Permissions::from_mode(0o640)).unwrap();
+        // Root alone can give it away.
+        let _ = std::os::unix::fs::chown(&path, Some(65534), Some(65534));
+        let whose = || fs::metadata(&path).map(|file| (file.uid(), file.gid(), file.mode())).unwrap();
+        let before = whose();
+        folder.replace(&path, b"two", 0o600).unwrap();
+        assert_eq!(fs::read(&path).unwrap(), b"two");
+        assert_eq!(whose(), before);
     }
 
     #[test]
