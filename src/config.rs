@@ -25,7 +25,7 @@ use std::time::Duration;
 
 pub use environment::Environment;
 pub use proxy::Proxy;
-pub use remembered::{Remembered, recall, remember};
+pub use remembered::{Remembered, lock, recall, remember};
 pub use resolve::{Stated, explain, is_ours, misspelt, resolve};
 
 use crate::protocol::HostId;

@@ -4,6 +4,8 @@
 
 mod support;
 
+#[path = "mutagen_urls/at_once.rs"]
+mod at_once;
 #[path = "mutagen_urls/daemon.rs"]
 mod daemon;
 #[path = "mutagen_urls/env.rs"]

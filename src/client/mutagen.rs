@@ -1,8 +1,8 @@
 //! `tstunnel mutagen ARGS…`: becomes `mutagen`, with `MUTAGEN_SSH_PATH` set and `tstunnel://` URLs in Mutagen's terms.
 //!
 //! In this order, so that what fails leaves nothing behind: [`rewrite`] the arguments and the file of a [`project`], see to
-//! the folder with the stand-ins, see that a running [`daemon`] knows that folder, remember the URLs' parameters, note what is misspelt,
-//! exec(2).
+//! the folder with the stand-ins, see that a running [`daemon`] knows that folder, rewrite once more and remember the URLs' parameters,
+//! note what is misspelt, exec(2).
 
 pub mod daemon;
 pub mod env;
@@ -182,13 +182,19 @@ pub const RESTART_HINT: &str = "run `tstunnel mutagen daemon start`, which resta
 
 /// Everything before it is run.
 fn prepare(args: &[OsString], surroundings: &Surroundings<'_>, stderr: &mut dyn Write) -> Result<Prepared> {
-    let mut rewritten = rewrite::rewrite(args, surroundings.env)?;
-    let project = project::rewrite(args, surroundings.env)?;
+    let rewrite = || Ok((rewrite::rewrite(args, surroundings.env)?, project::rewrite(args, surroundings.env)?));
+    let (mut rewritten, mut project) = rewrite()?;
     let folder = standins(surroundings)?;
     see_to_daemon(args, &folder, surroundings, stderr)?;
-    let remember = project.iter().flat_map(|project| &project.remember);
-    for (alias, remembered) in rewritten.remember.iter().chain(remember) {
-        config::remember(alias, remembered, surroundings.env)?;
+    let is_noted = |noted: &[_]| !noted.is_empty();
+    if is_noted(&rewritten.remember) || project.as_ref().is_some_and(|project| is_noted(&project.remember)) {
+        // Somebody else may have been given one of the aliases since.
+        let _lock = config::lock(surroundings.env)?;
+        (rewritten, project) = rewrite()?;
+        let of_project = project.iter().flat_map(|project| &project.remember);
+        for (alias, remembered) in rewritten.remember.iter().chain(of_project) {
+            config::remember(alias, remembered, surroundings.env)?;
+        }
     }
     let copy = project.map(|project| project.copy()).transpose()?;
     if let Some(copy) = &copy {

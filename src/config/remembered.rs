@@ -4,13 +4,14 @@
 //! everything that the URL meant waits in a file of the user's (`$XDG_STATE_HOME/tstunnel/hosts/ALIAS.toml`, mode 0600),
 //! and an alias resolves to what its URL resolved to. A file is replaced whole or stays as it was.
 
-use std::fs::{self, DirBuilder, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, Write as _};
 use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use rustix::fs::{FlockOperation, flock};
 use serde::Deserialize;
 
 use crate::config::url::TunnelUrl;
@@ -71,19 +72,47 @@ impl Remembered {
     }
 }
 
+/// Keeps whoever else wants this waiting, until it is dropped. What is recalled before it is held may no longer be so.
+#[must_use]
+pub struct Lock {
+    _folder: File,
+}
+
+/// Waits until nobody else chooses aliases and has them remembered.
+///
+/// # Errors
+/// `config` where there is no place for what is remembered, or it cannot be locked.
+pub fn lock(env: &Environment) -> Result<Lock> {
+    let folder = folder(env).ok_or_else(no_folder)?;
+    let locked = || {
+        make(&folder)?;
+        let folder = File::open(&folder)?;
+        flock(&folder, FlockOperation::LockExclusive)?;
+        Ok(Lock { _folder: folder })
+    };
+    locked().map_err(|error: io::Error| {
+        Error::new(Code::Config, format!("{} cannot be locked: {}", folder.display(), reason(&error)))
+            .with_hint(FOLDER_HINT)
+    })
+}
+
 /// Keeps what `alias` stands for, instead of what was kept for it before.
 ///
 /// # Errors
 /// `config` where there is no place for the file, or it cannot be written.
 pub fn remember(alias: &str, remembered: &Remembered, env: &Environment) -> Result<()> {
-    let path = file_of(alias, env).ok_or_else(|| {
-        Error::new(Code::Config, "there is no folder to remember a host's parameters in")
-            .with_hint("set HOME or XDG_STATE_HOME")
-    })?;
+    let path = file_of(alias, env).ok_or_else(no_folder)?;
     replace(&path, remembered.to_toml().as_bytes()).map_err(|error| {
-        Error::new(Code::Config, format!("cannot write {}: {}", path.display(), reason(&error)))
-            .with_hint("make the folder writable, or set XDG_STATE_HOME to another")
+        Error::new(Code::Config, format!("cannot write {}: {}", path.display(), reason(&error))).with_hint(FOLDER_HINT)
     })
+}
+
+/// What to do about a folder that does not serve.
+const FOLDER_HINT: &str = "make the folder writable, or set XDG_STATE_HOME to another";
+
+fn no_folder() -> Error {
+    Error::new(Code::Config, "there is no folder to remember a host's parameters in")
+        .with_hint("set HOME or XDG_STATE_HOME")
 }
 
 /// What `alias` stands for, if it was ever given to a URL.
@@ -96,7 +125,15 @@ pub fn recall(alias: &str, env: &Environment) -> Result<Option<Remembered>> {
 }
 
 fn file_of(alias: &str, env: &Environment) -> Option<PathBuf> {
-    Some(env.state_folder()?.join("hosts").join(format!("{}.toml", file_name(alias))))
+    Some(folder(env)?.join(format!("{}.toml", file_name(alias))))
+}
+
+fn folder(env: &Environment) -> Option<PathBuf> {
+    Some(env.state_folder()?.join("hosts"))
+}
+
+fn make(folder: &Path) -> io::Result<()> {
+    DirBuilder::new().recursive(true).mode(0o700).create(folder)
 }
 
 /// One file name for each alias, whatever is in it: folded and percent-encoded, so that none is hidden, leaves the folder,
@@ -161,7 +198,7 @@ pub(super) fn basic_string(text: &str) -> String {
 fn replace(path: &Path, contents: &[u8]) -> io::Result<()> {
     static ATTEMPTS: AtomicU32 = AtomicU32::new(0);
     let folder = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    DirBuilder::new().recursive(true).mode(0o700).create(folder)?;
+    make(folder)?;
     let (temporary, mut file) = loop {
         // No alias makes a name with a leading dot.
         let attempt = ATTEMPTS.fetch_add(1, Ordering::Relaxed);

@@ -3,7 +3,8 @@
 //!
 //! Mutagen knows `[user@]host:path` alone (`pkg/url/parse_ssh.go`), and hands nothing but that host to `ssh`. So a URL
 //! becomes an alias, under which its meaning is kept. The invariant: one alias never stands for two different sets of
-//! parameters, or a session that exists would be led elsewhere by a later one.
+//! parameters, or a session that exists would be led elsewhere by a later one. So what is to be remembered is rewritten under
+//! [`config::lock`].
 
 use std::ffi::OsString;
 
