@@ -120,7 +120,7 @@ fn dispatch(command: Command) -> Result<u8> {
             print(&if command.json { status::to_json(tunnels) } else { status::to_text(tunnels, now) })
         }
         Command::Mutagen(args) => block_on(mutagen::run(&args, &env, &mut std::io::stderr())),
-        Command::MutagenEnv(shell) => print(&shell.line(mutagen::ssh_path(&env)?.as_os_str())),
+        Command::MutagenEnv(shell) => print(&mutagen::env_lines(shell, &env)?),
         #[cfg(feature = "server")]
         Command::Serve(command) => {
             let path = command.config.unwrap_or_else(|| "/etc/tstunnel/server.toml".into());

@@ -62,12 +62,15 @@ pub async fn run(args: &[OsString], env: &Environment, stderr: &mut dyn Write) -
     }
 }
 
-/// The folder for `MUTAGEN_SSH_PATH`, which is there from then on.
+/// The lines for a shell, by which a daemon that is started there finds the stand-ins, and they the files of variables. The folder
+/// with the stand-ins is there from then on.
 ///
 /// # Errors
 /// `config` where it cannot be made.
-pub fn ssh_path(env: &Environment) -> Result<PathBuf> {
-    standins(&Surroundings::of_process(env)?)
+pub fn env_lines(shell: env::Shell, env: &Environment) -> Result<Vec<u8>> {
+    let folder = standins(&Surroundings::of_process(env)?)?;
+    let variables = std::iter::once(("MUTAGEN_SSH_PATH", folder)).chain(env.relative_variables());
+    Ok(variables.flat_map(|(name, value)| shell.line(name, value.as_os_str())).collect())
 }
 
 /// The failure to start Mutagen.
@@ -98,6 +101,14 @@ impl Surroundings<'_> {
     /// The program to run as Mutagen.
     fn mutagen(&self) -> &OsStr {
         self.mutagen.as_deref().map_or(OsStr::new("mutagen"), Path::as_os_str)
+    }
+
+    /// Mutagen's command, whose daemon finds the stand-ins in `folder`. It keeps these variables, and starts `scp` in another folder
+    /// than this one.
+    fn command(&self, folder: &Path) -> Command {
+        let mut command = Command::new(self.mutagen());
+        command.env("MUTAGEN_SSH_PATH", folder).envs(self.env.relative_variables());
+        command
     }
 
     /// Where Mutagen keeps its state; Mutagen itself fails without one, in its own words.
@@ -203,8 +214,8 @@ fn prepare(args: &[OsString], surroundings: &Surroundings<'_>, stderr: &mut dyn 
     for note in misspelt::notes(args, surroundings.env) {
         drop(writeln!(stderr, "tstunnel: {}", printable(&note)));
     }
-    let mut command = Command::new(surroundings.mutagen());
-    command.args(rewritten.args).env("MUTAGEN_SSH_PATH", folder);
+    let mut command = surroundings.command(&folder);
+    command.args(rewritten.args);
     Ok(Prepared { command, copy })
 }
 
@@ -308,9 +319,8 @@ fn see_to_daemon(
             "run `mutagen daemon stop`, then this again, or unset TSTUNNEL_MUTAGEN_DAEMON: sessions go on by themselves",
         )),
         (Need::Must, true) => {
-            let mutagen = surroundings.mutagen();
             let start = !daemon::is_about_the_daemon(args);
-            Restart { mutagen, data_directory: &data_directory, standins, start }.run(|pid| {
+            Restart { surroundings, data_directory: &data_directory, standins, start }.run(|pid| {
                 let place = place(ssh_path.as_deref());
                 say(format!(
                     "restarting the Mutagen daemon, process {pid}, which takes the ssh {place}: sessions go on by themselves"

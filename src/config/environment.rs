@@ -85,6 +85,21 @@ impl Environment {
         })
     }
 
+    /// The variables whose paths depend on the current folder or the home, by paths that hold in every folder. What means nothing is
+    /// left to whoever needs it.
+    pub fn relative_variables(&self) -> impl Iterator<Item = (&'static str, PathBuf)> {
+        let paths = [
+            ("TSTUNNEL_CONFIG", &self.config),
+            ("TSTUNNEL_CERT", &self.cert),
+            ("TSTUNNEL_KEY", &self.key),
+            ("TSTUNNEL_CA", &self.ca),
+        ];
+        paths.into_iter().filter_map(|(name, path)| {
+            let path = path.as_deref().filter(|path| path.is_relative())?;
+            Some((name, self.path(path, name).ok()?))
+        })
+    }
+
     /// The user's file, where there is a place for one.
     pub fn user_file(&self) -> Option<PathBuf> {
         Some(self.base_folder(self.xdg_config_home.as_deref(), ".config")?.join("tstunnel/config.toml"))

@@ -1,9 +1,9 @@
-//! `tstunnel mutagen env`: the line by which a shell finds tstunnel's `ssh` for whatever starts Mutagen in it. Pure text.
+//! `tstunnel mutagen env`: the lines by which a shell finds tstunnel's `ssh` for whatever starts Mutagen in it. Pure text.
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 
-/// Whose language the line is in.
+/// Whose language a line is in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Shell {
     /// POSIX's, which bash, zsh, dash and ksh share.
@@ -22,14 +22,14 @@ impl Shell {
         }
     }
 
-    /// The line that sets `MUTAGEN_SSH_PATH` to `folder`, for the shell's `eval`.
-    pub fn line(self, folder: &OsStr) -> Vec<u8> {
-        let (start, escaped): (&str, &[(u8, &str)]) = match self {
-            Shell::Sh => ("export MUTAGEN_SSH_PATH='", &[(b'\'', "'\\''")]),
-            Shell::Fish => ("set -gx MUTAGEN_SSH_PATH '", &[(b'\'', "\\'"), (b'\\', "\\\\")]),
+    /// The line that sets the variable `name` to `value`, for the shell's `eval`.
+    pub fn line(self, name: &str, value: &OsStr) -> Vec<u8> {
+        let (start, escaped): (String, &[(u8, &str)]) = match self {
+            Shell::Sh => (format!("export {name}='"), &[(b'\'', "'\\''")]),
+            Shell::Fish => (format!("set -gx {name} '"), &[(b'\'', "\\'"), (b'\\', "\\\\")]),
         };
-        let mut line = start.as_bytes().to_vec();
-        for byte in folder.as_bytes() {
+        let mut line = start.into_bytes();
+        for byte in value.as_bytes() {
             match escaped.iter().find(|(special, _)| special == byte) {
                 Some((_, text)) => line.extend_from_slice(text.as_bytes()),
                 None => line.push(*byte),
@@ -50,7 +50,7 @@ mod tests {
     fn every_shell_takes_any_folder_as_it_is() {
         let folder = OsStr::from_bytes(b"/a b/it's \"$HOME\" `x` \\' \\ *!\n;\xff#");
         for name in ["sh", "bash", "zsh", "fish"] {
-            let line = Shell::from_name(name).unwrap().line(folder);
+            let line = Shell::from_name(name).unwrap().line("MUTAGEN_SSH_PATH", folder);
             let mut script = line.clone();
             script.extend_from_slice(b"printenv MUTAGEN_SSH_PATH");
             let output = Command::new(name).arg("-c").arg(OsStr::from_bytes(&script)).output().unwrap();

@@ -1,16 +1,17 @@
 //! A daemon that starts another `ssh` → none, or one that starts tstunnel. Its sessions are in its files and go on with the next
 //! one, so nothing is lost; what it must not come to is a daemon that was stopped and not started again.
 
-use std::ffi::{OsStr, OsString};
+use std::ffi::OsString;
 use std::fs::File;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
+use super::Surroundings;
 use super::daemon::{self, Daemon, Standins};
 use crate::error::{Code, Error, Result, reason};
 
@@ -23,8 +24,8 @@ const INTERVAL: Duration = Duration::from_millis(20);
 
 /// What is needed to restart a daemon.
 pub(super) struct Restart<'a> {
-    /// Mutagen's program.
-    pub(super) mutagen: &'a OsStr,
+    /// What is known of Mutagen.
+    pub(super) surroundings: &'a Surroundings<'a>,
     /// Its data directory, in which a daemon has been.
     pub(super) data_directory: &'a Path,
     /// What the new daemon's `ssh` is.
@@ -93,12 +94,9 @@ impl Restart<'_> {
 
     /// Runs `mutagen daemon VERB`; returns what it said, if it failed.
     fn tell(&self, verb: &str) -> Result<String> {
-        let output = Command::new(self.mutagen)
-            .args(["daemon", verb])
-            .env("MUTAGEN_SSH_PATH", self.standins.folder)
-            .stdin(Stdio::null())
-            .output()
-            .map_err(|error| super::not_started(self.mutagen, &error))?;
+        let mut command = self.surroundings.command(self.standins.folder);
+        command.args(["daemon", verb]).stdin(Stdio::null());
+        let output = command.output().map_err(|error| super::not_started(self.surroundings.mutagen(), &error))?;
         if output.status.success() {
             return Ok(String::new());
         }
