@@ -14,6 +14,7 @@ pub mod mutagen;
 pub mod passphrase;
 pub mod redial;
 pub mod session;
+mod signals;
 pub mod standin;
 pub mod status;
 pub mod upload;

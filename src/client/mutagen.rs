@@ -319,7 +319,7 @@ fn see_to_daemon(
             "run `mutagen daemon stop`, then this again, or unset TSTUNNEL_MUTAGEN_DAEMON: sessions go on by themselves",
         )),
         (Need::Must, true) => {
-            let start = !daemon::is_about_the_daemon(args);
+            let start = !daemon::is_the_daemon(args);
             Restart { surroundings, data_directory: &data_directory, standins, start }.run(|pid| {
                 let place = place(ssh_path.as_deref());
                 say(format!(

@@ -9,21 +9,17 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Read, Write as _};
 use std::process::{Command, Stdio};
 
-use nix::sys::signal::{SigSet, SigmaskHow, Signal};
-use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::io::Errno;
 use rustix::process::getpgrp;
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcgetpgrp, tcsetattr};
 use zeroize::Zeroizing;
 
+use super::signals::Held;
 use crate::error::{Code, Error, Result, reason};
 
 /// The longest answer, as OpenSSH has it.
 const MAX_ANSWER_BYTES: usize = 1023;
-
-/// What would leave the terminal without an echo.
-const SIGNALS: [Signal; 5] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGTSTP];
 
 /// An answer, which is wiped from memory when it is dropped.
 pub type Answer = Zeroizing<Vec<u8>>;
@@ -154,7 +150,7 @@ fn on_terminal(mut terminal: &File, prompt: &str) -> io::Result<Answer> {
 fn read_line(mut terminal: &File, held: &Held, line: &mut Answer) -> io::Result<bool> {
     let mut chunk = Zeroizing::new([0; MAX_ANSWER_BYTES + 1]);
     while !line.contains(&b'\n') && line.len() <= MAX_ANSWER_BYTES {
-        let mut sources = [PollFd::new(terminal, PollFlags::IN), PollFd::new(&held.pending, PollFlags::IN)];
+        let mut sources = [PollFd::new(terminal, PollFlags::IN), PollFd::new(held.pending(), PollFlags::IN)];
         match poll(&mut sources, None) {
             Err(Errno::INTR) => continue,
             polled => polled?,
@@ -193,36 +189,6 @@ impl Drop for Silence<'_> {
     fn drop(&mut self) {
         // A terminal that has gone needs no echo.
         let _ = tcsetattr(self.terminal, OptionalActions::Flush, &self.before);
-    }
-}
-
-/// Signals that are held back, as long as this lives. No other thread runs yet that could get them.
-struct Held {
-    signals: SigSet,
-    before: SigSet,
-    /// Readable while one is held back; it is never read, so that the signal stays one.
-    pending: SignalFd,
-}
-
-impl Held {
-    fn hold() -> io::Result<Held> {
-        let signals: SigSet = SIGNALS.into_iter().collect();
-        let pending = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC)?;
-        let before = signals.thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
-        Ok(Held { signals, before, pending })
-    }
-
-    /// Lets what has come do what it does; returns where it ends nothing.
-    fn let_through(&self) -> io::Result<()> {
-        self.before.thread_set_mask()?;
-        self.signals.thread_block()?;
-        Ok(())
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        let _ = self.before.thread_set_mask();
     }
 }
 

@@ -1,12 +1,14 @@
 //! A daemon that is running already, without tstunnel.
 
 use std::fs;
+use std::os::unix::process::ExitStatusExt;
 use std::path::PathBuf;
 use std::process::Stdio;
 
 use crate::support::mutagen::{Daemon, programs};
 use crate::support::process::{Group, Signal, run};
 use crate::support::script;
+use crate::support::serve::TSTUNNEL;
 use crate::support::tree::{self, assert_same};
 use crate::support::user::User;
 use crate::support::wait::{SOON, wait_for, wait_until};
@@ -117,6 +119,35 @@ fn a_daemon_is_kept_where_that_is_wanted_and_told_of_by_what_only_looks() {
     let stderr = stderr_of(&listed);
     assert!(stderr.starts_with("tstunnel: warning: the Mutagen daemon, process "), "{stderr}");
     assert!(stderr.contains("\ntstunnel: hint: run `tstunnel mutagen daemon start`"), "{stderr}");
+}
+
+#[test]
+fn a_daemon_is_there_again_whatever_ends_the_command_that_restarts_it() {
+    for (name, signal) in [("INT", Signal::INT), ("TERM", Signal::TERM), ("HUP", Signal::HUP), ("QUIT", Signal::QUIT)] {
+        let mut daemon = Daemon::start_with(Vec::new());
+        // All of the group get it, as from a terminal, when the old daemon has ended and the new one is not there yet.
+        let [group_file, blocked] = ["group", "blocked"].map(|name| daemon.folder(name).display().to_string());
+        let interrupted = format!(
+            "if [ \"$2\" = start ]; then\n\
+             grep SigBlk /proc/self/status >'{blocked}'\nkill -s {name} -- \"-$(cat '{group_file}')\"\nfi"
+        );
+        let user = user_of(&daemon, scripted(&daemon, &interrupted));
+        // Whoever runs the tests in the background ignores some.
+        let mut command = user.run("env");
+        let line = format!("echo $$ >'{group_file}'; exec \"$@\"");
+        command.args(["--default-signal", "sh", "-c", &line, "sh", TSTUNNEL, "mutagen", "sync", "create", "here", URL]);
+        let mut group = Group::spawn(command.stderr(Stdio::null()));
+        let status = wait_for("the command has ended", SOON, || group.ended());
+        assert_eq!(status.signal(), Some(signal.as_raw()), "{status}");
+        wait_for("the old daemon has ended", SOON, || daemon.ended());
+
+        let mut list = plain_mutagen(&user, &["sync", "list"]);
+        let listed = list.env("MUTAGEN_DISABLE_AUTOSTART", "1").output().unwrap();
+        assert!(listed.status.success(), "{name}: {}", stderr_of(&listed));
+        assert!(daemon.sync_sessions().is_empty());
+        let blocked = fs::read_to_string(blocked).unwrap();
+        assert_eq!(blocked, "SigBlk:\t0000000000000000\n", "the new daemon gets every signal");
+    }
 }
 
 /// What is said behind the line with the news.

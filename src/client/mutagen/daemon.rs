@@ -97,9 +97,9 @@ pub(super) fn words(args: &[OsString]) -> impl Iterator<Item = &str> {
     args.iter().filter_map(|arg| arg.to_str()).filter(|arg| !arg.starts_with('-'))
 }
 
-/// Whether Mutagen's command itself starts, stops or is the daemon.
-pub fn is_about_the_daemon(args: &[OsString]) -> bool {
-    words(args).next() == Some("daemon")
+/// Whether Mutagen's command is itself the daemon.
+pub fn is_the_daemon(args: &[OsString]) -> bool {
+    words(args).take(2).eq(["daemon", "run"])
 }
 
 /// Reads the need from Mutagen's arguments.

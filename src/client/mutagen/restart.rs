@@ -6,13 +6,13 @@ use std::fs::File;
 use std::io;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use rustix::fs::{FlockOperation, flock};
 
 use super::Surroundings;
 use super::daemon::{self, Daemon, Standins};
+use crate::client::signals::Held;
 use crate::error::{Code, Error, Result, reason};
 
 /// How long a daemon may take to stop: it gives each of its sessions' processes two seconds to end by themselves.
@@ -30,7 +30,7 @@ pub(super) struct Restart<'a> {
     pub(super) data_directory: &'a Path,
     /// What the new daemon's `ssh` is.
     pub(super) standins: Standins<'a>,
-    /// Whether to start one; else the command that follows does, and is one.
+    /// Whether to start one; else the command that follows is one.
     pub(super) start: bool,
 }
 
@@ -50,17 +50,20 @@ impl Restart<'_> {
         let lock = File::open(&folder).map_err(failed)?;
         flock(&lock, FlockOperation::LockExclusive).map_err(|error| failed(error.into()))?;
         let Daemon::Other { pid, .. } = self.find() else { return Ok(()) };
+        // What would end this process does so when a daemon is there again.
+        let held = Held::hold()
+            .map_err(|error| Error::new(Code::Internal, format!("signals cannot be held back: {error}")))?;
         say(pid);
-        self.stop(pid)?;
-        if self.start { self.start() } else { Ok(()) }
+        self.stop(pid, &held)?;
+        if self.start { self.start(&held) } else { Ok(()) }
     }
 
     fn find(&self) -> Daemon {
         daemon::find(self.data_directory, &self.standins)
     }
 
-    fn stop(&self, pid: i32) -> Result<()> {
-        let said = self.tell("stop")?;
+    fn stop(&self, pid: i32, held: &Held) -> Result<()> {
+        let said = self.tell("stop", held)?;
         let has_gone = || !matches!(self.find(), Daemon::Other { pid: now, .. } if now == pid);
         // That it could not be told may be because it was about to end.
         let patience = if said.is_empty() { STOPPING } else { STARTING };
@@ -72,8 +75,8 @@ impl Restart<'_> {
             .with_hint(format!("end it by `kill {pid}`, then run this again: sessions go on by themselves")))
     }
 
-    fn start(&self) -> Result<()> {
-        let said = self.tell("start")?;
+    fn start(&self, held: &Held) -> Result<()> {
+        let said = self.tell("start", held)?;
         let socket = self.data_directory.join("daemon/daemon.sock");
         let is_there = || !matches!(self.find(), Daemon::None) && UnixStream::connect(&socket).is_ok();
         if !said.is_empty() || !wait_until(STARTING, is_there) {
@@ -93,15 +96,15 @@ impl Restart<'_> {
     }
 
     /// Runs `mutagen daemon VERB`; returns what it said, if it failed.
-    fn tell(&self, verb: &str) -> Result<String> {
+    fn tell(&self, verb: &str, held: &Held) -> Result<String> {
         let mut command = self.surroundings.command(self.standins.folder);
-        command.args(["daemon", verb]).stdin(Stdio::null());
-        let output = command.output().map_err(|error| super::not_started(self.surroundings.mutagen(), &error))?;
-        if output.status.success() {
+        let (status, said) = held
+            .run(command.args(["daemon", verb]))
+            .map_err(|error| super::not_started(self.surroundings.mutagen(), &error))?;
+        if status.success() {
             return Ok(String::new());
         }
-        let said = String::from_utf8_lossy(&output.stderr);
-        Ok(said.lines().last().map_or_else(|| output.status.to_string(), |line| line.trim().to_owned()))
+        Ok(said.lines().last().map_or_else(|| status.to_string(), |line| line.trim().to_owned()))
     }
 }
 
