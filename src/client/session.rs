@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::BytesMut;
-use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::signal::unix::SignalKind;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::bridge::{self, Bridge, Connection, Event, RawEnd, RawOver};
@@ -13,6 +13,7 @@ use crate::client::dial::Dialler;
 use crate::client::disturbance::Disturbances;
 use crate::client::footprint;
 use crate::client::redial::{Path, Resumption, Step};
+use crate::client::signals::Listeners;
 use crate::client::status;
 use crate::client::status::report::{Measure, Report};
 use crate::config::Host;
@@ -182,7 +183,7 @@ pub async fn run(opened: Opened, streams: Streams, dialler: &Dialler) -> Result<
     let mut bridge = Bridge::new(session, connection, &leftover, sources, sinks);
     let mut path = resumption.map(|resumption| Path::new(dialler.clone(), resumption));
     let (sender, mut asides) = mpsc::channel(1);
-    tokio::spawn(look_aside(Signals::new()?, report, sender));
+    tokio::spawn(look_aside(signals()?, report, sender));
     loop {
         tokio::select! {
             event = bridge.next() => if let Some(status) = attend(event, &mut bridge, path.as_mut(), host).await? {
@@ -223,7 +224,7 @@ enum Aside {
 
 /// Waits for all of that until the session ends. It is a task of its own, so that nothing of it is looked at for each byte that a
 /// session carries.
-async fn look_aside(mut signals: Signals, mut report: Report, asides: mpsc::Sender<Aside>) {
+async fn look_aside(mut signals: Listeners<Meaning>, mut report: Report, asides: mpsc::Sender<Aside>) {
     let mut disturbances = Disturbances::new();
     let (mut start, mut has_started) = (std::pin::pin!(tokio::time::sleep(footprint::START)), false);
     loop {
@@ -357,54 +358,17 @@ enum Meaning {
     Forward(&'static str),
 }
 
-/// The signals that mean something, but for those that this process was started to ignore (`nohup`).
-struct Signals {
-    listeners: Vec<(Meaning, Signal)>,
-}
-
-impl Signals {
-    fn new() -> Result<Signals> {
-        let ignored = ignored_signals();
-        let kinds = [
-            (SignalKind::hangup(), None),
-            (SignalKind::interrupt(), None),
-            (SignalKind::terminate(), None),
-            (SignalKind::quit(), Some("QUIT")),
-            (SignalKind::user_defined1(), Some("USR1")),
-            (SignalKind::user_defined2(), Some("USR2")),
-        ];
-        let mut listeners = Vec::new();
-        for (kind, forwarded) in kinds {
-            let number = kind.as_raw_value();
-            if ignored & (1 << (number - 1)) == 0 {
-                let listener = signal(kind)
-                    .map_err(|error| Error::new(Code::Internal, format!("cannot listen for signals: {error}")))?;
-                let meaning = forwarded.map_or(Meaning::End(128 + number as u8), Meaning::Forward);
-                listeners.push((meaning, listener));
-            }
-        }
-        Ok(Signals { listeners })
-    }
-
-    /// The next one. Cancel-safe.
-    async fn next(&mut self) -> Meaning {
-        std::future::poll_fn(|cx| {
-            for (meaning, listener) in &mut self.listeners {
-                if listener.poll_recv(cx).is_ready() {
-                    return std::task::Poll::Ready(*meaning);
-                }
-            }
-            std::task::Poll::Pending
-        })
-        .await
-    }
-}
-
-/// The mask of ignored signals (proc(5), `SigIgn`); none where it cannot be read.
-fn ignored_signals() -> u64 {
-    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
-    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
-    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+/// The signals that mean something.
+fn signals() -> Result<Listeners<Meaning>> {
+    let end = |kind: SignalKind| (kind, Meaning::End(128 + kind.as_raw_value() as u8));
+    Listeners::new([
+        end(SignalKind::hangup()),
+        end(SignalKind::interrupt()),
+        end(SignalKind::terminate()),
+        (SignalKind::quit(), Meaning::Forward("QUIT")),
+        (SignalKind::user_defined1(), Meaning::Forward("USR1")),
+        (SignalKind::user_defined2(), Meaning::Forward("USR2")),
+    ])
 }
 
 /// The streams of a command that reads nothing and whose process has no stdin of its own to offer (`ssh -n`).

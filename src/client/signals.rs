@@ -1,4 +1,4 @@
-//! Signals that would end this process at a bad moment.
+//! Signals that mean something else than this process's end, or that alone at another time.
 
 use std::collections::BTreeMap;
 use std::ffi::{CString, OsStr, OsString};
@@ -13,6 +13,47 @@ use nix::spawn::{PosixSpawnAttr, PosixSpawnFileActions, PosixSpawnFlags, posix_s
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use rustix::process::{Pid, WaitOptions, waitpid};
+use tokio::signal::unix::{self, SignalKind};
+
+use crate::error::{Code, Error, Result};
+
+/// Signals with what each means, but for those that this process was started to ignore (`nohup`).
+pub(super) struct Listeners<Meaning>(Vec<(Meaning, unix::Signal)>);
+
+impl<Meaning: Copy> Listeners<Meaning> {
+    /// # Errors
+    /// `internal` where they cannot be received.
+    pub(super) fn new(meanings: impl IntoIterator<Item = (SignalKind, Meaning)>) -> Result<Listeners<Meaning>> {
+        let ignored = ignored();
+        let is_wanted = |kind: SignalKind| ignored & (1 << (kind.as_raw_value() - 1)) == 0;
+        let listen = |(kind, meaning)| Ok((meaning, unix::signal(kind)?));
+        let listeners =
+            meanings.into_iter().filter(|(kind, _)| is_wanted(*kind)).map(listen).collect::<io::Result<_>>();
+        let listeners =
+            listeners.map_err(|error| Error::new(Code::Internal, format!("cannot listen for signals: {error}")))?;
+        Ok(Listeners(listeners))
+    }
+
+    /// The next one. Cancel-safe.
+    pub(super) async fn next(&mut self) -> Meaning {
+        std::future::poll_fn(|cx| {
+            for (meaning, listener) in &mut self.0 {
+                if listener.poll_recv(cx).is_ready() {
+                    return std::task::Poll::Ready(*meaning);
+                }
+            }
+            std::task::Poll::Pending
+        })
+        .await
+    }
+}
+
+/// The mask of ignored signals (proc(5), `SigIgn`); none where it cannot be read.
+fn ignored() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+    mask.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok()).unwrap_or(0)
+}
 
 /// What a person or a service manager ends or stops a process by.
 const SIGNALS: [Signal; 5] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP, Signal::SIGQUIT, Signal::SIGTSTP];

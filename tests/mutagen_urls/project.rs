@@ -120,6 +120,22 @@ fn a_file_that_is_wrong_is_refused_by_its_line_and_leaves_nothing() {
 }
 
 #[test]
+fn a_start_goes_on_after_the_signals_that_it_was_told_to_ignore() {
+    let remote = remote();
+    let project = Project::new("mutagen.yml", "");
+    let pid = project.folder().join("pid");
+    let tell = "  - 'for signal in HUP INT QUIT TERM; do kill -$signal $(cat pid); done'\ncommands:";
+    project.write(&yaml(&remote).replace("commands:", tell));
+    tree::generate(&project.folder().join("tree"), 5, 3);
+    let mut command = project.user.run("sh");
+    let start = project.start();
+    let line = format!("trap '' HUP INT QUIT TERM; echo $$ >'{}'; exec \"$@\"", pid.display());
+    command.args(["-c", &line, "sh"]).arg(start.get_program()).args(start.get_args());
+    run(&mut command);
+    assert_same(&project.folder().join("tree"), &remote.home().join("tree"));
+}
+
+#[test]
 fn a_project_that_mutagen_gives_up_can_be_started_when_it_is_right() {
     let remote = remote();
     let right = yaml(&remote);

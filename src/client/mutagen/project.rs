@@ -13,10 +13,12 @@ use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus};
 
-use tokio::signal::unix::{SignalKind, signal};
+use rustix::process::{Pid, Signal, kill_process};
+use tokio::signal::unix::SignalKind;
 
 use super::rewrite::in_mutagens_terms;
 use super::yaml;
+use crate::client::signals::Listeners;
 use crate::config::{Environment, Remembered};
 use crate::error::{Code, Error, Result, reason};
 
@@ -135,24 +137,25 @@ impl Copy {
     /// # Errors
     /// `config` where it cannot be started.
     pub(super) async fn run(self, command: Command) -> Result<u8> {
-        let listen = |kind| {
-            signal(kind).map_err(|error| Error::new(Code::Internal, format!("signals cannot be received: {error}")))
-        };
-        let (mut terminate, mut hang_up) = (listen(SignalKind::terminate())?, listen(SignalKind::hangup())?);
-        // The terminal sends these to Mutagen too; here they must only not be the end.
-        let _ignored = (listen(SignalKind::interrupt())?, listen(SignalKind::quit())?);
+        let mut signals = Listeners::new([
+            (SignalKind::terminate(), Some(Signal::TERM)),
+            (SignalKind::hangup(), Some(Signal::HUP)),
+            // The terminal sends these to Mutagen too; here they must only not be the end.
+            (SignalKind::interrupt(), None),
+            (SignalKind::quit(), None),
+        ])?;
         let program = command.get_program().to_owned();
         let started = tokio::process::Command::from(command).spawn();
         let mut child = started.map_err(|error| super::not_started(&program, &error))?;
         let status = loop {
             let received = tokio::select! {
                 status = child.wait() => break status,
-                _ = terminate.recv() => rustix::process::Signal::TERM,
-                _ = hang_up.recv() => rustix::process::Signal::HUP,
+                received = signals.next() => received,
             };
-            if let Some(pid) = child.id().and_then(|id| rustix::process::Pid::from_raw(id.cast_signed())) {
+            let pid = child.id().and_then(|id| Pid::from_raw(id.cast_signed()));
+            if let (Some(pid), Some(signal)) = (pid, received) {
                 // One that has just ended needs no signal.
-                let _ = rustix::process::kill_process(pid, received);
+                let _ = kill_process(pid, signal);
             }
         };
         status.map(exit_status).map_err(|error| Error::new(Code::Internal, format!("Mutagen is out of sight: {error}")))
