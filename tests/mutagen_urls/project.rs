@@ -120,6 +120,21 @@ fn a_file_that_is_wrong_is_refused_by_its_line_and_leaves_nothing() {
 }
 
 #[test]
+fn a_misspelt_scheme_is_refused_by_its_line_and_what_is_no_yaml_is_left_to_mutagen() {
+    let misspelt = "sync:\n  a:\n    alpha: .\n    beta: tstunel://host123/app?endpoint=localhost\n";
+    let project = Project::new("mutagen.yml", misspelt);
+    let output = project.start().output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    let expected = "tstunnel: error[usage]: project/mutagen.yml, line 4: the URL's `tstunel://` is not tstunnel://\n";
+    assert!(stderr.starts_with(expected), "{stderr}");
+    assert!(!project.user.home().join(".mutagen").exists());
+    project.write("sync: [\n");
+    let output = project.start().output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(!output.status.success() && !stderr.contains("tstunnel: "), "{stderr}");
+}
+
+#[test]
 fn a_start_goes_on_after_the_signals_that_it_was_told_to_ignore() {
     let remote = remote();
     let project = Project::new("mutagen.yml", "");

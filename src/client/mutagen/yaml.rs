@@ -24,17 +24,20 @@ enum Frame {
 /// Replaces each URL by what `replace` makes of it; `None` where there is none. Errors name the line.
 ///
 /// # Errors
-/// `config` where the text is no YAML, or a URL is written so that it cannot be replaced; those of `replace`.
+/// `config` where the text may have URLs and is no YAML, or a URL is written so that it cannot be replaced; those of `replace`.
 pub(super) fn rewrite(text: &str, mut replace: impl FnMut(&str, Kind) -> Result<String>) -> Result<Option<String>> {
-    if !text.to_ascii_lowercase().contains("tstunnel:") {
-        return Ok(None);
-    }
+    let has_ours = text.to_ascii_lowercase().contains("tstunnel:");
     let source = Source::new(text);
     let mut edits: Vec<(Range<usize>, String)> = Vec::new();
     let mut stack: Vec<Frame> = Vec::new();
     let mut anchors: HashMap<usize, String> = HashMap::new();
     for event in Parser::new_from_str(text) {
-        let (event, span) = event.map_err(|error| at(error.marker().line(), Code::Config, error.info()))?;
+        let (event, span) = match event {
+            Ok(read) => read,
+            Err(error) if has_ours => return Err(at(error.marker().line(), Code::Config, error.info())),
+            // What Mutagen makes of it is its own.
+            Err(_) => return Ok(None),
+        };
         let (url, place) = match &event {
             Event::Scalar(value, style, anchor, _) => {
                 if *anchor != 0 && is_tunnel_url(value) {
