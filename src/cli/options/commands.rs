@@ -130,7 +130,7 @@ pub const COMMANDS: &[CommandRow] = &[
             "",
             "`tstunnel mutagen help` is Mutagen's own help. The variable `TSTUNNEL_MUTAGEN`",
             "names another mutagen than the one on `PATH`. `tstunnel mutagen env` prints the",
-            "line that sets a shell up for plain mutagen; with --shell fish, that of fish.",
+            "lines that set a shell up for plain mutagen; with --shell fish, those of fish.",
         ],
         manual: "What stands behind `mutagen` is Mutagen's own, and so is the exit status, but for `env`. A daemon that is \
              started by it finds tstunnel as its `ssh`. One that runs without is restarted by what starts \
