@@ -154,7 +154,7 @@ fn client_that_has_renewed_its_certificate_resumes_with_it() {
     let end = since_1970() + LIFETIME;
     let (clients, folder) = (remote.clients(), remote.folder());
     clients.issue_until(Usage::Client, end, uri_params(&[PRINCIPAL])).write(&folder, "client");
-    let mut run = Run::start(&remote, "", WAIT);
+    let run = Run::start(&remote, "", WAIT);
     run.pid();
     wait_until("the certificate has expired", SOON, || since_1970() > end + Duration::from_secs(1));
     for name in ["client.crt", "client.key"] {
@@ -164,10 +164,7 @@ fn client_that_has_renewed_its_certificate_resumes_with_it() {
 
     remote.relay().reset();
 
-    run.write(b"still here\n");
-    run.wait_for_output("still here\n");
-    run.end_stdin();
-    assert_eq!(run.end(SOON).0, Some(0));
+    assert_goes_on(run);
 }
 
 #[test]
@@ -190,17 +187,14 @@ fn client_that_is_told_of_the_servers_next_authority_resumes_under_it() {
     next.server(&[&format!("*.{DOMAIN}")]).write(&folder, "server");
     wait_until("the server shows it", SOON, || remote.server().log().contains("reloaded"));
     remote.relay().reset();
-    run.write(b"still here\n");
-    run.wait_for_output("still here\n");
-    run.end_stdin();
-    assert_eq!(run.end(SOON).0, Some(0));
+    assert_goes_on(run);
 }
 
 #[test]
 fn session_goes_on_after_a_certificate_that_was_not_valid() {
     let mut remote = host().behind_relay().start();
     let authority = certify_anew(&mut remote);
-    let mut run = Run::start(&remote, "debug", WAIT);
+    let run = Run::start(&remote, "debug", WAIT);
     run.pid();
     show_expired(&remote, &authority);
     remote.relay().reset();
@@ -208,10 +202,7 @@ fn session_goes_on_after_a_certificate_that_was_not_valid() {
 
     authority.server(&[&format!("*.{DOMAIN}")]).write(&remote.folder(), "server");
 
-    run.write(b"still here\n");
-    run.wait_for_output("still here\n");
-    run.end_stdin();
-    assert_eq!(run.end(SOON).0, Some(0));
+    assert_goes_on(run);
 }
 
 #[test]
@@ -317,4 +308,13 @@ fn assert_stops_at_once(run: Run, reason: &str) -> String {
     assert!(said.contains(reason), "{said}");
     assert!(said.lines().count() <= 2, "a line and a hint: {said}");
     said
+}
+
+/// What is written comes back, and the command ends by itself.
+#[track_caller]
+fn assert_goes_on(mut run: Run) {
+    run.write(b"still here\n");
+    run.wait_for_output("still here\n");
+    run.end_stdin();
+    assert_eq!(run.end(SOON).0, Some(0));
 }
